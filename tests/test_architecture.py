@@ -1,0 +1,51 @@
+"""The house rules that a program can check: floors, lazy imports, typed public functions."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _run(*command):
+    # The repository root is not put on the path: the installed package is what users import.
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+
+
+def test_imports_only_go_down():
+    linter = Path(sys.executable).with_name("lint-imports")
+    result = _run(str(linter), "--no-cache")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ruff_finds_nothing():
+    result = _run(sys.executable, "-m", "ruff", "check", ".")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("statement", ["import zoo", "import zoo; zoo.list_models()", "import zoo.cli.main"])
+def test_light_imports_leave_jax_alone(statement):
+    heavy = ("jax", "flax", "orbax", "grain", "datasets", "matplotlib")
+    code = f"import sys; {statement}; print([name for name in {heavy!r} if name in sys.modules])"
+    result = _run(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("zoo/**/*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_functions_are_documented_and_typed(path):
+    """Every public module, class and function has a docstring; parameters are annotated in layers and models."""
+    tree = ast.parse(path.read_text())
+    if tree.body:
+        assert ast.get_docstring(tree), f"{path} has no module docstring"
+    shaped = path.parts[-2] in ("layers", "models")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
+        if shaped and isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            missing = [argument.arg for argument in arguments if argument.annotation is None]
+            assert not missing, f"{path}:{node.lineno} {node.name}: no annotation for {missing}"

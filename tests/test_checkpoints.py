@@ -1,0 +1,288 @@
+"""Checkpoints: what is saved comes back, and what is broken is found out."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from zoo import checkpoints as checkpoints_module
+from zoo.checkpoints import Checkpoints, DamagedCheckpoint
+from zoo.errors import UserError
+
+META = {"examples_seen": 24, "note": "ñ", "nested": {"a": [1, 2.5, None]}}
+
+
+def make_state(seed: int = 0):
+    key = jax.random.key(seed)
+    params = {
+        "embed": {"embedding": jax.random.normal(key, (7, 4))},
+        "layers": {i: {"kernel": jax.random.normal(jax.random.fold_in(key, i), (4, 4))} for i in range(2)},
+        "half": jnp.arange(5, dtype=jnp.bfloat16),
+    }
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
+    return params, tx.init(params)
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def same(a, b) -> bool:
+    equal = jax.tree.map(
+        lambda x, y: x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b
+    )
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(equal))
+
+
+def save_steps(directory: Path, steps, keep: int = 2) -> None:
+    with Checkpoints(directory, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, *make_state(step), {**META, "at": step})
+
+
+def data_file(directory: Path, item: str = "model") -> Path:
+    """The file that holds the arrays: the largest one."""
+    return max((directory / item).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+
+
+def flip_bit_of(file: Path, content: bytes) -> None:
+    """Flip one bit in the middle of `content`, which stands literally (uncompressed) in the file."""
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(content) + len(content) // 2] ^= 0x10
+    file.write_bytes(raw)
+
+
+def restore(directory: Path, keep: int | None = 2):
+    return Checkpoints(directory, keep=keep).restore(*map(abstract, make_state()))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    save_steps(tmp_path, [3])
+    found = restore(tmp_path)
+    params, opt_state = make_state(3)
+    assert found.step == 3
+    assert found.meta == {**META, "at": 3}
+    assert same(found.params, params)
+    assert same(found.opt_state, opt_state)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert restore(tmp_path / "nothing") is None
+    assert Checkpoints(tmp_path).latest() is None
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
+    wipe = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    params = {f"w{i}": jnp.full((512, 512), float(i)) for i in range(8)}
+    shapes = abstract(params)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, params, {}, {})
+        for _ in range(20):
+            params = wipe(params)
+        jax.block_until_ready(params)
+    found = Checkpoints(tmp_path).restore(shapes, {})
+    assert all((np.asarray(found.params[f"w{i}"]) == i).all() for i in range(8))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    save_steps(tmp_path, [1, 2, 3, 10], keep=2)
+    assert Checkpoints(tmp_path).steps() == [3, 10]
+    with pytest.raises(UserError, match=r"checkpoint\.keep"):
+        Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("item", ["model", "optimizer"])
+def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path, caplog, item):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2):
+            params, opt_state = make_state(step)
+            opt_state = jax.tree.map(lambda x: x + step, opt_state)
+            checkpoints.save(step, params, opt_state, {"at": step})
+    params, opt_state = make_state(2)
+    moment = jax.tree.map(lambda x: x + 2, opt_state)[1][0].mu["embed"]["embedding"]
+    leaf = params["embed"]["embedding"] if item == "model" else moment
+    flip_bit_of(data_file(tmp_path / "2", item), np.asarray(leaf).tobytes())
+
+    # Orbax itself does not notice: this is why there are checksums.
+    verify, checkpoints_module._checksums = checkpoints_module._checksums, lambda leaves: stored
+    try:
+        stored = np.asarray(_stored_checksums(tmp_path / "2"))
+        assert restore(tmp_path, keep=None).step == 2
+    finally:
+        checkpoints_module._checksums = verify
+
+    with caplog.at_level(logging.WARNING):
+        found = restore(tmp_path)
+    assert found.step == 1
+    assert "checkpoint 2 is damaged" in caplog.text
+    assert "embed/embedding does not match its checksum" in caplog.text
+    assert sorted(os.listdir(tmp_path)) == ["1", "2.damaged"]
+    # The step can be reached and saved again.
+    save_steps(tmp_path, [2])
+    assert restore(tmp_path).step == 2
+
+
+def _stored_checksums(checkpoint: Path):
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load_checkpointables(checkpoint, {"checksums": None})["checksums"]["uint32"]
+
+
+def _truncate(path: Path) -> None:
+    data = data_file(path)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+
+
+def _remove(path: Path) -> None:
+    data_file(path).unlink()
+
+
+def _empty_meta(path: Path) -> None:
+    (path / "meta" / "data.json").write_text("")
+
+
+def _other_meta(path: Path) -> None:
+    file = path / "meta" / "data.json"
+    file.write_text(file.read_text().replace('"examples_seen": 24', '"examples_seen": 25'))
+
+
+def _no_structure(path: Path) -> None:
+    (path / "model" / "_METADATA").write_text("{")
+
+
+@pytest.mark.parametrize("harm", [_truncate, _remove, _empty_meta, _other_meta, _no_structure])
+def test_a_broken_checkpoint_is_set_aside(tmp_path, harm):
+    save_steps(tmp_path, [1, 2])
+    harm(tmp_path / "2")
+    assert restore(tmp_path).step == 1
+    assert sorted(os.listdir(tmp_path)) == ["1", "2.damaged"]
+
+
+def test_when_every_checkpoint_is_broken_nothing_is_begun_anew_silently(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    for step in (1, 2):
+        _truncate(tmp_path / str(step))
+    for _ in range(2):  # not on the second try either, when they have been renamed
+        with pytest.raises(UserError, match=r"no good checkpoint .*1\.damaged, 2\.damaged.*--fresh"):
+            restore(tmp_path)
+
+
+def test_a_read_only_look_changes_nothing(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    _truncate(tmp_path / "2")
+    unfinished = tmp_path / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert restore(tmp_path, keep=None).step == 1
+    assert sorted(os.listdir(tmp_path)) == ["1", "2", unfinished.name]
+    Checkpoints(tmp_path, keep=2)
+    assert not unfinished.exists()
+
+
+def test_another_model_is_refused_by_name_and_nothing_is_set_aside(tmp_path):
+    save_steps(tmp_path, [1])
+    params, opt_state = make_state()
+    wider = {**params, "embed": {"embedding": jnp.zeros((9, 4))}}
+    with pytest.raises(UserError, match=r"embed/embedding: \[7, 4\] float32 there, \[9, 4\] float32 here"):
+        Checkpoints(tmp_path, keep=2).restore(abstract(wider), abstract(opt_state))
+    fewer = {name: leaf for name, leaf in params.items() if name != "half"}
+    with pytest.raises(UserError, match=r"half: \[5\] bfloat16 there, missing here"):
+        Checkpoints(tmp_path, keep=2).restore(abstract(fewer), abstract(opt_state))
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_a_refusal_by_the_caller_comes_before_the_arrays_are_read(tmp_path):
+    save_steps(tmp_path, [1])
+    _truncate(tmp_path / "1")
+
+    def refuse(meta):
+        raise UserError(f"not {meta['at']}")
+
+    with pytest.raises(UserError, match="not 1"):
+        Checkpoints(tmp_path, keep=2).restore(*map(abstract, make_state()), accept=refuse)
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_parameters_alone_and_cast(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    _truncate_optimizer = data_file(tmp_path / "2", "optimizer")
+    _truncate_optimizer.unlink()  # not needed for the parameters
+    params, _ = make_state(2)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    found = Checkpoints(tmp_path).restore_params(half)
+    assert (found.step, found.opt_state) == (2, None)
+    assert same(found.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    assert same(Checkpoints(tmp_path).restore_params(abstract(params), step=1).params, make_state(1)[0])
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 .*\[1, 2\]"):
+        Checkpoints(tmp_path).restore_params(abstract(params), step=5)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    save_steps(tmp_path, [1])
+    file = tmp_path / "1" / "meta" / "data.json"
+    content = json.loads(file.read_text())["content"] | {"format": 99}
+    file.write_text(json.dumps({"content": content, "sha256": checkpoints_module._hash(content)}))
+    with pytest.raises(UserError, match="format 99"):
+        restore(tmp_path)
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_read_meta(tmp_path):
+    save_steps(tmp_path, [1])
+    assert Checkpoints(tmp_path).read_meta(1) == {**META, "at": 1}
+    _other_meta(tmp_path / "1")
+    with pytest.raises(DamagedCheckpoint, match="hash"):
+        Checkpoints(tmp_path).read_meta(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
+def test_checksum_against_its_definition(dtype):
+    source = np.random.default_rng(0)
+    x = jnp.asarray(source.integers(0, 2, (3, 5, 2))).astype(dtype)
+    width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
+    bits = np.asarray(x).view(width).ravel().astype(np.uint64)
+    expected = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum()) % 2**32
+    assert int(checkpoints_module._checksums([x])[0]) == expected
+    flipped = np.asarray(x).view(width).copy()
+    flipped[2, 4, 1] ^= 1
+    assert int(checkpoints_module._checksums([jnp.asarray(flipped.view(x.dtype))])[0]) != expected
+
+
+def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
+    """Saved from eight devices, restored on one: the same bits, the same checksums."""
+    program = f"""
+        import jax, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from zoo.checkpoints import Checkpoints, _checksums
+        x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+        mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
+        leaves = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in
+                  (P(), P("fsdp", "tensor"), P("tensor", "fsdp"), P(("fsdp", "tensor")))]
+        assert len(jax.devices()) == 8
+        with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
+            checkpoints.save(1, {{str(i): leaf for i, leaf in enumerate(leaves)}}, {{}}, {{}})
+        print(*np.asarray(_checksums(leaves)))
+        """
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    assert set(map(int, done.stdout.split())) == {int(checkpoints_module._checksums([jnp.asarray(x)])[0])}
+    shapes = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype) for i in range(4)}
+    found = Checkpoints(tmp_path).restore(shapes, {})
+    assert all(np.asarray(leaf).tobytes() == x.tobytes() for leaf in found.params.values())

@@ -1,0 +1,250 @@
+"""Recipes: strictness, layers, round trip, what may change on resume, and the recipes that ship."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoo.errors import UserError
+from zoo.recipe import Recipe, load_recipe, make_recipe, resume_diff
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A small good recipe in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "base.yaml"
+    path.write_text("model: {name: cronica-5m}\ndescription: small\ntrain: {steps: 2000}\n")
+    return path
+
+
+def error_of(path, *overrides) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_validate_and_say_how_to_run_them(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    header = path.read_text("utf-8").split("\n\n", 1)[0]
+    assert f"zoo-train recipes/{path.name}" in header
+    for word in ("command", "hardware", "time", "result"):
+        assert word in header
+
+
+def test_published_run_is_as_published():
+    recipe = load_recipe(next(path for path in RECIPES if path.stem == "cronica_5m"))
+    optimizer = recipe.optimizer
+    assert (recipe.train.steps, recipe.data.batch_size, recipe.data.seq_len) == (2000, 8, 768)
+    assert (optimizer.peak_lr, optimizer.final_lr, optimizer.warmup_steps) == (3e-4, 3e-5, 100)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.1, 1.0)
+    assert recipe.model.overrides == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", ["train.stepz", "train.steps"]),
+        ("trian.steps=3", ["trian", "did you mean train?"]),
+        ("train.batch_size=3", ["did you mean data.batch_size?"]),
+        ("train.steps=-5", ["train.steps", "at least 1", "-5"]),
+        ("train.steps=ten", ["train.steps", "whole number", "'ten'"]),
+        ("train.steps=true", ["train.steps", "whole number"]),
+        ("train.steps=2.5", ["train.steps", "whole number"]),
+        ("train.steps=50", ["optimizer.warmup_steps 100", "train.steps 50"]),
+        ("train=3", ["train", "section"]),
+        ("optimizer.peak_lr=fast", ["optimizer.peak_lr", "number"]),
+        ("optimizer.peak_lr=true", ["optimizer.peak_lr", "number"]),
+        ("optimizer.peak_lr=.nan", ["optimizer.peak_lr", "finite"]),
+        ("optimizer.peak_lr=1e-6", ["optimizer.final_lr", "optimizer.peak_lr"]),
+        ("optimizer.name=adam", ["optimizer.name", "adamw"]),
+        ("model.name=cronica-6m", ["model.name", "cronica-5m"]),
+        ("model.num_layer=3", ["model.num_layer", "num_layers"]),
+        ("model.num_layers=0", ["model.num_layers"]),
+        ("tokenizer.vocab_size=9000", ["tokenizer.vocab_size 9000", "model's vocab_size 8000"]),
+        ("model.vocab_size=500 tokenizer.vocab_size=501", ["501", "500"]),
+        ("tokenizer.path=tok.json", ["tokenizer.path", "tok.json"]),
+        ("tokenizer.train=false", ["tokenizer.train", "tokenizer.path"]),
+        ("tokenizer.path=base.yaml tokenizer.train=true", ["tokenizer.path", "exclude"]),
+        ("tokenizer.path=base.yaml tokenizer.vocab_size=500", ["tokenizer.vocab_size", "leave"]),
+        ("data.source=jsonl", ["data.path is missing"]),
+        ("data.source=jsonl data.path=no.jsonl", ["data.path", "no.jsonl"]),
+        ("data.source=jsonl data.path=base.yaml data.split=test", ["data.split"]),
+        ("data.source=csv", ["data.source", "parquet"]),
+        ("data.path=base.yaml", ["data.path", "cronicas"]),
+        ("data.split=test", ["data.split", "heldout"]),
+        ("data.revision=main", ["data.revision", "hub"]),
+        ("data.seq_len=1000", ["data.seq_len 1000", "max_seq_len 768"]),
+        ("data.batch_size=0", ["data.batch_size", "at least 1"]),
+        ("mesh.data=0", ["mesh.data", "-1"]),
+        ("mesh.fsdp=-1", ["mesh.data and mesh.fsdp"]),
+        ("name=../x", ["name", "'../x'"]),
+        ("name=3", ["name", "quotes"]),
+        ("eval.top_p=1.5", ["eval.top_p", "at most 1"]),
+        ("format=2", ["format 2"]),
+        ("train.steps", ["section.field=value"]),
+        ("train.=3", ["section.field=value"]),
+        ("extends=other.yaml", ["section.field=value"]),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_field(base, override, words):
+    text = error_of(base, *override.split(" "))
+    assert text.startswith("command line: ")
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["mapping"]),
+        ("- 1\n", ["mapping"]),
+        ("model:\n", ["model.name is missing"]),
+        ("train: {steps: 5}\n", ["model is missing"]),
+        ("model: cronica-5m\n", ["model", "section"]),
+        ("modle: {name: cronica-5m}\n", ["unknown key modle; did you mean model?"]),
+        ("model: {name: [cronica-5m}\n", ["line 1", "YAML"]),
+        ("model: {name: cronica-5m}\ntrain:\n  steps: 3\n  steps: 4\n", ["line 4", "steps", "twice"]),
+        ("model: {name: cronica-5m}\n1: 2\n", ["the key 1"]),
+        ("extends: missing.yaml\n", ["missing.yaml", "no such file"]),
+        ("extends: bad.yaml\n", ["circle", "bad.yaml -> bad.yaml"]),
+        ("extends: [a, b]\n", ["extends"]),
+        (
+            "model: {name: cronica-5m}\nmodle: 3\ntrain: {step: 3}\n",
+            ["train.step;", "train.steps", "(and 1 more)"],
+        ),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(content)
+    text = error_of("bad.yaml")
+    assert text.startswith("bad.yaml")
+    for word in words:
+        assert word in text
+
+
+def test_missing_recipe_names_the_nearest(base):
+    assert "did you mean base.yaml?" in error_of("bsae.yaml")
+    assert "directory" in error_of(".")
+
+
+def test_defaults_and_what_follows_from_the_model(base):
+    recipe = load_recipe(base, ["model.vocab_size=600"])
+    assert recipe.name == "base"
+    assert recipe.run_dir == base.parent / "runs" / "base"
+    assert not recipe.run_dir.exists()
+    assert recipe.tokenizer.train
+    assert recipe.tokenizer.vocab_size == 600
+    assert recipe.data.num_pairs == 16_000
+    assert recipe.model.make_config().vocab_size == 600
+
+
+def test_numbers_as_people_write_them(base):
+    recipe = load_recipe(base, ["optimizer.peak_lr=1e-3", "optimizer.eps=1E-9", "optimizer.clip_norm=2"])
+    assert (recipe.optimizer.peak_lr, recipe.optimizer.eps, recipe.optimizer.clip_norm) == (1e-3, 1e-9, 2.0)
+
+
+def test_files_read_all_their_records_and_have_absolute_paths(base):
+    (base.parent / "pairs.jsonl").write_text("{}\n")
+    data = load_recipe(base, ["data.source=jsonl", "data.path=pairs.jsonl"]).data
+    assert data.num_pairs is None
+    assert data.path == str(base.parent / "pairs.jsonl")
+    hub = load_recipe(base, ["data.source=hub", "data.path=someone/pairs", "data.num_pairs=7"]).data
+    assert (hub.path, hub.num_pairs) == ("someone/pairs", 7)
+
+
+def test_a_tokenizer_path_turns_training_off(base):
+    (base.parent / "tokenizer.json").write_text("{}")
+    tokenizer = load_recipe(base, ["tokenizer.path=tokenizer.json"]).tokenizer
+    assert not tokenizer.train
+    assert tokenizer.vocab_size is None
+
+
+def test_extends_merges_section_by_section_and_overrides_come_last(base):
+    base.write_text("model: {name: cronica-5m, num_layers: 2}\ntrain: {steps: 300, seed: 5}\nname: mine\n")
+    (base.parent / "variants").mkdir()
+    variant = base.parent / "variants" / "deep.yaml"
+    variant.write_text("extends: ../base.yaml\nmodel: {num_layers: 3}\ntrain: {steps: 400}\n")
+    recipe = load_recipe(variant, ["train.steps=500"])
+    assert recipe.model.overrides == {"num_layers": 3}
+    assert (recipe.train.steps, recipe.train.seed) == (500, 5)
+    assert recipe.name == "deep"  # not its base's, whose run directory it would take
+    base.write_text("model: {name: cronica-5m}\ntrain: {stepz: 3}\n")
+    assert error_of(variant).startswith(str(variant.parent / ".." / "base.yaml"))
+
+
+def test_resolved_yaml_has_every_default_and_reads_back(base):
+    recipe = load_recipe(base, ["model.num_layers=2", "optimizer.eps=1e-9"])
+    path = base.parent / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    content = yaml.safe_load(recipe.to_yaml())
+    assert content["format"] == 1
+    assert set(content) == set(Recipe.model_fields)
+    assert content["model"]["num_layers"] == 2
+    assert content["model"]["embed_dim"] == 256
+    assert content["optimizer"]["warmup_steps"] == 100
+    again = load_recipe(path)
+    assert again.resolved() == recipe.resolved()
+    assert resume_diff(recipe, again) == []
+
+
+def test_a_finished_run_is_read_without_its_data(base):
+    pairs = base.parent / "pairs.jsonl"
+    pairs.write_text("{}\n")
+    recipe = load_recipe(base, ["data.source=jsonl", "data.path=pairs.jsonl"])
+    pairs.unlink()
+    (base.parent / "recipe.yaml").write_text(recipe.to_yaml())
+    assert "pairs.jsonl" in error_of("recipe.yaml")
+    assert load_recipe("recipe.yaml", check_files=False).resolved() == recipe.resolved()
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "refused"),
+    [
+        ("model", "num_layers", 3, True),
+        ("tokenizer", "vocab_size", 500, True),
+        ("data", "batch_size", 4, True),
+        ("data", "seq_len", 64, True),
+        ("data", "seed", 1, True),
+        ("data", "num_pairs", 5, True),
+        ("data", "trim_to", 64, True),
+        ("train", "seed", 1, True),
+        ("train", "param_dtype", "bfloat16", True),
+        ("train", "steps", 9000, False),
+        ("train", "compute_dtype", "bfloat16", False),
+        ("optimizer", "peak_lr", 1e-3, False),
+        ("optimizer", "warmup_steps", 5, False),
+        ("mesh", "fsdp", 2, False),
+        ("checkpoint", "keep", 9, False),
+        ("logging", "every", 1, False),
+        ("eval", "every", 50, False),
+    ],
+)
+def test_what_may_change_on_resume(section, field, value, refused):
+    old = make_recipe({"name": "x", "model": {"name": "cronica-5m"}})
+    content = {"name": "x", "model": {"name": "cronica-5m"}}
+    content.setdefault(section, {})[field] = value
+    lines = resume_diff(old, make_recipe(content))
+    if refused:
+        assert len(lines) == 1
+        assert f"{section}.{field}: " in lines[0]
+        assert f"{value} in the recipe" in lines[0]
+    else:
+        assert lines == []
+
+
+def test_data_may_move(tmp_path):
+    recipes = []
+    for name in ("here.jsonl", "there.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+        data = {"source": "jsonl", "path": str(tmp_path / name)}
+        recipes.append(make_recipe({"name": "x", "model": {"name": "cronica-5m"}, "data": data}))
+    assert resume_diff(*recipes) == []

@@ -1,0 +1,66 @@
+"""What every command shares: how errors are shown and which exit code they have."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import typer
+
+from zoo.errors import UserError
+
+# Newer typer carries its own copy of click: the class must be the one typer raises.
+_ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def new_app(**settings) -> typer.Typer:
+    """A typer app whose help is plain text and whose exceptions come out unchanged."""
+    return typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings
+    )
+
+
+def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
+    """Run a typer app on `argv` (None: the process's own) and return the exit code.
+
+    0: success. 2: bad usage or a `UserError`, its text on stderr. 130: interrupted. 1: the reader of stdout
+    went away, or any other exception, one line on stderr. `--debug` anywhere before `--` adds the traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    debug = "--debug" in options
+    if debug:
+        argv.remove("--debug")
+    try:
+        code = app(args=argv, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe can still be answered
+        return int(code or 0)
+    except UserError as error:
+        return _report(f"{prog}: {error}", 2, debug)
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else prog
+        return _report(f"{command}: {error.format_message()}\nTry: {command} --help", 2, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+        return 1
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        hint = "" if debug else " (add --debug for the traceback)"
+        return _report(f"{prog}: unexpected {type(error).__name__}: {text}{hint}", 1, debug)
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text in aligned columns; the last column is left as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for *cells, last in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last]))
+
+
+def _report(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return code

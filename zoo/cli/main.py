@@ -1,0 +1,62 @@
+"""`zoo`: every command but training. See `zoo --help`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from zoo.cli.common import new_app, run_command
+
+# In the order of the help. Modules are imported only when their command, or the list of all, is asked for.
+COMMANDS = {
+    "list": "zoo.cli.list_models:list_models",
+    "describe": "zoo.cli.describe:describe",
+    "generate": "zoo.cli.generate:generate",
+    "cronica": "zoo.cli.cronica:cronica",
+    "eval": "zoo.cli.eval:evaluate",
+}
+
+
+def _about(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """A Flax NNX model zoo: look at models, run them, measure them. `zoo-train RECIPE` trains.
+
+    \b
+    Examples:
+      zoo list
+      zoo describe cronica-5m
+      zoo generate runs/quickstart --stats match.txt --style mexicano_clasico
+
+    Every command takes --help, and --debug to show the traceback of an error.
+    """
+    if version:
+        import zoo
+
+        print(f"zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+def build_app(names: Sequence[str]) -> typer.Typer:
+    """The typer app with these commands."""
+    app = new_app()
+    app.callback(invoke_without_command=True)(_about)
+    for name in names:
+        module, function = COMMANDS[name].split(":")
+        app.command(name)(getattr(importlib.import_module(module), function))
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo`; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        run_command(build_app(list(COMMANDS)), ["--help"], "zoo")
+        return 2
+    first = next((word for word in argv if not word.startswith("-")), None)
+    return run_command(build_app([first] if first in COMMANDS else list(COMMANDS)), argv, "zoo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

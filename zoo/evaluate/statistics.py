@@ -1,0 +1,71 @@
+"""Shares with 95% intervals."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959964
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """`hits` of `total` with a 95% interval, as shares from 0 to 1; all None when `total` is 0."""
+
+    hits: int
+    total: int
+    low: float | None
+    high: float | None
+    interval: str
+    """How the interval was made: "wilson", "bootstrap over matches" or "wilson over matches"."""
+
+    @property
+    def value(self) -> float | None:
+        return self.hits / self.total if self.total else None
+
+    def to_dict(self) -> dict:
+        """JSON-serialisable, the value included."""
+        return {"value": self.value, **dataclasses.asdict(self)}
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "none"
+        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def proportion(hits: Sequence[bool]) -> Share:
+    """Share of independent yes-or-no outcomes, with the Wilson score interval (Wilson 1927)."""
+    total, count = len(hits), sum(map(bool, hits))
+    return Share(count, total, *_wilson(count / total if total else 0.0, total), "wilson")
+
+
+def pooled(hits: Sequence[int], totals: Sequence[int]) -> Share:
+    """sum(hits) / sum(totals) over groups (matches), with a percentile bootstrap that draws whole groups.
+
+    Outcomes within a match go together, so an interval that took each for itself would be too narrow. Where
+    all outcomes agree every resample does too; there the Wilson interval for the number of matches is given.
+    The resamples are seeded: equal input gives equal intervals.
+    """
+    hits, totals = np.asarray(hits, np.int64), np.asarray(totals, np.int64)
+    count, total = int(hits.sum()), int(totals.sum())
+    if count in (0, total):
+        groups = int((totals > 0).sum())
+        return Share(count, total, *_wilson(float(count > 0), groups), "wilson over matches")
+    groups = len(hits)
+    times = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+    drawn = times @ totals
+    shares = (times @ hits)[drawn > 0] / drawn[drawn > 0]
+    low, high = np.percentile(shares, [2.5, 97.5])
+    return Share(count, total, float(low), float(high), "bootstrap over matches")
+
+
+def _wilson(share: float, total: int) -> tuple[float | None, float | None]:
+    if not total:
+        return None, None
+    spread = Z95**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    # The ends are exactly 0 and 1 where all outcomes agree; rounding must not move them.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)

@@ -1,0 +1,158 @@
+"""Tokens out of the engine, made into text: whole characters, stop strings, streaming."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from flax import nnx
+
+from zoo.errors import UserError
+from zoo.generate import engine
+from zoo.generate.sampling import Sampling
+from zoo.generate.stopping import StopText, split_stop
+
+if TYPE_CHECKING:
+    from zoo.tokenizers.base import Tokenizer
+
+# Steps between two looks at the device: often enough for text to flow, seldom enough to cost little.
+STREAM_STEPS, STOP_STRING_STEPS = 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What a model wrote after one prompt; `str()` of it is the text.
+
+    Attributes:
+        text: the new text, special tokens left out and cut before a stop string.
+        tokens: the new ids; a stop id is not among them, those that spell a stop string are.
+        logprobs: natural log probability of each, under the model's own softmax (temperature 1, no filters).
+        finish: "stop" when a stop id or string came, "length" when no more tokens were allowed.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TextRun:
+    """One batch of prompts (token ids) being continued.
+
+    Without a tokenizer the texts stay empty and stop strings are impossible. Arguments as in
+    `zoo.generate.engine.start`; `stop` is ids and strings mixed, the tokenizer's EOS always belongs to it.
+    """
+
+    def __init__(
+        self,
+        module: nnx.Module,
+        tokenizer: "Tokenizer | None",
+        rows: Sequence[Sequence[int]],
+        *,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        stop: int | str | Sequence[int | str] | None,
+        max_new_tokens: int,
+        longest_prompt: int = 0,
+    ):
+        ids, self._strings = split_stop(stop)
+        if self._strings and tokenizer is None:
+            raise UserError("stop strings need a tokenizer, and there is none; give token ids")
+        if tokenizer is not None and tokenizer.eos_id is not None:
+            ids.append(tokenizer.eos_id)
+        self._decoding = engine.start(
+            module,
+            rows,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seeds=seeds,
+            stop_ids=sorted(set(ids)),
+            num_ids=None if tokenizer is None else tokenizer.vocab_size,
+            max_len=module.config.max_seq_len,
+            longest_prompt=longest_prompt,
+        )
+        self._texts = [] if tokenizer is None else [_RowText(tokenizer, self._strings) for _ in rows]
+        self._read()
+
+    def finish(self) -> list[Generation]:
+        """Decode to the end."""
+        while self._decoding.running:
+            self._decoding.advance(STOP_STRING_STEPS if self._strings else None)
+            self._read()
+        return self.so_far()
+
+    def advance(self) -> bool:
+        """Decode a few tokens more; False when nothing is left to do."""
+        if not self._decoding.running:
+            return False
+        self._decoding.advance(STREAM_STEPS)
+        self._read()
+        return True
+
+    def so_far(self) -> list[Generation]:
+        """What every row holds by now; the finish of one that still runs is "running"."""
+        texts = [row.text for row in self._texts] or [""] * len(self._decoding.tokens)
+        finished = [reason or "running" for reason in self._decoding.finished]
+        parts = zip(texts, self._decoding.tokens, self._decoding.logprobs, finished, strict=True)
+        return [
+            Generation(text, list(tokens), list(logprobs), reason) for text, tokens, logprobs, reason in parts
+        ]
+
+    def _read(self) -> None:
+        """Make text of the tokens that came since the last time; end the rows whose stop string came."""
+        for number, row in enumerate(self._texts):
+            keep = row.read(self._decoding.tokens[number], ended=self._decoding.finished[number] is not None)
+            if keep is not None:
+                self._decoding.stop(number, keep=keep)
+
+
+class TextStream(Iterator[str]):
+    """Iterator over the text of a run's only row, in pieces of whole characters as they come."""
+
+    def __init__(self, run: TextRun):
+        self._run, self._shown = run, 0
+
+    def __next__(self) -> str:
+        while True:
+            piece = self.generation.text[self._shown :]
+            if piece:
+                self._shown += len(piece)
+                return piece
+            if not self._run.advance():
+                raise StopIteration
+
+    @property
+    def generation(self) -> Generation:
+        """What has come so far; all of it once the stream has ended."""
+        return self._run.so_far()[0]
+
+
+class _RowText:
+    """The text of one row so far."""
+
+    def __init__(self, tokenizer: "Tokenizer", strings: Sequence[str]):
+        self.text = ""
+        self._decoder, self._stop = tokenizer.stream_decoder(), StopText(strings)
+        self._read, self._closed = 0, False
+
+    def read(self, tokens: Sequence[int], *, ended: bool) -> int | None:
+        """Take in the tokens not read before; the number of tokens to keep if a stop string is complete."""
+        if self._closed:
+            return None
+        while self._read < len(tokens):
+            self._read += 1
+            if self._take(self._decoder.push(tokens[self._read - 1])):
+                return self._read
+        if ended:
+            if not self._take(self._decoder.flush()):
+                self.text += self._stop.flush()
+            self._closed = True
+        return None
+
+    def _take(self, piece: str) -> bool:
+        text, stopped = self._stop.push(piece)
+        self.text += text
+        self._closed = self._closed or stopped
+        return stopped

@@ -1,0 +1,44 @@
+"""The projection all models use."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from zoo.layers.initializers import Initializer, zeros
+
+
+def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """Float32 operands ask for float32 products (accelerators would round them), others for the default."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+class Linear(nnx.Module):
+    """y = x . kernel (+ bias), computed in the dtype of `x`.
+
+    Parameters: `kernel` [in_features, out_features] and, with `bias`, `bias` [out_features].
+    `axes` names the two logical axes of the kernel. `units` says how many neighbours along each axis
+    belong together and are not to be split between devices (head_dim on an axis of heads).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str, str],
+        units: tuple[int, int] = (1, 1),
+        bias: bool = False,
+        key: Array,
+        init: Initializer,
+    ):
+        self.kernel = nnx.Param(init(key, (in_features, out_features)), axes=axes, units=units)
+        if bias:
+            self.bias = nnx.Param(zeros(key, (out_features,)), axes=axes[1:], units=units[1:])
+        self.has_bias = bias
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.matmul(x, kernel, precision=matmul_precision(x.dtype))
+        return y + self.bias[...].astype(x.dtype) if self.has_bias else y

@@ -1,0 +1,102 @@
+"""Logical axes and where they lie on the mesh `data, fsdp, tensor`.
+
+Parameters carry `axes` (one logical name an axis) and optionally `units` (how many neighbours along an axis
+must stay together) as metadata. `param_shardings` maps them to a mesh, for jitted creation and for
+restoring alike; `constrain` pins activations.
+"""
+
+import logging
+import math
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from zoo.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# "embed" is the embed axis of parameters, "features" that of activations.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "features": (),
+    "norm": (),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+# Sizes of these are a property of the published model, so a mesh that does not divide them replicates them.
+REPLICATED_WHEN_INDIVISIBLE = ("vocab", "kv_heads")
+
+
+def _mesh_axes(axis: str, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    if axis not in RULES:
+        raise UserError(f"logical axis {axis!r} has no sharding rule; known: {', '.join(RULES)}")
+    return tuple(name for name in RULES[axis] if name in mesh.shape)
+
+
+def partition_spec(
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    *,
+    units: tuple[int, ...] | None = None,
+    name: str = "parameter",
+) -> PartitionSpec:
+    """Where an array with these logical `axes` and this `shape` lies on `mesh`.
+
+    `units[i]` neighbours along axis i stay on one device (head_dim for an axis of heads), so
+    shape[i] / units[i] is what must divide. A vocabulary or kv_heads axis that the mesh does not divide
+    is replicated and logged; any other raises UserError naming the axis and the sizes.
+    """
+    entries = []
+    for axis, size, unit in zip(axes, shape, units or (1,) * len(shape), strict=True):
+        chosen = _mesh_axes(axis, mesh)
+        ways = math.prod(mesh.shape[a] for a in chosen)
+        count = size // unit
+        if count % ways:
+            if axis not in REPLICATED_WHEN_INDIVISIBLE:
+                raise UserError(
+                    f"{name}: axis {axis!r} has {count} parts, which mesh axis {'x'.join(chosen)} of size "
+                    f"{ways} does not divide; choose a mesh size that divides {count}"
+                )
+            logger.info(
+                "%s: axis %r (%d) is replicated: %d devices do not divide it", name, axis, count, ways
+            )
+            chosen = ()
+        entries.append(chosen if len(chosen) > 1 else chosen[0] if chosen else None)
+    return PartitionSpec(*entries)
+
+
+def param_shardings(state: nnx.State, mesh: Mesh) -> dict:
+    """The sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict."""
+    shardings = nnx.to_pure_dict(state)
+    for path, param in nnx.to_flat_state(state):
+        metadata = param.get_metadata()
+        name = "/".join(map(str, path))
+        spec = partition_spec(metadata["axes"], param.shape, mesh, units=metadata.get("units"), name=name)
+        node = shardings
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = NamedSharding(mesh, spec)
+    return shardings
+
+
+def constrain(x: Array, axes: tuple[str, ...]) -> Array:
+    """Pin an activation to its place on the ambient mesh (`jax.set_mesh`); the identity without one.
+
+    An axis that the mesh does not divide (a batch of one prompt, say) is left unsharded.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    entries = []
+    for axis, size in zip(axes, x.shape, strict=True):
+        chosen = _mesh_axes(axis, mesh)
+        fits = size % math.prod(mesh.shape[a] for a in chosen) == 0
+        entries.append(chosen if fits and chosen else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

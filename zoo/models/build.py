@@ -1,0 +1,88 @@
+"""From a model class and a config to parameters, whole or abstract, on a mesh or on one device.
+
+Parameters travel as plain nested dicts, `params["layers"][3]["attn"]["q"]["kernel"]`; files name them by
+their path, "layers/3/attn/q/kernel".
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from zoo.layers.sharding import param_shardings
+from zoo.models.config import ModelConfig
+
+Params = dict[Any, Any]
+
+
+def abstract(model_cls: type[nnx.Module], config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure and the abstract parameters (shapes, dtypes and logical axes); nothing is computed."""
+    module = nnx.eval_shape(lambda: model_cls(config, key=jax.random.key(0)))
+    return nnx.split(module)
+
+
+def abstract_params(
+    model_cls: type[nnx.Module],
+    config: ModelConfig,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[nnx.GraphDef, Params]:
+    """The structure and `jax.ShapeDtypeStruct`s, with their shardings where a mesh is given."""
+    graphdef, state = abstract(model_cls, config)
+    shapes = nnx.to_pure_dict(state)
+    if mesh is None:
+        return graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    shardings = param_shardings(state, mesh)
+    return graphdef, jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def create_params(
+    model_cls: type[nnx.Module],
+    config: ModelConfig,
+    seed: int,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[nnx.GraphDef, Params]:
+    """The structure and random parameters, created where they belong on the mesh.
+
+    The parameters' key is the first half of the seed's: the second half is left to whoever trains.
+    """
+    graphdef, state = abstract(model_cls, config)
+
+    def make(key: jax.Array) -> Params:
+        params = nnx.to_pure_dict(nnx.state(model_cls(config, key=jax.random.split(key)[0])))
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    shardings = None if mesh is None else param_shardings(state, mesh)
+    return graphdef, jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+
+
+def count_params(model_cls: type[nnx.Module], config: ModelConfig) -> int:
+    """The exact number of parameters, from shapes alone."""
+    _, state = abstract(model_cls, config)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(state)))
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """{"layers/0/attn/q/kernel": leaf, ...} in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """The nested dict of `flatten`; all-digit parts become integer keys."""
+    params: Params = {}
+    for path, leaf in flat.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        node = params
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return params

@@ -1,0 +1,103 @@
+"""The directory of a run: whether it holds one, which recipe began it, its lock, its result.
+
+runs/<name>/recipe.yaml     the resolved recipe
+runs/<name>/tokenizer/      written before the first step and read from there afterwards
+runs/<name>/checkpoints/    see zoo.checkpoints
+runs/<name>/metrics.jsonl   see zoo.train.metrics
+runs/<name>/report.md, loss.png, tensorboard/
+runs/<name>/result.json     written last: the step reached, the evaluation, the sample
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.recipe import Recipe, load_recipe, resume_diff
+from zoo.tokenizers.base import Tokenizer
+from zoo.util import atomic_write
+
+RESULT_FORMAT = 1
+
+
+def is_started(run_dir: Path) -> bool:
+    """Whether the directory holds a run. Raises UserError when it holds anything else."""
+    if (run_dir / "recipe.yaml").exists():
+        return True
+    if run_dir.exists():
+        if not run_dir.is_dir():
+            raise UserError(f"{shown(run_dir)} is a file; choose another name or logging.runs_dir")
+        # Hidden files are those of a start that was killed before its first visible one.
+        if any(not path.name.startswith(".") for path in run_dir.iterdir()):
+            raise UserError(
+                f"{shown(run_dir)} holds files but no recipe.yaml, so it is not a run; choose another name "
+                f"or logging.runs_dir"
+            )
+    return False
+
+
+def refuse_other_recipe(recipe: Recipe) -> None:
+    """Raises UserError with the differences if the run's own recipe cannot go on as this one."""
+    old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
+    different = resume_diff(old, recipe)
+    if different:
+        listed = "\n".join(f"  {line}" for line in different)
+        raise UserError(
+            f"{shown(recipe.run_dir)} was begun with another recipe:\n{listed}\n"
+            f"Go back to it, choose another name, or start over with --fresh."
+        )
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory until the end of this process, however it ends. UserError if another holds it."""
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{shown(run_dir)}: another process is training this run; wait for it, or stop it"
+            ) from None
+        yield
+
+
+def clear(run_dir: Path) -> None:
+    """Delete a run. Its recipe.yaml goes last, so that what a kill leaves is still known as a run."""
+    for path in sorted(run_dir.iterdir(), key=lambda path: path.name == "recipe.yaml"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
+    """Write `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
+    temporary = run_dir / ".tokenizer.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save(temporary)
+    temporary.rename(run_dir / "tokenizer")
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write result.json: `step`; `evaluation` and `sample` (stats_block, style, cronica) or None."""
+    content = {"format": RESULT_FORMAT, **result}
+    atomic_write(run_dir / "result.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """result.json, or None where the run has not been finished."""
+    path = run_dir / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["format"] <= RESULT_FORMAT else None
+
+
+def shown(path: Path) -> str:
+    """The path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,90 @@
+"""What every tokenizer offers, whichever library stands behind it. Ids are plain Python ints."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+_REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) a whole character
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Special tokens are reached by id, never by their spelling: `encode("<eos>")` gives the ids of those five
+    characters, so nothing that stands in a text can end a document or open a section.
+
+    Attributes:
+        special_tokens: spelling -> id of every special token.
+        bos_id, eos_id, pad_id: ids of the usual three, None where the tokenizer has no such token.
+    """
+
+    special_tokens: dict[str, int]
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of rows that an embedding table for this tokenizer needs: the largest id plus one."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of the content: equal fingerprints tokenise equally."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
+        """Token ids of each text, quickly. With `add_special`, each begins with `bos_id` if there is one."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`, special tokens left out or spelt out.
+
+        Bytes that form no character become U+FFFD. Raises ValueError for an id outside the vocabulary.
+        """
+
+    @abstractmethod
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write the tokenizer into `directory` (created if missing); `zoo.tokenizers.load` reads it there."""
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of one text; see `encode_batch`."""
+        return self.encode_batch([text], add_special=add_special)[0]
+
+    def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
+        """A decoder that is fed one id at a time and hands out whole characters only."""
+        return StreamDecoder(self, skip_special=skip_special)
+
+
+class StreamDecoder:
+    """Decodes ids one by one; the pieces joined are exactly `decode` of all the ids.
+
+    A character whose bytes lie in several tokens is held back until its last byte has come.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        # Ids of the last piece: a decoder that drops the space before a first word must see a word before.
+        self._before: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; often "" in the middle of a character."""
+        self._held.append(int(token))
+        # A real U+FFFD in the text is held back as well: it comes out with the next token or in `flush`.
+        return "" if self._text().endswith(_REPLACEMENT) else self.flush()
+
+    def flush(self) -> str:
+        """What was still held back at the end of the text (U+FFFD for an unfinished character)."""
+        text = self._text()
+        if text:
+            self._before = self._held
+        self._held = []
+        return text
+
+    def _text(self) -> str:
+        before = self._tokenizer.decode(self._before, skip_special=self._skip_special)
+        both = self._tokenizer.decode(self._before + self._held, skip_special=self._skip_special)
+        return both[len(before) :]
