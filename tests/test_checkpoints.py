@@ -24,7 +24,7 @@ META = {"examples_seen": 24, "note": "ñ", "nested": {"a": [1, 2.5, None]}}
 def make_state(seed: int = 0):
     key = jax.random.key(seed)
     params = {
-        "embed": {"embedding": jax.random.normal(key, (7, 4))},
+        "embed": {"embedding": jax.random.normal(key, (40, 16))},
         "layers": {i: {"kernel": jax.random.normal(jax.random.fold_in(key, i), (4, 4))} for i in range(2)},
         "half": jnp.arange(5, dtype=jnp.bfloat16),
     }
@@ -54,8 +54,10 @@ def data_file(directory: Path, item: str = "model") -> Path:
     return max((directory / item).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
 
 
-def flip_bit_of(file: Path, content: bytes) -> None:
-    """Flip one bit in the middle of `content`, which stands literally (uncompressed) in the file."""
+def flip_bit_of(directory: Path, array) -> None:
+    """Flip one bit in the middle of the array's bytes, which stand uncompressed in some file."""
+    content = np.asarray(array).tobytes()
+    file = next(f for f in sorted(directory.rglob("*")) if f.is_file() and content in f.read_bytes())
     raw = bytearray(file.read_bytes())
     raw[raw.index(content) + len(content) // 2] ^= 0x10
     file.write_bytes(raw)
@@ -103,15 +105,13 @@ def test_only_the_newest_are_kept(tmp_path):
 
 @pytest.mark.parametrize("item", ["model", "optimizer"])
 def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path, caplog, item):
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step in (1, 2):
-            params, opt_state = make_state(step)
-            opt_state = jax.tree.map(lambda x: x + step, opt_state)
-            checkpoints.save(step, params, opt_state, {"at": step})
     params, opt_state = make_state(2)
-    moment = jax.tree.map(lambda x: x + 2, opt_state)[1][0].mu["embed"]["embedding"]
-    leaf = params["embed"]["embedding"] if item == "model" else moment
-    flip_bit_of(data_file(tmp_path / "2", item), np.asarray(leaf).tobytes())
+    opt_state = jax.tree.map(lambda x: x + 2, opt_state)
+    save_steps(tmp_path, [1])
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(2, params, opt_state, {})
+    tree = params if item == "model" else opt_state[1][0].mu
+    flip_bit_of(tmp_path / "2" / item, tree["embed"]["embedding"])
 
     # Orbax itself does not notice: this is why there are checksums.
     verify, checkpoints_module._checksums = checkpoints_module._checksums, lambda leaves: stored
@@ -192,7 +192,7 @@ def test_another_model_is_refused_by_name_and_nothing_is_set_aside(tmp_path):
     save_steps(tmp_path, [1])
     params, opt_state = make_state()
     wider = {**params, "embed": {"embedding": jnp.zeros((9, 4))}}
-    with pytest.raises(UserError, match=r"embed/embedding: \[7, 4\] float32 there, \[9, 4\] float32 here"):
+    with pytest.raises(UserError, match=r"embed/embedding: \[40, 16\] float32 there, \[9, 4\] float32 here"):
         Checkpoints(tmp_path, keep=2).restore(abstract(wider), abstract(opt_state))
     fewer = {name: leaf for name, leaf in params.items() if name != "half"}
     with pytest.raises(UserError, match=r"half: \[5\] bfloat16 there, missing here"):

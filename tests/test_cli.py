@@ -12,11 +12,10 @@ from zoo.cli import common, main, train
 from zoo.errors import UserError
 
 RECIPE = """
-model:
-  {name: cronica-5m, vocab_size: 300, num_layers: 1, embed_dim: 16, num_heads: 1, head_dim: 16, mlp_dim: 16}
+model: {name: cronica-5m, vocab_size: 300, num_layers: 1, embed_dim: 16, num_heads: 1, max_seq_len: 1600}
 train: {steps: 3}
 optimizer: {warmup_steps: 1}
-data: {num_pairs: 4, seq_len: 32, batch_size: 2}
+data: {num_pairs: 4, seq_len: 1600, batch_size: 2}  # 300 entries make long rows
 eval: {num_pairs: 0, cronicas: 0, final_sample: false}
 """
 

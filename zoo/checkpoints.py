@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +98,17 @@ class Checkpoints:
         """
         self.wait()
         self.directory.mkdir(parents=True, exist_ok=True)
-        model, optimizer = _leaves(params), _leaves(opt_state)
+        trees = {"model": _leaves(params), "optimizer": _leaves(opt_state)}
         content = {
             "format": FORMAT,
             "step": int(step),
-            "leaves": {"model": _describe(model), "optimizer": _describe(optimizer)},
+            "leaves": {name: _describe(leaves) for name, leaves in trees.items()},
             "meta": meta,
         }
+        checksums = _checksums([leaf for leaves in trees.values() for leaf in leaves.values()])
         items = {
-            "model": _nest(model),
-            "optimizer": _nest(optimizer),
-            "checksums": {"uint32": _checksums([*model.values(), *optimizer.values()])},
+            **{name: _nest(leaves) for name, leaves in trees.items() if leaves},  # Orbax refuses empty trees
+            "checksums": {"uint32": checksums},
             "meta": {"content": content, "sha256": _hash(content)},
         }
         with _context():
@@ -213,33 +212,9 @@ class Checkpoints:
         if opt_state is not None:
             wanted["optimizer"] = _leaves(opt_state)
         for item, leaves in wanted.items():
-            stored = content["leaves"][item]
-            same_dtype = item == "optimizer" or opt_state is not None
-            _refuse_other(stored, _describe(leaves), same_dtype, f"checkpoint {step} in {self.directory}")
-
-        path = self.directory / str(step)
-        abstract = {
-            item: {name: _abstract(leaf, content["leaves"][item][name][1]) for name, leaf in leaves.items()}
-            for item, leaves in wanted.items()
-        }
-        with _damage(), _context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Orbax advises about the checksums' sharding file
-            found = ocp.checkpointables_metadata(path).metadata
-            for item in wanted:
-                if _describe(_leaves(found[item])) != content["leaves"][item]:
-                    raise DamagedCheckpoint(f"the arrays of its {item} are not those that were saved")
-            one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            expected = jax.ShapeDtypeStruct(
-                (sum(len(leaves) for leaves in content["leaves"].values()),), np.uint32, sharding=one
-            )
-            items = {item: _nest(leaves) for item, leaves in abstract.items()}
-            loaded = ocp.load_checkpointables(path, {**items, "checksums": {"uint32": expected}})
-        arrays = {item: _leaves(loaded[item]) for item in wanted}
-        names = [f"{item}/{name}" for item in wanted for name in arrays[item]]
-        found = np.asarray(_checksums([leaf for leaves in arrays.values() for leaf in leaves.values()]))
-        bad = np.flatnonzero(found != np.asarray(loaded["checksums"]["uint32"])[: len(names)])
-        if bad.size:
-            raise DamagedCheckpoint(f"{names[bad[0]]} does not match its checksum")
+            where = f"checkpoint {step} in {self.directory}"
+            _refuse_other(content["leaves"][item], _describe(leaves), opt_state is not None, where)
+        arrays = self._arrays(step, wanted, content["leaves"])
         return Restored(
             step=step,
             params=_rebuild(params, arrays["model"]),
@@ -247,13 +222,38 @@ class Checkpoints:
             meta=content["meta"],
         )
 
+    def _arrays(self, step: int, wanted: dict[str, dict], stored: dict[str, dict]) -> dict[str, dict]:
+        """The wanted leaves of each item, as stored but for their sharding, verified against the checksums."""
+        path = self.directory / str(step)
+        items = {
+            item: _nest({name: _abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()})
+            for item, leaves in wanted.items()
+            if leaves
+        }
+        number = sum(len(leaves) for leaves in stored.values())
+        items["checksums"] = {"uint32": _abstract(np.zeros(number, np.uint32), "uint32")}
+        with _damage(), _context():
+            found = ocp.checkpointables_metadata(path).metadata
+            for item in items.keys() & wanted.keys():
+                if _describe(_leaves(found[item])) != stored[item]:
+                    raise DamagedCheckpoint(f"the arrays of its {item} are not those that were saved")
+            loaded = ocp.load_checkpointables(path, items)
+        arrays = {item: _leaves(loaded.get(item, {})) for item in wanted}
+        names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
+        checksums = _checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])
+        expected = np.asarray(loaded["checksums"]["uint32"])[: len(names)]
+        bad = np.flatnonzero(np.asarray(checksums) != expected)
+        if bad.size:
+            raise DamagedCheckpoint(f"{names[bad[0]]} does not match its checksum")
+        return arrays
+
 
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> jax.Array:
     """uint32 [len(leaves)]: for each leaf the sum of its elements' bits x (2i + 1) mod 2^32.
 
-    i is the element's index in row-major order. The weights are odd, so any change of one element shows; the sum has no order, so it is the same on every
-    sharding.
+    i is the element's index in row-major order. The weights are odd, so any change of one element shows; the
+    sum has no order, so it is the same on every sharding.
     """
     return jnp.stack([_checksum(leaf) for leaf in leaves])
 

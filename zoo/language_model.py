@@ -103,7 +103,7 @@ class LanguageModel:
             seed: of every prompt, or one each. A prompt with its seed gives the same text alone and in a list
                 (to float rounding): for several samples of one prompt, repeat it with several seeds.
             batch_size: prompts decoded at a time.
-            on_progress: called with prompts done and their number, after each batch.
+            on_progress: called with prompts done and their number, at the start and after each batch.
 
         Raises:
             UserError: an empty or too long prompt, an impossible setting.
@@ -120,6 +120,8 @@ class LanguageModel:
         # Rows of like length share a batch; sizes are chosen for the longest, so one program serves them all.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         longest = max(map(len, rows), default=0)
+        if on_progress:
+            on_progress(0, len(order))
         for at in range(0, len(order), batch_size):
             batch = order[at : at + batch_size]
             run = self._run(

@@ -44,7 +44,9 @@ def build_app(names: Sequence[str]) -> typer.Typer:
     app.callback(invoke_without_command=True)(_about)
     for name in names:
         module, function = COMMANDS[name].split(":")
-        app.command(name)(getattr(importlib.import_module(module), function))
+        command = getattr(importlib.import_module(module), function)
+        # Typer would cut a first paragraph of its own finding at 45 letters.
+        app.command(name, short_help=" ".join(command.__doc__.split("\n\n")[0].split()))(command)
     return app
 
 

@@ -109,6 +109,7 @@ def expand(template: str, choose: Choose, slots: Mapping[str, str]) -> str:
     text = re.sub(r"\{(\w+)\}", lambda found: slots[found.group(1)], "".join(out))
     text = re.sub(r" +([,.;:!?])", r"\1", re.sub(r" {2,}", " ", text)).strip()
     text = re.sub(r"\b(la|La) La\b", "La", text)  # 'por la {league}' with a league that brings its article
+    text = re.sub(r"\by (?=[IÍií]|[Hh][ií](?![aeáé]))", "e ", text)  # 'Lanús e Independiente'
     start = re.match(r"[¡¿«—(]*", text).end()
     return text[:start] + text[start : start + 1].upper() + text[start + 1 :]
 

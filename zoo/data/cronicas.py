@@ -79,7 +79,7 @@ def invent(choose: Choose, *, unseen: bool = False) -> Match:
     home_goals, away_goals = _goals(choose, 1.6), _goals(choose, 1.2)
     minutes = set()
     while len(minutes) < home_goals + away_goals:
-        minutes.add(1 + choose(90))
+        minutes.add(2 + choose(89))  # 'a los 1 minutos' would be bad Spanish
     sides = [home] * home_goals + [away] * away_goals
     goals, used = [], set()
     for minute in sorted(minutes):

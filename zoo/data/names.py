@@ -121,7 +121,7 @@ def _select(words: Iterable[str], unseen: bool) -> tuple[str, ...]:
 def surnames(*, foreign: bool = False, unseen: bool = False) -> tuple[str, ...]:
     """Surnames of the training split, or (`unseen=True`) those that never occur in it.
 
-    Half of a team may come from elsewhere: `foreign` gives surnames of other languages' pieces.
+    `foreign` gives those put together from the pieces of other languages.
     """
     if foreign:
         return _select(

@@ -83,6 +83,10 @@ class TextRun:
             self._read()
         return self.so_far()
 
+    def compile(self) -> None:
+        """Make the decode program ready without decoding."""
+        self._decoding.advance(0)
+
     def advance(self) -> bool:
         """Decode a few tokens more; False when nothing is left to do."""
         if not self._decoding.running:
@@ -112,6 +116,7 @@ class TextStream(Iterator[str]):
     """Iterator over the text of a run's only row, in pieces of whole characters as they come."""
 
     def __init__(self, run: TextRun):
+        run.compile()  # here, so that after the first piece the text flows
         self._run, self._shown = run, 0
 
     def __next__(self) -> str:

@@ -20,7 +20,7 @@ STYLE = Style(
         "(La superficie|El césped) del {stadium}, (en buen estado|de respuesta uniforme|de bote regular), (aceleró|agilizó) (la circulación|el pase raso|el tercer hombre) y (premió|exigió) (buenos perfiles|controles orientados).",
         "(El contexto|El marco espacial|El entorno) fue el {stadium}, (terreno|campo) de (medidas amplias|bandas generosas|respuesta rápida), (útil para fijar por fuera|apto para estirar el campo|adecuado para atacar los costados).",
         "(Jugar|Competir|Actuar) en el {stadium} (incidió en|modificó|marcó) (la elección de ritmo|la altura de la línea|el modo de iniciar), (sobre todo|en particular|especialmente) (en los reinicios|en el balón largo|en la primera fase).",
-        "(El registro|La toma cenital|La cámara táctica) del {stadium} (muestra|permite ver|evidencia) (con nitidez|sin obstáculos|con precisión) (las alturas|los intervalos|las distancias) (de ambos equipos|entre líneas|de relación), (base de este informe|insumo central del estudio).",
+        "(El registro|La toma cenital|La cámara táctica) del {stadium} (muestra|permite ver|evidencia) (con nitidez|sin obstáculos|con precisión) (las alturas|los intervalos|las distancias) (de ambos equipos|de cada línea|en cada fase), (base de este informe|insumo central del estudio).",
         "El {stadium} (albergó|acogió) el (duelo táctico|partido analizado|duelo), en un terreno (propicio para|que admitió|que toleró) (la combinación corta|la circulación rápida|el pase tenso), (detalle|aspecto) (no menor|relevante) en la salida.",
     ),
     attendance=(
@@ -40,7 +40,7 @@ STYLE = Style(
         "(El árbitro|El juez principal) {referee} (acompañó las jugadas con buena diagonal|interpretó bien las pantallas|leyó con acierto las disputas), (sin interferir|sin incidir) en (los comportamientos colectivos|el desarrollo táctico|las secuencias largas).",
     ),
     goal_first=(
-        "Al minuto {minute}, {club} (atrajo por dentro y liberó fuera|fijó a los centrales y atacó el intervalo|superó la primera línea con un tercer hombre) y {scorer} (finalizó desde el punto de penalti|definió al segundo palo|abrió la cuenta).",
+        "Al minuto {minute}, {club} (atrajo por dentro y liberó fuera|fijó a los centrales y atacó el intervalo|superó la primera línea con un tercer hombre), y {scorer} (finalizó desde el punto de penalti|definió al segundo palo|abrió la cuenta).",
         "El primer gol (nació|se originó|comenzó) en (un robo alto|una pared|una pérdida): en el minuto {minute}, {scorer} (atacó el espacio|llegó desde segunda línea|apareció en el lado débil) y (finalizó|definió) para {club}.",
         "En el minuto {minute} (se produjo|llegó|apareció) (el primer desequilibrio|la primera ruptura), cuando {scorer} (ocupó el intervalo central-lateral|ganó la espalda del pivote|recibió perfilado entre líneas) y (convirtió|resolvió) ante {rival}.",
         "(Una basculación tardía|Una cobertura incompleta|Un salto sin respaldo) de {rival} (dejó libre|liberó|desprotegió) el pasillo interior, y al minuto {minute}, {scorer} (lo explotó|lo castigó|lo usó) para (abrir la cuenta|estrenar la cuenta).",
@@ -56,7 +56,7 @@ STYLE = Style(
         "En el minuto {minute}, {rival} (defendió demasiado hundido|perdió la referencia del lado débil|no cerró el pase atrás) y {scorer} (empató|igualó|niveló la cuenta) (con un remate frontal|desde la zona de penalti|tras ganar el rebote).",
         "La igualdad (surgió|provino|derivó) de (un duelo ganado|una segunda jugada|un tercer hombre): en el minuto {minute}, {scorer} (leyó antes el rebote|atacó el intervalo|se perfiló hacia dentro) y (definió|finalizó) para {club}.",
         "(Con los extremos abiertos|Con el interior a la espalda|Con más gente por delante del balón), {club} (progresó|avanzó) y al minuto {minute}, {scorer} (niveló|equilibró|igualó) la cuenta (en el palo lejano|de primera intención|tras pase atrás).",
-        "Minuto {minute}, (pérdida interior|mala vigilancia|salto a destiempo) de {rival}, (tres pases|ataque directo|conducción hacia dentro) y (empate|igualdad) de {scorer}, que (atacó la zona ciega|finalizó sin marca|decidió bien) para {club}.",
+        "Minuto {minute}, (pérdida interior|mala vigilancia|salto a destiempo) de {rival}, (tres pases|ataque directo|conducción hacia dentro) y (definición|finalización|remate) de {scorer}, que (empata|equilibra|nivela) (de primera|sin marca|a un toque) para {club}.",
     ),
     goal_ahead=(
         "Con la cuenta igualada, al minuto {minute}, {scorer} (deshizo el equilibrio|desequilibró|adelantó a {club}) (tras fijar a su par|con una diagonal|tras un apoyo), (ante una línea|frente a una zaga) (mal escalonada|demasiado plana).",
@@ -70,7 +70,7 @@ STYLE = Style(
         "Al minuto {minute}, {scorer} (amplió la distancia|aumentó la diferencia|extendió la cuenta) de {club} (al atacar una línea adelantada|en un ataque rápido|tras un robo en salida), (con|ante) {rival} (descompensado|partido en dos|sin vigilancias).",
         "{rival} (asumió riesgos|adelantó metros|liberó a sus laterales) y (descuidó|perdió) las vigilancias: en el minuto {minute}, {scorer} (atacó ese espacio|corrió el carril libre|finalizó el contragolpe) (para ampliar|y amplió) la diferencia.",
         "En el minuto {minute}, {club} (repitió el patrón|insistió en el mismo carril|volvió a fijar fuera para atacar dentro) y {scorer} (aumentó la cuenta|finalizó otra llegada|amplió el resultado) (desde la frontal|con un toque|en el área pequeña).",
-        "La diferencia (creció|se amplió|aumentó) al minuto {minute}: {scorer} (ganó la espalda del lateral|recibió sin oposición|atacó el primer palo) y {club} (rentabilizó|convirtió|aprovechó) (una pérdida no forzada|la fatiga del repliegue|otra superioridad).",
+        "La diferencia (creció|se amplió|aumentó) al minuto {minute}: {scorer} (ganó la espalda del lateral|recibió sin oposición|atacó el primer palo) y {club} (rentabilizó|explotó|aprovechó) (una pérdida no forzada|la fatiga del repliegue|otra superioridad).",
         "(Una nueva|Otra) (recuperación alta|ruptura coordinada|llegada exterior) de {club} (acabó|terminó|concluyó) en gol en el minuto {minute}, con {scorer} (como finalizador|en zona de remate|de cara).",
         "Minuto {minute}, (pase tenso|pase atrás|envío al intervalo), {scorer} (define|finaliza|resuelve) y {club} (gana distancia|amplía la cuenta|consolida su plan) frente a un {rival} (estirado|sin coberturas|de líneas muy separadas).",
     ),
@@ -87,7 +87,7 @@ STYLE = Style(
         "El patrón (se repitió|volvió a verse|reapareció) en el minuto {minute}: {scorer} (recibió en su zona|rompió al espacio|llegó desde atrás) y (marcó de nuevo|convirtió otra vez|añadió otro a su registro) para {club}.",
         "De nuevo {scorer}, al minuto {minute}, (encontró superioridad posicional|explotó la espalda del central|apareció libre de marca), (patrón|comportamiento|detalle) que {rival} (no supo corregir|no llegó a ajustar|defendió sin coberturas).",
         "En el minuto {minute}, (el mismo finalizador|el mismo perfil|idéntico ejecutor): {scorer} (atacó el área desde el lado ciego|se separó de su par|ganó el primer contacto) y {club} (convirtió de nuevo|obtuvo otro gol).",
-        "La influencia de {scorer} (creció|aumentó|quedó clara) en el minuto {minute}, (otra definición|nueva finalización|otra aparición decisiva) (nacida|surgida) de (un desmarque de apoyo|una lectura del rebote|un carril despejado) de {club}.",
+        "La influencia de {scorer} (creció|aumentó|quedó clara) en el minuto {minute}, (otra definición|nueva finalización|otra aparición decisiva) (nacida|surgida) de (un desmarque de apoyo|una lectura del rebote|un carril despejado), gol de {club}.",
         "(Mal vigilado|Sin referencia de marca|Siempre a la espalda del pivote), {scorer} (volvió a convertir|repitió gol|finalizó de nuevo) en el minuto {minute}, (dato que cuestiona|hecho que retrata) (las coberturas|las vigilancias|los emparejamientos) de {rival}.",
     ),
     short_goal=(
@@ -105,7 +105,7 @@ STYLE = Style(
         "(La presión alta|El salto del interior|La presión tras pérdida) de {away} (obligó a|forzó a|indujo a) {home} a (jugar en largo|retroceder el apoyo|dividir el balón), con (duelos aéreos|segundas jugadas) (como consecuencia|a favor de la zaga|de desenlace variable).",
         "(Los extremos|Los carrileros|Los laterales) de {home} (dieron amplitud|fijaron por fuera|estiraron la última línea), (movimiento|recurso) que (abrió|despejó|liberó) (el pasillo interior|el intervalo central-lateral) para (los interiores|el mediapunta|las llegadas).",
         "{away} (compactó|juntó|acercó) sus líneas (en pocos metros|en el carril central|por detrás del balón), (defendió|protegió|priorizó) (la frontal|el pase interior|la zona de remate) y (concedió|cedió|aceptó) (el centro lateral|el juego exterior).",
-        "(El pivote|El mediocentro|El organizador) de {home} (no encontró línea de pase|jugó de espaldas|quedó tapado por el delantero), (por lo que|de modo que) (la progresión|el avance) (dependió de|recayó en) (la conducción del central|el juego exterior|los envíos diagonales).",
+        "(El pivote|El mediocentro|El organizador) de {home} (no encontró línea de pase|jugó de espaldas|quedó tapado por el delantero), (por lo que|de modo que) (la progresión|el avance) (dependió de|recayó en) (la conducción del central|las bandas|los envíos diagonales).",
         "(Las transiciones|Los cambios de posesión|Los ataques rápidos) (marcaron|definieron|explicaron) (el tramo|este periodo): {away} (robaba y corría|verticalizaba en tres pases|atacaba la espalda) antes de que {home} (recompusiera el repliegue|cerrara por dentro).",
         "(A nivel posicional|En términos posicionales|En el plano estructural), {home} (alternó|combinó|intercambió) (alturas|perfiles|posiciones) (entre lateral y extremo|en el triángulo exterior|en la mediapunta) (para desordenar|con el fin de mover) a {away}.",
         "(El repliegue|El bloque bajo|La defensa de área) de {away} (redujo|anuló|limitó) los espacios (a la espalda|entre centrales|en la frontal), y {home} (circuló sin profundidad|necesitó cambios de orientación|careció de desmarques de ruptura).",
@@ -157,6 +157,6 @@ STYLE = Style(
         "(Para el próximo informe|Para el archivo táctico|Como línea de estudio), (interesa|conviene) (seguir|medir|comparar) (la estructura en salida|el sistema sin balón|la altura del bloque) y su (efecto|peso|incidencia) (en el ritmo|en la finalización|sobre las pérdidas).",
         "(Fue|Resultó) un (caso de estudio|ejemplo didáctico|partido de pizarra): (transiciones limpias|bloque compacto|sistema flexible), (ajustes visibles|roles definidos|alturas cambiantes) y (detalles|decisiones) que (el vídeo ampliará|definieron cada fase|invitan a revisar).",
         "(Menos relato|Menos épica|Menos ruido) y más (método|medición|pizarra): (la estructura colectiva|el sistema de relaciones|el bloque y sus distancias) (explica|describe|anticipa) (casi todo|más que cualquier arenga), (también aquí|partido tras partido|fase por fase).",
-        "Si algo (demuestra|enseña|confirma) (el análisis|la cámara táctica|esta revisión) es que (el bloque|la estructura|el sistema) (se construye desde las distancias|vale lo que valen sus coberturas|se mide tras la pérdida), (antes que en el dibujo|no en la libreta).",
+        "Si algo (demuestra|enseña|confirma) (el análisis|la cámara táctica|esta revisión) es que (el bloque|la estructura|el sistema) (se construye desde las distancias|se sostiene en las coberturas|se mide tras la pérdida), (antes que en el dibujo|no en la libreta|más que en el papel).",
     ),
 )

@@ -1,0 +1,88 @@
+"""`zoo cronica LINE`."""
+
+import datetime
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def cronica(
+    line: Annotated[
+        str, typer.Argument(metavar="LINE", help="The match: result, then goals, parted by semicolons.")
+    ],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Default: the run in runs/ last trained.")
+    ] = None,
+    style: Annotated[str, typer.Option(help="One of the 8 styles, or all.")] = "rioplatense_apasionado",
+    league: Annotated[str, typer.Option(help="The block's `liga`.")] = "La Liga",
+    date: Annotated[str | None, typer.Option(help="The block's `fecha`, YYYY-MM-DD. Default: today.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.85,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+) -> None:
+    """Write the crónica of a match given on one line, and mark what is not in the match.
+
+    A goal is minute, scorer and, where it is not plain, the club in brackets; `estadio: X`, `asistencia: N`
+    and `árbitro: X` may follow. Marked (red on a terminal, [brackets] elsewhere) are names, minutes and
+    scores that the match does not hold.
+
+    \b
+    Examples:
+      zoo cronica "Rayo 2-1 Betis; 23 Pérez; 67 López (Betis); 80 García" --style all
+      zoo cronica "Boca 1-0 River; 88 Juan Gómez; estadio: La Bombonera" runs/cronica_5m
+    """
+    from zoo.cli.generate import show
+    from zoo.data.match import parse_line, to_block
+    from zoo.errors import UserError
+    from zoo.tokenizers.cronica import STYLES, check_style
+
+    if style != "all":
+        check_style(style)
+    if date is not None:
+        try:
+            datetime.date.fromisoformat(date)
+        except ValueError:
+            raise UserError(f"--date is {date!r}; write it as YYYY-MM-DD") from None
+    match, warnings = parse_line(line, league=league, date=date or datetime.date.today().isoformat())
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    path = model if model is not None else _last_run()
+    print(f"{to_block(match)}\n", file=sys.stderr, flush=True)
+
+    from zoo.evaluate.grounding import Lexicon
+    from zoo.evaluate.marking import Marker
+    from zoo.language_model import load
+
+    lm, lexicon = load(path), Lexicon.learn()
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    before, after = ("\033[1;31m", "\033[0m") if colour else ("[", "]")
+    marked = 0
+    for label in STYLES if style == "all" else [style]:
+        print(f"{label} ({STYLES[label][0]})", flush=True)
+        marker = Marker(match, lexicon, before, after)
+        started = time.perf_counter()
+        show(lm.stream_cronica(match, label, temperature=temperature, seed=seed), started, marker)
+        print()
+        marked += marker.marked
+    if marked:
+        shown = f"{before}like this{after}"
+        print(f"{marked} marked {shown}: not in the match", file=sys.stderr)
+
+
+def _last_run() -> str:
+    """The directory in ./runs whose checkpoints changed last."""
+    from zoo.errors import UserError
+
+    found = [
+        path.parent for path in Path("runs").glob("*/checkpoints") if (path.parent / "recipe.yaml").is_file()
+    ]
+    if not found:
+        raise UserError(
+            "there is no trained run in ./runs; name a MODEL, or train one: zoo-train recipes/quickstart.yaml"
+        )
+    newest = max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
+    print(f"model: {newest}", file=sys.stderr)
+    return str(newest)
