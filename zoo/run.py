@@ -111,6 +111,7 @@ class Job:
         config = recipe.model.make_config()
         # Axes that the mesh cannot divide show here, before the data take their time.
         build.abstract_params(registry.describe(recipe.model.name).model_class(), config, mesh=mesh)
+        _say(f"reading the data: {recipe.data.source}")
         records, heldout = _records(recipe)
         tokenizer = _tokenizer(recipe, records, resume)
         if tokenizer.vocab_size > config.vocab_size:
@@ -118,6 +119,7 @@ class Job:
                 f"tokenizer.path: the tokenizer has {tokenizer.vocab_size:,} entries, more than the model's "
                 f"vocab_size {config.vocab_size:,}; raise model.vocab_size or take another tokenizer"
             )
+        _say(f"tokenising {len(records):,} pairs")
         pairs = data_pairs.tokenise(records, tokenizer)
         job = cls(recipe, config, tokenizer, pairs, heldout, mesh)
         _say(f"data: {job.fit}")
@@ -390,8 +392,8 @@ def _tokenizer(recipe: Recipe, records: list[dict], resume: bool) -> Tokenizer:
         raise UserError(f"{shown(saved)} is missing but the run has checkpoints; put it back, or --fresh")
     if recipe.tokenizer.path is not None:
         return tokenizers.load(recipe.tokenizer.path)
-    texts = (cronica_tokenizer.training_text(record) for record in records)
-    return cronica_tokenizer.train(texts, recipe.tokenizer.vocab_size)
+    _say(f"training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
+    return cronica_tokenizer.train(data_pairs.tokenizer_texts(records), recipe.tokenizer.vocab_size)
 
 
 def _versions() -> dict[str, str]:

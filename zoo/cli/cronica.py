@@ -11,9 +11,7 @@ import typer
 
 
 def cronica(
-    line: Annotated[
-        str, typer.Argument(metavar="LINE", help="The match: result, then goals, parted by semicolons.")
-    ],
+    line: Annotated[str, typer.Argument(metavar="LINE", help="The match: result, then goals, parted by semicolons.")],
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Default: the run in runs/ last trained.")
     ] = None,
@@ -76,9 +74,7 @@ def _last_run() -> str:
     """The directory in ./runs whose checkpoints changed last."""
     from zoo.errors import UserError
 
-    found = [
-        path.parent for path in Path("runs").glob("*/checkpoints") if (path.parent / "recipe.yaml").is_file()
-    ]
+    found = [path.parent for path in Path("runs").glob("*/checkpoints") if (path.parent / "recipe.yaml").is_file()]
     if not found:
         raise UserError(
             "there is no trained run in ./runs; name a MODEL, or train one: zoo-train recipes/quickstart.yaml"

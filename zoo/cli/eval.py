@@ -10,16 +10,12 @@ import typer
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")],
     suite: Annotated[str, typer.Option(help="What to measure: cronica.")] = "cronica",
     cronicas: Annotated[int, typer.Option(help="Crónicas to write for each set of matches.")] = 200,
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Pairs to use instead of the built-in sets: JSON lines or Parquet."
-        ),
+        typer.Option(metavar="FILE", help="Pairs to use instead of the built-in sets: JSON lines or Parquet."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest crónica.")] = 400,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.85,
@@ -27,12 +23,8 @@ def evaluate(
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Crónicas written at a time.")] = 32,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write result and texts there, as JSON.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON instead of tables.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write result and texts there, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")] = False,
 ) -> None:
     """Measure a model: what its crónicas tell of held-out matches, and in which style.
 

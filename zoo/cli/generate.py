@@ -9,9 +9,7 @@ import typer
 
 
 def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")],
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to go on from; - reads it from stdin.")
     ] = None,
@@ -21,9 +19,7 @@ def generate(
     ] = None,
     style: Annotated[str | None, typer.Option(help="With --stats: one of the 8 crónica styles.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Default: 128, for a crónica 400.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy. Default: 1, for a crónica 0.85.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, for a crónica 0.85.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 keeps all. Default: 0, for a crónica 50.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 keeps all. Default: 1, for a crónica 0.9.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
@@ -40,9 +36,7 @@ def generate(
     if (prompt is None) == (stats is None):
         raise UserError("give a PROMPT, or --stats FILE with --style")
     if (stats is None) != (style is None):
-        raise UserError(
-            "--stats and --style go together: one names the match's file, the other a crónica style"
-        )
+        raise UserError("--stats and --style go together: one names the match's file, the other a crónica style")
     text = _read(stats, "--stats") if stats else _read(Path("-"), "PROMPT") if prompt == "-" else prompt
     settings = {
         "max_new_tokens": max_new_tokens,

@@ -95,14 +95,11 @@ def save(
     Their format has no field for norm_eps, which is 1e-5 there: UserError for any other.
     """
     if not math.isclose(config.norm_eps, CronicaConfig().norm_eps):
-        raise UserError(
-            f"model.norm_eps: the cronica format knows only 1e-5, this model has {config.norm_eps}"
-        )
+        raise UserError(f"model.norm_eps: the cronica format knows only 1e-5, this model has {config.norm_eps}")
     flat = {name: np.asarray(leaf, np.float32) for name, leaf in build.flatten(params).items()}
     theirs: dict[str, Any] = {name: flat[ours] for name, ours in TOP_NAMES.items()}
     theirs["layers"] = [
-        {name: flat[f"layers/{i}/{ours}"] for name, ours in LAYER_NAMES.items()}
-        for i in range(config.num_layers)
+        {name: flat[f"layers/{i}/{ours}"] for name, ours in LAYER_NAMES.items()} for i in range(config.num_layers)
     ]
     their_config = {name: getattr(config, ours) for name, ours in CONFIG_NAMES.items()}
     directory = Path(directory)

@@ -29,10 +29,12 @@ class Style:
     """The sentences of one commentator. Every field but `label` is a tuple of templates.
 
     `opening*` name both clubs; `goal_*` and `short_goal` name the scorer and the minute; `close_*` and
-    `signature` end the text: `close_*` gives the score, `signature` holds one of the style's markers.
+    `signature` end the text: `close_*` gives the score, `signature` holds one of the style's markers. `summary`
+    stands at the head: result and goals as a newspaper prints them.
     """
 
     label: str
+    summary: tuple[str, ...]  # a few words and {summary}
     opening: tuple[str, ...]  # {home} {away}, perhaps {league} {date}
     stadium: tuple[str, ...]  # {stadium}
     attendance: tuple[str, ...]  # {attendance}
@@ -172,7 +174,7 @@ def write(match: Match, style: Style, choose: Choose) -> str:
             stadium, the attendance and the referee where they are given.
         style: the commentator.
         choose: the source of chance; the same draws give the same text.
-    Returns: two to four paragraphs of Spanish, separated by blank lines.
+    Returns: a line with result and goals and one to three paragraphs of Spanish, separated by blank lines.
     """
     while True:
         text = _draft(match, style, choose)
@@ -194,6 +196,7 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
         "stadium": match.stadium or "",
         "attendance": f"{match.attendance or 0:,}".replace(",", "."),
         "referee": match.referee or "",
+        "summary": _summary(match),
     }
 
     def sentence(section: str) -> str:
@@ -201,6 +204,7 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
 
     settings = [name for name in ("stadium", "attendance", "referee") if getattr(match, name) is not None]
     early = [name for name in settings if choose(3)]
+    head = [sentence("summary")]
     intro = [sentence("opening"), *(sentence(name) for name in early)]
     if match.goals:
         body = _goal_sentences(match, deck, slots, choose)
@@ -208,13 +212,20 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
         body = [sentence("goalless") for _ in range(3 + choose(2))]
     ending = [sentence(name) for name in settings if name not in early]
     draw = match.home_goals == match.away_goals
-    ending += [sentence("close_draw" if draw else "close_win"), sentence("signature")]
-    target = 110 + choose(50)
+    ending.append(sentence("close_draw" if draw else "close_win"))
+    ending.append(sentence("signature"))
+    target = 100 + choose(15)
     used = 0
-    while sum(len(part.split()) for part in (*intro, *body, *ending)) < target and used < len(style.filler):
+    while sum(len(part.split()) for part in (*head, *intro, *body, *ending)) < target and used < len(style.filler):
         body.insert(choose(len(body) + 1), sentence("filler"))
         used += 1
-    return _paragraphs([intro, body, ending], match, choose)
+    return f"{head[0]}\n\n{_paragraphs([intro, body, ending], match, choose)}"
+
+
+def _summary(match: Match) -> str:
+    """'Rayo 2-1 Betis; 23' Pérez (Rayo), 67' López (Betis), 88' Ibarra (Rayo)'."""
+    goals = ", ".join(f"{goal.clock()}' {goal.scorer} ({goal.club})" for goal in match.goals)
+    return f"{match.home} {match.score} {match.away}" + (f"; {goals}" if goals else "")
 
 
 def _paragraphs(parts: Sequence[list[str]], match: Match, choose: Choose) -> str:
@@ -240,11 +251,12 @@ def problems(style: Style) -> list[str]:
         "goalless": "home away",
         "close_win": "score winner loser",
         "close_draw": "score home away",
+        "summary": "summary",
         "signature": "",
     }
     needed = {
         "opening": "home away", "stadium": "stadium", "attendance": "attendance", "referee": "referee",
-        "close_win": "score winner", "close_draw": "score",
+        "close_win": "score winner", "close_draw": "score", "summary": "summary",
     }  # fmt: skip
     found = []
     for section, templates in style.sections().items():

@@ -107,7 +107,7 @@ def _clubs(choose: Choose, pick, unseen: bool) -> tuple[str, str]:
     """Home and away; one match in twelve is a derby between two clubs of one place."""
 
     def place() -> str:
-        return pick(names.places(foreign=not choose(4), unseen=unseen))
+        return pick(names.places(foreign=not choose(5), unseen=unseen))
 
     home, derby = place(), not choose(12)
     away = home if derby else place()
@@ -118,12 +118,12 @@ def _clubs(choose: Choose, pick, unseen: bool) -> tuple[str, str]:
 
 def _person(choose: Choose, pick, unseen: bool, used: set[str]) -> str:
     """A name whose surname nobody else in the match bears."""
-    foreign = not choose(3)
+    foreign = not choose(5)
     while True:
         surname = pick(names.surnames(foreign=foreign, unseen=unseen))
         if surname not in used:
             used.add(surname)
-            return f"{pick(names.given(foreign=foreign))} {surname}"
+            return surname if not choose(12) else f"{pick(names.given(foreign=foreign))} {surname}"
 
 
 def _without_accents(text: str) -> str:

@@ -96,9 +96,7 @@ def parse_block(text: str, *, source: str = "the stats block") -> Match:
             facts.setdefault(field, value.strip())
     for spanish, field in (("local", "home"), ("visitante", "away"), ("resultado", "score")):
         if not facts.get(field):
-            raise UserError(
-                f"{source} has no line `{spanish}: ...`; local, visitante and resultado are needed"
-            )
+            raise UserError(f"{source} has no line `{spanish}: ...`; local, visitante and resultado are needed")
     score = re.fullmatch(_SCORE, facts["score"])
     if not score:
         raise UserError(f"{source}: resultado is {facts['score']!r}; write it as 2-1")

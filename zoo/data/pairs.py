@@ -1,16 +1,20 @@
 """Tokenised pairs of a match and its crónica, in a few flat arrays."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from zoo.data.match import parse_block
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.tokenizers.cronica import check_tokenizer, encode_pairs
+from zoo.tokenizers.cronica import check_tokenizer, encode_pairs, training_text
 
+_COMMON = 200  # a word of names in one match of so many is common
 _AT_ONCE = 1024  # records encoded in one call: enough to keep every core busy, few enough to show progress
 
 
@@ -108,6 +112,32 @@ def tokenise(
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return Pairs(np.concatenate(parts), offsets, np.asarray(loss_starts, np.int32))
+
+
+def tokenizer_texts(records: Sequence[dict]) -> Iterator[str]:
+    """The texts a tokenizer learns from: block and crónica of each record, without the rare words of its names.
+
+    A name that got a token of its own in training would be copied as one token, and no unknown name could be:
+    the model would never learn to copy a spelling. So words of names (clubs, scorers, stadium, referee) that
+    fewer than one match in `_COMMON` has are left out; common ones ("Deportivo", "Juan") stay.
+    """
+    words = [_name_words(record["stats_block"]) for record in records]
+    counts = Counter(word for own in words for word in own)
+    for record, own in zip(records, words, strict=True):
+        text = training_text(record)
+        rare = [word for word in own if counts[word] * _COMMON < len(records)]
+        if rare:
+            text = re.sub(rf" ?\b(?:{'|'.join(map(re.escape, sorted(rare)))})\b", "", text)
+        yield text
+
+
+def _name_words(stats_block: str) -> set[str]:
+    try:
+        match = parse_block(stats_block)
+    except UserError:  # another kind of block: nothing is known to be a name
+        return set()
+    names = (match.home, match.away, match.stadium, match.referee, *(goal.scorer for goal in match.goals))
+    return {word for name in names if name for word in name.split()}
 
 
 def measure_fit(pairs: Pairs, seq_len: int) -> Fit:

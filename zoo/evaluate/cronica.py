@@ -128,8 +128,7 @@ def evaluate(
             "about": "the published model on that project's own data: other matches, other references",
             **{name: {"value": hits / n, "hits": hits, "total": n} for name, (hits, n) in ORIGINAL.items()},
             "styles": {
-                name: {"value": hits / n, "hits": hits, "total": n}
-                for name, (hits, n) in ORIGINAL_STYLES.items()
+                name: {"value": hits / n, "hits": hits, "total": n} for name, (hits, n) in ORIGINAL_STYLES.items()
             },
         },
     }
@@ -149,16 +148,14 @@ def measure(records: Sequence[dict], texts: Sequence[str], lexicon: Lexicon) -> 
     found["scorers"] = pooled([row.scorers for row in rows], given).to_dict()
     found["goals"] = pooled([row.goals for row in rows], given).to_dict()
     found["told"] = {
-        kind: pooled([row.right[kind] for row in rows], [row.told[kind] for row in rows]).to_dict()
-        for kind in KINDS
+        kind: pooled([row.right[kind] for row in rows], [row.told[kind] for row in rows]).to_dict() for kind in KINDS
     }
     found["styles"] = {}
     for label in STYLES:
         own = [row for row in rows if row.label == label]
         if own:
             found["styles"][label] = {
-                name: proportion([getattr(row, name) for row in own]).to_dict()
-                for name in ("style", "style_strict")
+                name: proportion([getattr(row, name) for row in own]).to_dict() for name in ("style", "style_strict")
             }
     found["words"] = sum(row.words for row in rows) / len(rows)
     return found
@@ -260,10 +257,7 @@ def _card(lm: LanguageModel, lexicon: Lexicon, seed: int, settings: dict[str, An
     rows = {}
     for label, item in zip(STYLES, written, strict=True):
         row = _Row.of({"stats_block": block, "style_label": label}, item.text, lexicon)
-        facts = {
-            name: getattr(row, name)
-            for name in ("home", "away", "score", "scorers", "goals", "style", "clean")
-        }
+        facts = {name: getattr(row, name) for name in ("home", "away", "score", "scorers", "goals", "style", "clean")}
         rows[label] = facts | {"cronica": item.text}
     return {"stats_block": block, "styles": rows}
 

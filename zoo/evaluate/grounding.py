@@ -6,13 +6,14 @@ model's: it is the finder's own error.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from zoo.data import cronicas, names
-from zoo.data.match import Match, parse_block
+from zoo.data.match import Match, fold, parse_block
 
 BUILT_IN_TEXTS = 400  # enough for every sentence of the built-in styles to turn up
 KINDS = ("clubs", "surnames", "names", "minutes", "scores")
@@ -44,7 +45,7 @@ class Mention:
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:
-    """Which words are names, and which are not although they are written with a capital. All case-folded."""
+    """Which words are names, and which are not although written with a capital. Without case and accents."""
 
     people: frozenset[str]
     clubs: frozenset[str]
@@ -64,8 +65,8 @@ class Lexicon:
         for records in (cronicas.generate(BUILT_IN_TEXTS), *corpora):
             ordinary |= _ordinary_words(records)
         return cls(
-            frozenset(word.casefold() for word in people),
-            frozenset(word.casefold() for word in clubs) - _CONNECTORS,
+            frozenset(map(_fold, people)),
+            frozenset(map(_fold, clubs)) - _CONNECTORS,
             frozenset(ordinary),
         )
 
@@ -76,9 +77,9 @@ def _ordinary_words(records: Sequence[dict]) -> set[str]:
         text, known, strange = record["cronica"], set(_words(record["stats_block"])), set()
         for word in _WORD.finditer(text):
             if word[0].islower():
-                small.add(word[0])
-            elif word[0].casefold() not in known and not _starts_sentence(text, word.start()):
-                strange.add(word[0].casefold())
+                small.add(_fold(word[0]))
+            elif _fold(word[0]) not in known and not _starts_sentence(text, word.start()):
+                strange.add(_fold(word[0]))
         capital.update(strange)
     return small | {word for word, times in capital.items() if times >= max(2, len(records) / 100)}
 
@@ -104,8 +105,11 @@ def has_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
+_fold = functools.lru_cache(maxsize=100_000)(fold)
+
+
 def _words(text: str) -> list[str]:
-    return [word.casefold() for word in _WORD.findall(text)]
+    return [_fold(word) for word in _WORD.findall(text)]
 
 
 def _starts_sentence(text: str, at: int) -> bool:
@@ -166,21 +170,21 @@ def _capital_runs(text: str) -> list[list[re.Match]]:
     for word in _WORD.finditer(text):
         gap = "" if previous is None else text[previous.end() : word.start()]
         adjacent = previous is not None and gap.strip(" ") == ""
-        if word[0][0].isupper() and word[0].casefold() not in _CONNECTORS:
+        if word[0][0].isupper() and _fold(word[0]) not in _CONNECTORS:
             if adjacent and linked:
                 runs[-1].append(word)
             else:
                 runs.append([word])
             linked = True
         else:
-            linked = linked and adjacent and word[0].casefold() in _CONNECTORS
+            linked = linked and adjacent and _fold(word[0]) in _CONNECTORS
         previous = word
     return runs
 
 
 def _is_name(word: re.Match, block: list, lexicon: Lexicon) -> bool:
     """Whether a word at the start of a sentence is a name and not merely a first word."""
-    folded = word[0].casefold()
+    folded = _fold(word[0])
     if any(folded in name for _, name in block):
         return True
     return folded not in lexicon.ordinary and (folded in lexicon.people or folded in lexicon.clubs)
@@ -188,7 +192,7 @@ def _is_name(word: re.Match, block: list, lexicon: Lexicon) -> bool:
 
 def _ground(run: list[re.Match], block: list, lexicon: Lexicon) -> list[Mention]:
     """Cut a run into the longest pieces that stand in the block, and what is left between them."""
-    folded = [word[0].casefold() for word in run]
+    folded = [_fold(word[0]) for word in run]
     found, at = [], 0
     while at < len(run):
         kind, size = _longest(folded[at:], block)
@@ -223,7 +227,7 @@ def _longest(words: list[str], block: list) -> tuple[str, int]:
 
 def _kind(word: str, lexicon: Lexicon) -> str:
     """Of a capital word that is not in the block; "" for one that is no name."""
-    folded = word.casefold()
+    folded = _fold(word)
     if folded in lexicon.people:
         return "surnames"
     if folded in lexicon.clubs:

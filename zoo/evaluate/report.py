@@ -68,9 +68,7 @@ def _styles(result: dict[str, Any]) -> str:
             shares = (own["style"], own["style_strict"], reference["style_strict"]) if own else ()
             cells += [str(share(stored)) for stored in shares] or [""] * 3
         past = published.get(label)
-        cells.append(
-            f"{100 * past['value']:.0f}% ({past['hits']} of {past['total']})" if past else "not measured"
-        )
+        cells.append(f"{100 * past['value']:.0f}% ({past['hits']} of {past['total']})" if past else "not measured")
         lines.append(_line(cells))
     return "\n".join(lines)
 

@@ -165,19 +165,13 @@ def _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len) -> None:
             raise UserError(f"prompt {row + 1} is empty; a model needs at least one token to go on from")
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= vocab:
-            raise UserError(
-                f"prompt {row + 1} holds the id {low if low < 0 else high}; ids go from 0 to {vocab - 1}"
-            )
+            raise UserError(f"prompt {row + 1} holds the id {low if low < 0 else high}; ids go from 0 to {vocab - 1}")
         if max_len is not None and lengths[row] >= max_len:
-            raise UserError(
-                f"prompt {row + 1} has {lengths[row]} tokens; the model takes {max_len}, new ones included"
-            )
+            raise UserError(f"prompt {row + 1} has {lengths[row]} tokens; the model takes {max_len}, new ones included")
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "shape", "cache_len", "room"))
-def _prefill(
-    params, tokens: Array, lengths: Array, inputs: dict, *, graphdef, shape, cache_len: int, room: int
-):
+def _prefill(params, tokens: Array, lengths: Array, inputs: dict, *, graphdef, shape, cache_len: int, room: int):
     """The state after the prompts [B, T] and the first new token of each row."""
     model = nnx.merge(graphdef, params)
     rows, width = tokens.shape

@@ -31,9 +31,7 @@ class Sampling:
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; give a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
-            raise UserError(
-                f"top_p is {self.top_p}; give a number above 0 and at most 1 (1 keeps all tokens)"
-            )
+            raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1 (1 keeps all tokens)")
 
     @property
     def shape(self) -> "SamplingShape":
@@ -52,9 +50,7 @@ class SamplingShape:
     nucleus: bool
 
 
-def sample(
-    logits: Array, keys: Array, shape: SamplingShape, temperature: Array, top_p: Array
-) -> tuple[Array, Array]:
+def sample(logits: Array, keys: Array, shape: SamplingShape, temperature: Array, top_p: Array) -> tuple[Array, Array]:
     """Draw one token a row.
 
     Args:

@@ -100,9 +100,7 @@ class TextRun:
         texts = [row.text for row in self._texts] or [""] * len(self._decoding.tokens)
         finished = [reason or "running" for reason in self._decoding.finished]
         parts = zip(texts, self._decoding.tokens, self._decoding.logprobs, finished, strict=True)
-        return [
-            Generation(text, list(tokens), list(logprobs), reason) for text, tokens, logprobs, reason in parts
-        ]
+        return [Generation(text, list(tokens), list(logprobs), reason) for text, tokens, logprobs, reason in parts]
 
     def _read(self) -> None:
         """Make text of the tokens that came since the last time; end the rows whose stop string came."""

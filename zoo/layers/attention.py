@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers import kv_cache
-from zoo.layers.attention_kernels import attention
+from zoo.layers.attention_kernels import attention, cached_attention
 from zoo.layers.initializers import Initializer
 from zoo.layers.linear import Linear
 from zoo.layers.sharding import constrain
@@ -36,9 +36,7 @@ class Attention(nnx.Module):
         self.q = Linear(embed_dim, inner, key=keys[0], **heads)
         self.k = Linear(embed_dim, kv_inner, key=keys[1], **kv_heads)
         self.v = Linear(embed_dim, kv_inner, key=keys[2], **kv_heads)
-        self.o = Linear(
-            inner, embed_dim, axes=("heads", "embed"), units=(head_dim, 1), key=keys[3], init=init
-        )
+        self.o = Linear(inner, embed_dim, axes=("heads", "embed"), units=(head_dim, 1), key=keys[3], init=init)
         self.head_dim = head_dim
 
     def _project(self, x, rotate):
@@ -70,11 +68,11 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         rotate: Rotation,
-        cached_k: Float[Array, "B S K H"],
-        cached_v: Float[Array, "B S K H"],
+        cached_k: Float[Array, "B K S H"],
+        cached_v: Float[Array, "B K S H"],
         slots: Int[Array, "B T"],
         visible: Bool[Array, "B 1 T S"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
         """The same over the cached tokens and x itself: x's keys and values are written first, then read.
 
         Returns the output and the layer's new keys and values. See `zoo.layers.kv_cache` for the slots.
@@ -82,5 +80,5 @@ class Attention(nnx.Module):
         q, k, v = self._project(x, rotate)
         cached_k = kv_cache.write(cached_k, k, slots)
         cached_v = kv_cache.write(cached_v, v, slots)
-        out = attention(q, cached_k.astype(q.dtype), cached_v.astype(q.dtype), causal=False, mask=visible)
+        out = cached_attention(q, cached_k.astype(q.dtype), cached_v.astype(q.dtype), mask=visible)
         return self._output(out), cached_k, cached_v

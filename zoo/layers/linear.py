@@ -40,5 +40,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.matmul(x, kernel, precision=matmul_precision(x.dtype))
+        # Two axes only: with three, XLA on CPU transposes every output gradient to get that of the kernel.
+        y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=matmul_precision(x.dtype))
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y

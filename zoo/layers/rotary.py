@@ -26,8 +26,10 @@ def rotate_interleaved(
     x: Float[Array, "... width"], cos: Float[Array, "... half"], sin: Float[Array, "... half"]
 ) -> Float[Array, "... width"]:
     """Rotate the pairs (2i, 2i+1) by the angles; `cos` and `sin` broadcast against x[..., :half]."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+    # x cos + swap(x) (-sin, sin): taking the pairs apart with strided slices takes a CPU twice as long.
+    swapped = jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+    signed = jnp.stack([-sin, sin], axis=-1).reshape(*sin.shape[:-1], -1)
+    return x * jnp.repeat(cos, 2, axis=-1) + swapped * signed
 
 
 def rotate_split_half(

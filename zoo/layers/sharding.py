@@ -64,9 +64,7 @@ def partition_spec(
                     f"{name}: axis {axis!r} has {count} parts, which mesh axis {'x'.join(chosen)} of size "
                     f"{ways} does not divide; choose a mesh size that divides {count}"
                 )
-            logger.info(
-                "%s: axis %r (%d) is replicated: %d devices do not divide it", name, axis, count, ways
-            )
+            logger.info("%s: axis %r (%d) is replicated: %d devices do not divide it", name, axis, count, ways)
             chosen = ()
         entries.append(chosen if len(chosen) > 1 else chosen[0] if chosen else None)
     return PartitionSpec(*entries)
@@ -89,7 +87,7 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> dict:
 def constrain(x: Array, axes: tuple[str, ...]) -> Array:
     """Pin an activation to its place on the ambient mesh (`jax.set_mesh`); the identity without one.
 
-    An axis that the mesh does not divide (a batch of one prompt, say) is left unsharded.
+    An axis that the mesh does not divide (twelve prompts on eight devices, say) is left unsharded.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -155,6 +155,4 @@ class Cronica(nnx.Module):
     def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
         """An empty cache for `batch` rows of at most `max_len` tokens."""
         config = self.config
-        return kv_cache.init_cache(
-            config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype
-        )
+        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype)

@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="centroamericano_espn",
+    summary=(
+        "(En pantalla|La ficha del compromiso|Resumen de la transmisión): {summary}.",
+        "(Nota de cabecera|Cartelera cumplida|Cuadro de la jornada): {summary}.",
+    ),
     opening=(
         "(Amigos televidentes|Estimados televidentes|Amables televidentes), (sean bienvenidos|bienvenidos sean|gusto de saludarles): (repasamos|revisamos|desmenuzamos) (el compromiso|el cotejo|la cita) (de este|del) {date} entre {home} y {away}, (con todos los detalles|con la pizarra en pantalla|lance por lance).",
         "(Una fecha más|Otra jornada|Un capítulo más) de {league} (nos dejó|nos regaló|puso en pantalla) el (cotejo|compromiso|duelo) (estelar|central) entre {home} y {away}, dos (escuadras|oncenas|planteles) que (salieron al engramado|saltaron a la grama) (con mentalidad ganadora|con la ambición intacta|sin especular).",

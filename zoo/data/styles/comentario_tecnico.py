@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="comentario_tecnico",
+    summary=(
+        "(Hoja de datos|Registro del partido|Datos de la muestra): {summary}.",
+        "(Resumen cuantitativo|Cabecera del informe|Variables básicas): {summary}.",
+    ),
     opening=(
         "(El análisis|La lectura táctica|El estudio táctico) del {home} contra {away} del {date} (parte de|arranca en|gira sobre) una (cuestión|pregunta|duda) (sencilla|concreta|medible): (quién ocupó mejor los intervalos|cómo se gestionó el espacio a la espalda|qué altura eligió cada línea defensiva).",
         "(En {league}|Dentro de {league}), {home} y {away} (plantearon|propusieron|expusieron) (dos modelos opuestos|dos planes complementarios|dos ideas reconocibles): (amplitud y circulación|salida corta y atracción|ataque posicional) de un lado, (repliegue y ataque rápido|vigilancias y robo medio|juego directo y segunda jugada) del otro.",

@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="espanol_radiofonico",
+    summary=(
+        "(Titulares|Sumario de la jornada|Lo primero, el resultado): {summary}.",
+        "(Tomad nota|Al habla vuestro narrador|Abrimos con el resultado): {summary}.",
+    ),
     opening=(
         "(Arriba los transistores|Subid el volumen|Pegad la oreja a la radio), (que abrimos micrófonos|que entramos en antena|que arranca el carrusel): {home} y {away} (ya pisan el césped|saltan ya al verde|se saludan en el círculo central) (en este|en un) partidazo de {league}, (y va en directo|y no os mováis).",
         "(Os hablamos|Os saludamos|Conectamos) (a pie de campo|desde la cabina|con el inalámbrico en la mano): (nos ha tocado|nos toca|nos cae en suerte) narrar un {home} contra {away}, (y vaya ambientazo|y menudo cartel|y qué ganas había), (este|en este) {date} de fútbol y radio.",
@@ -131,7 +135,7 @@ STYLE = Style(
     ),
     close_win=(
         "(Pita el final|Final, final, final|Se acabó lo que se daba): {score}, (gana|se lo lleva|vence) {winner}, (que se abraza en el centro del campo|que da la vuelta al ruedo|que lo celebra con los suyos), y {loser} (enfila los vestuarios con la cabeza gacha|se marcha de vacío para su tierra|se queda con la miel en los labios).",
-        "(Os repito|Os recuerdo|Os canto de nuevo) el luminoso, (por si acabáis de llegar|para los rezagados|despacito y con buena letra): {score}, (triunfo|victoria|triunfazo) de {winner} (en un partido de tomo y lomo|con toda la justicia del mundo|por méritos contantes y sonantes), y {loser} (a hacer los deberes|a lamerse las heridas|a pensar en la próxima).",
+        "(Os repito|Os recuerdo|Os canto de nuevo) el luminoso, (por si acabáis de llegar|para los rezagados|despacito y con buena letra): {score}, (triunfo|victoria|triunfazo) de {winner} (en un partido de tomo y lomo|con toda la justicia del mundo|por méritos contantes y sonantes|a base de oficio), y {loser} (a hacer los deberes|a lamerse las heridas|a pensar en la próxima|con las orejas gachas).",
         "{winner} (tumba|doblega|supera) a {loser} por {score}, (que ya está en los libros|tal y como os lo hemos contado|ni más ni menos), y (en los vestuarios suena la música|la fiesta sigue en la ducha|los chavales saludan a la grada), (con el inalámbrico esperando voces|y enseguida los protagonistas|que lo han sudado).",
         "Con {score} (baja la persiana el choque|echamos el cierre|se recogen las porterías): (sonríe|respira|saca pecho) {winner}, (más listo en las áreas|más fresco de piernas|con pegada y oficio), y (agacha la cabeza|aplaude a los suyos|busca explicaciones) {loser}, (que no supo meterle mano|que lo ha peleado con todo|que ya piensa en la siguiente).",
         "(Qué partidazo|Menudo partidazo|Vaya choque) nos (han regalado|han servido), y (se lo queda|se lo lleva|cae del lado de) {winner} por {score}, (con la grada de pie|entre vítores|y sin discusión posible), (mientras|al tiempo que) {loser} (se duele en el banquillo|desfila hacia el túnel|rumia lo que pudo ser).",

@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="mexicano_clasico",
+    summary=(
+        "(Cédula arbitral|Acta del cotejo|Cartel de la jornada): {summary}.",
+        "(Para constancia|Relación oficial|Noticia del certamen): {summary}.",
+    ),
     opening=(
         "(Con la solemnidad|Con la prestancia|Con la formalidad) que (amerita|exige|demanda) (la ocasión|el certamen|la jornada), {home} (recibió a|se midió a|hizo los honores a) {away} el {date}, en (un cotejo|un compromiso|un encuentro) (correspondiente a|válido por|comprendido dentro de) la {league}.",
         "(La afición|El público|La feligresía deportiva) (acudió puntual|respondió al llamado|se dio cita) para (presenciar|atestiguar|seguir de cerca) el (cotejo|compromiso|choque) entre {home} y {away}, (por la|dentro de la|en la) {league}, (celebrado|efectuado|verificado) el {date}.",

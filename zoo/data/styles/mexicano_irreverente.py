@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="mexicano_irreverente",
+    summary=(
+        "(Para los que se durmieron|El chisme completo|Apúntele, compadre): {summary}.",
+        "(Ahí les va el resumen|Pa pronto|Sin anestesia): {summary}.",
+    ),
     opening=(
         "(Ándale pues|Órale|A ver, mi raza), (agarren botana|destapen la fría|saquen los cacahuates), que {home} y {away} (se aventaron|nos regalaron|perpetraron) (un numerito|una función|un sainete) en la {league}, (de esos que ni en la carpa|y ni modo de cambiarle|para reír o para llorar).",
         "(Dicen las malas lenguas|Me contó mi compadre|Juran en la fonda) que el {date} {home} y {away} (jugaron futbol|se vieron las caras|salieron a la cancha), (y ahí les va|así que les sirvo|por eso les traigo) el chisme (con todo y aguacate|sin anestesia|bien calientito).",

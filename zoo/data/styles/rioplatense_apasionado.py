@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="rioplatense_apasionado",
+    summary=(
+        "(Anotalo, hermano|Para los que llegan tarde|Guardalo para siempre): {summary}.",
+        "(Así quedó, y no lo olvidés|Grabátelo en la piel|Con la garganta rota): {summary}.",
+    ),
     opening=(
         "¡(Qué locura|Qué fiesta|Qué jornada) (inolvidable|tremenda|descomunal), (mi querido fútbol|hermano del corazón|pueblo futbolero)! {home} y {away} (se mataron por cada pelota|dejaron la vida en el pasto|jugaron la final del mundo) (en esta fecha|en este capítulo) de {league}, (y yo quedé afónico|y acá seguimos temblando).",
         "(Agarrate fuerte|Sentate, hermano|Prepará el corazón), que {home} (recibió a|chocó con|se midió con) {away} por {league} y (acá no sobró nada|esto fue pura sangre caliente|se nos fue la garganta) (el|aquel) {date}, (te lo cuento temblando|mirá cómo me late el pecho).",

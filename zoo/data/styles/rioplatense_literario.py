@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="rioplatense_literario",
+    summary=(
+        "(En el cuaderno del almacén|En la pizarra del boliche|Escrito con tiza): {summary}.",
+        "(Así lo guarda la memoria|Antes del relato|Dice el viejo cuaderno): {summary}.",
+    ),
     opening=(
         "(Había en el aire|Flotaba entre los plátanos|Venía desde el río) un (olor a lluvia vieja|rumor de tamboriles|perfume de glicinas) cuando {home} y {away} (salieron a su cita|entraron en el círculo de cal|se miraron por primera vez), (aquel|el) {date}, (con los ojos hondos|de cara a la brisa|como rivales de cuento).",
         "(Cuentan los abuelos|Dicen en los boliches|Se murmura en los muelles) que (el fútbol nació|la pelota fue inventada|los domingos existen) para (jornadas como esta|contar hazañas|espantar la tristeza), y {home} con {away} (vinieron a darles la razón|le pusieron verbo y sangre|agregaron un capítulo) (por la|en la|desde la) {league}.",

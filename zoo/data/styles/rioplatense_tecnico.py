@@ -4,6 +4,10 @@ from zoo.data.cronica_text import Style
 
 STYLE = Style(
     label="rioplatense_tecnico",
+    summary=(
+        "(Ficha del partido|Planilla|Síntesis): {summary}.",
+        "(Resumen para la carpeta|Números primero|Datos del partido): {summary}.",
+    ),
     opening=(
         "(Hay partidos que se explican|Hay duelos que se entienden|Existen encuentros que se resuelven) desde (el mediocampo|el pizarrón|la pelota parada), y (este|el presente|un nuevo) {home} frente a {away}, (por la|en la|dentro de la) {league}, (merece esa lectura|entra en esa categoría|sirve de ejemplo), (con matices|con detalles|con argumentos) de sobra.",
         "(Vale detenerse en|Conviene repasar|Corresponde analizar) el (planteo|dibujo|funcionamiento) que {home} y {away} (propusieron|ensayaron|llevaron a la cancha) el {date}, (porque ahí se esconde|donde se cifra|que explica) (buena parte|lo esencial|lo medular) (del desarrollo|del trámite|de la disputa).",
@@ -135,12 +139,12 @@ STYLE = Style(
     ),
     signature=(
         "(Al final|En estas instancias|A la larga), la jerarquía (de los intérpretes|individual|en los detalles) (termina explicando|suele ordenar|acomoda) (lo que el pizarrón no alcanza|cualquier desarrollo|aquello que parece azar), (y aquí no hubo excepción|y conviene tomar nota|y así volvió a ocurrir).",
-        "(Como se sabe|A fin de cuentas|Bien mirado), (el marcador|la ventaja|la cifra de un encuentro) (dice una parte|cuenta apenas la mitad|es solo un dato), (el funcionamiento|el trabajo semanal|la idea) (explica|completa|aclara) (todo lo demás|el resto|la otra parte).",
-        "(Se fue|Concluyó|Quedó atrás) un encuentro (de trazo fino|para rever en video|de matices), (con preguntas|rico en detalles|muy útil) (para el análisis del lunes|para los entrenadores|para quien quiera aprender).",
-        "(Conviene|Vale|Corresponde) (recordarlo|anotarlo|subrayarlo): (la ventaja|el marcador|un encuentro) (se construye|nace|se trabaja) (desde el orden|con la pelota y sin ella|en los espacios chicos), (nunca por casualidad|paso a paso|con ideas claras).",
+        "(Como se sabe|A fin de cuentas|Bien mirado), (el marcador|la ventaja|la jerarquía) (dice una parte|cuenta apenas la mitad|es solo un dato), (el funcionamiento|el trabajo semanal|la idea) (explica|completa|aclara) (todo lo demás|el resto|la otra parte).",
+        "(Se fue|Concluyó|Quedó atrás) un partido (de marcador justo|que ninguna ventaja explica|en que pesó la jerarquía), (con preguntas|rico en detalles|muy útil) (para el análisis del lunes|para los entrenadores|para quien quiera aprender).",
+        "(Conviene|Vale|Corresponde) (recordarlo|anotarlo|subrayarlo): (la ventaja|un buen marcador|la jerarquía) (se construye|nace|se trabaja) (desde el orden|con la pelota y sin ella|en los espacios chicos), (nunca por casualidad|paso a paso|con ideas claras).",
         "(Los detalles|Los relevos|Los ritmos), (la pelota parada|el retroceso|la circulación) y la jerarquía: (con eso|con esos elementos|sobre tales bases) (se hace|se construye|se edifica) (el fútbol de hoy|un equipo serio|cualquier proyecto).",
-        "(Habrá|Queda|Sobra) (tiempo|material|tela) para (corregir|revisar|estudiar) este encuentro, (que enseñó bastante|de variada lectura|con sus luces y sombras), (lejos del ruido|con la cabeza fría|sin apuro).",
-        "(Siempre|En todos los casos|Se sabe que), (detrás|más allá|por encima) (del marcador|de toda ventaja|de cada encuentro) (hay|existe|subyace) (un método|una idea|un trabajo), y (eso|ese proceso) (merece|exige|pide) (paciencia|continuidad|una mirada atenta).",
-        "(Hasta acá|Hasta aquí) (el repaso|el análisis|la lectura) del encuentro, (donde cada metro tuvo dueño|que se jugó también en los bancos|con aciertos y errores), (sin apuro|con la tiza en la mano|hasta la próxima clase).",
+        "(Habrá|Queda|Sobra) (tiempo|material|tela) para (corregir|revisar|estudiar) cada ventaja, (que enseñó bastante|de variada lectura|con sus luces y sombras), (lejos del ruido|con la cabeza fría|sin apuro).",
+        "(Siempre|En todos los casos|Se sabe que), (detrás|más allá|por encima) (del marcador|de toda ventaja|de cada marcador) (hay|existe|subyace) (un método|una idea|un trabajo), y (eso|ese proceso) (merece|exige|pide) (paciencia|continuidad|una mirada atenta).",
+        "(Hasta acá|Hasta aquí) (el repaso|el análisis|la lectura) del marcador, (donde cada metro tuvo dueño|que se jugó también en los bancos|con aciertos y errores), (sin apuro|con la tiza en la mano|hasta la próxima clase).",
     ),
 )

@@ -1,0 +1,263 @@
+"""LanguageModel and `zoo.load`: what a notebook does, and what goes wrong there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo.checkpoints import Checkpoints
+from zoo.data import cronicas
+from zoo.data.match import parse_block
+from zoo.errors import UserError
+from zoo.language_model import LanguageModel, create, load
+from zoo.models import build
+from zoo.recipe import make_recipe
+from zoo.tokenizers import cronica as cronica_tokens
+
+GOLDEN = Path(__file__).parent / "golden" / "cronica"
+TINY = {"num_layers": 1, "embed_dim": 16, "num_heads": 1, "head_dim": 16, "mlp_dim": 24, "init_std": 0.2}
+SHORT = {"max_new_tokens": 40}
+RECORDS = cronicas.generate(40)
+BLOCK = RECORDS[0]["stats_block"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return cronica_tokens.train((cronica_tokens.training_text(record) for record in RECORDS), 600)
+
+
+@pytest.fixture(scope="module")
+def lm(tokenizer):
+    bare = create("cronica-5m", vocab_size=640, max_seq_len=400, **TINY)
+    return LanguageModel(bare.module, tokenizer, bare.spec, bare.config)
+
+
+def same(one, other):
+    """Equal but for the rounding of another batch size."""
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    return (one.text, one.tokens, one.finish) == (other.text, other.tokens, other.finish)
+
+
+@pytest.fixture(scope="module")
+def portable(lm, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("portable")
+    lm.save(directory)
+    return directory
+
+
+def test_generate_one_and_many(lm):
+    one = lm.generate("El partido", seed=3, **SHORT)
+    assert str(one) == one.text == lm.tokenizer.decode(one.tokens)
+    assert len(one.logprobs) == len(one.tokens) <= 40 and all(value < 0 for value in one.logprobs)
+    ids = lm.tokenizer.encode("El partido", add_special=True)
+    assert ids[0] == lm.tokenizer.bos_id
+    calls = []
+    many = lm.generate(
+        [ids, "Y", "El partido"], seed=[3, 4, 5], batch_size=2, on_progress=lambda *at: calls.append(at), **SHORT
+    )
+    assert same(many[0], one) and many[2].tokens != one.tokens
+    assert calls == [(0, 3), (2, 3), (3, 3)]
+    assert lm.generate(ids, seed=3, **SHORT) == one
+    with pytest.raises(UserError, match="2 seeds for 1 prompts"):
+        lm.generate(["a"], seed=[1, 2])
+    assert lm.generate([]) == []
+
+
+def test_the_models_length_bounds_prompt_and_text(lm):
+    room = lm.config.max_seq_len
+    assert len(lm.generate([20] * (room - 3), max_new_tokens=10, temperature=0).tokens) <= 3
+    with pytest.raises(UserError, match=f"{room} tokens.*takes {room}"):
+        lm.generate([20] * room)
+
+
+def test_stream_is_the_same_text_in_whole_characters(lm):
+    for seed in range(3):
+        stream = lm.stream("¡Gooool", seed=seed, temperature=1.5, max_new_tokens=40)
+        pieces = list(stream)
+        assert len(pieces) > 1
+        whole = lm.generate("¡Gooool", seed=seed, temperature=1.5, max_new_tokens=40)
+        assert "".join(pieces) == whole.text and stream.generation == whole
+
+
+def test_stop_strings_and_ids_end_a_text(lm):
+    free = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2)
+    string = free.text[10:13]
+    cut = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2, stop=string)
+    assert cut.text == free.text[: free.text.index(string)] and cut.finish == "stop"
+    assert cut.tokens == free.tokens[: len(cut.tokens)] and len(cut.logprobs) == len(cut.tokens)
+    stream = lm.stream("El", seed=1, max_new_tokens=40, temperature=1.2, stop=[string])
+    assert "".join(stream) == cut.text
+    at = free.tokens.index(free.tokens[5])
+    stopped = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2, stop=free.tokens[5])
+    assert stopped.tokens == free.tokens[:at] and stopped.finish == "stop"
+
+
+def test_cronica_takes_a_block_in_any_dress(lm):
+    bare = "\n".join(line + "  " for line in BLOCK.splitlines()[1:-1])
+    assert BLOCK.startswith("<STATS>") and "STATS" not in bare
+    prompts = [lm.cronica_prompt(stats, "mexicano_clasico") for stats in (BLOCK, bare, parse_block(BLOCK))]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert prompts[0] == cronica_tokens.encode_prompt(lm.tokenizer, BLOCK, "mexicano_clasico")
+    text = lm.cronica(BLOCK, style="mexicano_clasico", seed=2, **SHORT)
+    pairs = [(BLOCK, "comentario_tecnico"), (BLOCK, "mexicano_clasico")]
+    assert same(lm.cronicas(pairs, seed=[0, 2], **SHORT)[1], text)
+    assert "".join(lm.stream_cronica(BLOCK, "mexicano_clasico", seed=2, **SHORT)) == text.text
+
+
+def test_cronica_ends_at_its_closing_token(lm):
+    closing = lm.tokenizer.special_tokens["</cronica>"]
+    pairs = [(BLOCK, "mexicano_clasico")] * 128
+    wild = lm.cronicas(pairs, seed=range(128), temperature=5.0, top_k=0, top_p=1.0, batch_size=128, **SHORT)
+    assert any(item.finish == "stop" for item in wild)
+    assert all(closing not in item.tokens for item in wild)
+
+
+def test_unknown_style_lists_the_eight_with_their_regions(lm):
+    with pytest.raises(UserError) as caught:
+        lm.cronica(BLOCK, style="mexicano")
+    for label, (region, _) in cronica_tokens.STYLES.items():
+        assert label in str(caught.value) and region in str(caught.value)
+
+
+def test_a_text_that_is_no_block_is_refused(lm):
+    with pytest.raises(UserError, match="local"):
+        lm.cronica("Rayo gana", style="mexicano_clasico")
+
+
+def test_score_is_the_sum_of_the_logits_log_softmax(lm):
+    score = lm.score("¡Qué partido!")
+    logits = np.asarray(lm.logits(score.tokens), np.float64)
+    exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = [exact[at, token] for at, token in enumerate(score.tokens[1:])]
+    np.testing.assert_allclose(score.logprobs, wanted, atol=1e-4)
+    assert score.perplexity == pytest.approx(np.exp(-np.mean(wanted)), rel=1e-4)
+    assert lm.logits([score.tokens, score.tokens]).shape == (2, len(score.tokens), 640)
+
+
+def test_create_is_seeded_and_checks_names():
+    one, same, other = (create("cronica-5m", seed=seed, vocab_size=32, **TINY) for seed in (1, 1, 2))
+    tokens = [1, 2, 3]
+    np.testing.assert_array_equal(one.logits(tokens), same.logits(tokens))
+    assert np.abs(one.logits(tokens) - other.logits(tokens)).max() > 1e-3
+    with pytest.raises(UserError, match="cronica-5m"):
+        create("cronica5m")
+    with pytest.raises(UserError, match="num_layers"):
+        create("cronica-5m", num_layer=3)
+    with pytest.raises(UserError, match="no tokenizer"):
+        one.generate("text")
+    assert len(one.generate([1, 2], max_new_tokens=4).tokens) == 4
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer):
+    bare = create("cronica-5m", vocab_size=599, **TINY)
+    with pytest.raises(UserError, match="600 entries, the model only 599"):
+        LanguageModel(bare.module, tokenizer, bare.spec, bare.config)
+
+
+def test_portable_directory_round_trip(lm, portable):
+    assert {path.name for path in portable.iterdir()} == {"zoo.json", "model.safetensors", "tokenizer"}
+    again = zoo.load(portable)
+    assert again.config == lm.config and again.tokenizer.fingerprint == lm.tokenizer.fingerprint
+    np.testing.assert_array_equal(again.logits([1, 2, 3]), lm.logits([1, 2, 3]))
+    half = load(str(portable), dtype="bfloat16")
+    assert half.module.embed.embedding.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.logits([1, 2, 3]), lm.logits([1, 2, 3]), atol=0.3)
+    lm.save(portable)  # over itself is fine
+
+
+def test_save_leaves_other_directories_alone(lm, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        lm.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def edit(directory, source, change):
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    content = json.loads((directory / "zoo.json").read_text())
+    change(content)
+    (directory / "zoo.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda content: content.update(format=99), "format 99"),
+        (lambda content: content.pop("model"), "model"),
+        (lambda content: content.update(model="cronica"), "cronica-5m"),
+        (lambda content: content["config"].update(embed_dim=32), "embed/embedding"),
+        (lambda content: content["config"].update(num_layers=2), "layers/1"),
+        (lambda content: content["config"].update(layers=2), "layers"),
+    ],
+)
+def test_a_portable_directory_that_does_not_fit_is_refused(portable, tmp_path, change, named):
+    with pytest.raises(UserError, match=named) as caught:
+        load(edit(tmp_path, portable, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_are_one_clear_error(portable, tmp_path):
+    edit(tmp_path, portable, lambda content: None)
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load(tmp_path)
+
+
+def test_run_directory_gives_its_newest_checkpoint(lm, tokenizer, tmp_path):
+    recipe = make_recipe(
+        {
+            "name": "r",
+            "model": {"name": "cronica-5m", "vocab_size": 640, **TINY},
+            "data": {"source": "jsonl", "path": str(tmp_path / "gone.jsonl")},
+        },
+        check_files=False,
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    tokenizer.save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="no checkpoint"):
+        load(tmp_path)
+    spec, config = zoo.describe("cronica-5m"), recipe.model.make_config()
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for step in (1, 2):
+            _, params = build.create_params(spec.model_class(), config, step)
+            checkpoints.save(step, params, {"count": jnp.zeros(())}, {"examples_seen": 0})
+    loaded = zoo.load(tmp_path)
+    newest = create("cronica-5m", seed=2, vocab_size=640, **TINY)
+    np.testing.assert_array_equal(loaded.logits([5, 6]), newest.logits([5, 6]))
+    assert loaded.cronica(BLOCK, style="mexicano_clasico", **SHORT).tokens
+
+
+def test_published_checkpoint():
+    for path in (GOLDEN, next(GOLDEN.glob("*.pkl"))):
+        published = zoo.load(path)
+        tokens, logits = (np.load(GOLDEN / f"{name}.npy") for name in ("tokens", "logits"))
+        np.testing.assert_allclose(published.logits(tokens), logits, atol=1e-4)
+
+
+def test_a_name_fetches_the_published_files_or_says_what_it_wanted(monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(GOLDEN))
+    assert load("cronica-5m").config.vocab_size == 160
+    assert asked == ["DanielRegaladoCardoso/cronica-jax-5m"]
+
+    def unreachable(name):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError) as caught:
+        load("cronica-5m")
+    for part in ("cronica-jax-5m", "ckpt_002000.pkl", "no route to host", "zoo.create('cronica-5m')"):
+        assert part in str(caught.value)
+
+
+def test_what_is_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'cronica-5m'"):
+        load("cronica-5")
+    with pytest.raises(UserError, match=r"recipe\.yaml.*zoo\.json"):
+        load(tmp_path)
