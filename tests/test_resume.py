@@ -269,7 +269,9 @@ def test_another_recipe_other_data_or_another_tokenizer_are_refused(undisturbed,
 
 def test_more_steps_go_on_and_fresh_starts_over(tmp_path, capsys):
     recipe, run_dir = write_inputs(tmp_path), tmp_path / "runs" / "tiny"
-    assert main([str(recipe), "train.steps=4"]) == 0
+    pytest.importorskip("tensorboardX")
+    assert main([str(recipe), "train.steps=4", "logging.tensorboard=true"]) == 0
+    assert list((run_dir / "tensorboard").glob("events.*"))
     assert main([str(recipe), "train.steps=6"]) == 0
     assert "going on from the checkpoint of step 4" in capsys.readouterr().out
     first = exact(run_dir)
@@ -278,6 +280,32 @@ def test_more_steps_go_on_and_fresh_starts_over(tmp_path, capsys):
     assert main([str(recipe), "--fresh", "train.seed=1", "train.steps=4"]) == 0
     assert [line["step"] for line in exact(run_dir)] == [1, 2, 3, 4]
     assert exact(run_dir)[0]["loss"] != first[0]["loss"]
+    assert not (run_dir / "tensorboard").exists()
+
+
+def test_at_the_end_it_evaluates_and_tells_a_match_and_says_so_again(tmp_path, capsys):
+    recipe, run_dir = write_inputs(tmp_path), tmp_path / "runs" / "tiny"
+    more = ["eval.cronicas=2", "eval.final_sample=true", "eval.max_new_tokens=6", "eval.every=0"]
+    short = [str(recipe), "train.steps=4", "model.max_seq_len=400", *more]
+    assert main(short) == 0
+    out = capsys.readouterr().out
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["step"] == 4
+    found = result["evaluation"]["sets"]["heldout"]["generated"]
+    assert found["n"] == 2
+    assert f"both clubs named {found['both']['hits']} of 2" in out
+    # The match is one of those held out: the last records of the file.
+    last = [json.loads(line)["stats_block"] for line in (tmp_path / "pairs.jsonl").open()][-4:]
+    sample = result["sample"]
+    assert sample["stats_block"] in last
+    told = f"{sample['stats_block']}\n\n[{sample['style']}]\n"
+    assert told in out and sample["cronica"] in out
+    report = (run_dir / "report.md").read_text()
+    assert "## Evaluation" in report and "## A held-out match" in report and sample["cronica"] in report
+
+    assert main(short) == 0
+    again = capsys.readouterr().out
+    assert "nothing is left to do" in again and told + sample["cronica"] in again
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path, capsys):

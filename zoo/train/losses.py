@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from zoo.layers.linear import matmul_precision
+
 # Positions in one chunk. On a CPU a chunk's logits (512 x 8,000 in float32: 16 MB) want to stay near the caches:
 # 1,024 was measured a quarter slower. An accelerator wants few big matmuls and has the memory for them.
 CPU_CHUNK = 512
@@ -48,6 +50,7 @@ def cross_entropy(
     Returns:
         (nll, count): float32 scalars (float64 for float64 inputs).
     """
+    hidden, kernel, targets, mask = map(jnp.asarray, (hidden, kernel, targets, mask))
     weights = mask.astype(jnp.promote_types(jnp.float32, hidden.dtype))
     settings = (softcap, chunk or _default_chunk())
     return _nll(settings, hidden, kernel, bias, targets, weights), weights.sum()
@@ -68,14 +71,12 @@ def _nll(settings, hidden, kernel, bias, targets, weights):
 def _nll_forward(settings, hidden, kernel, bias, targets, weights):
     nll, *gradients = _on_each_shard(settings, True, hidden, kernel, bias, targets, weights)
     # Residuals must be arrays; these empty ones remember the dtypes the cotangents must have.
-    return nll, (gradients, [jnp.zeros((0,), x.dtype) for x in (hidden, kernel)])
+    return nll, (gradients, [None if x is None else jnp.zeros((0,), x.dtype) for x in (hidden, kernel, bias)])
 
 
 def _nll_backward(settings, residuals, cotangent):
-    (d_hidden, d_kernel, d_bias), (like_hidden, like_kernel) = residuals
-    d_hidden = (d_hidden * cotangent).astype(like_hidden.dtype)
-    d_kernel = (d_kernel * cotangent).astype(like_kernel.dtype)
-    return d_hidden, d_kernel, None if d_bias is None else d_bias * cotangent.astype(d_bias.dtype), None, None
+    scaled = [None if g is None else (g * cotangent).astype(like.dtype) for g, like in zip(*residuals, strict=True)]
+    return *scaled, None, None
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
@@ -113,6 +114,7 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
     # Loss-bearing positions first, in their order; the indices past the end are dropped where they are used.
     order = jnp.argsort(weights == 0, stable=True)
     order = jnp.concatenate([order, rows.shape[0] + jnp.arange(-rows.shape[0] % chunk, dtype=order.dtype)])
+    precision = matmul_precision(rows.dtype)
     full_chunks = (jnp.count_nonzero(weights) + chunk - 1) // chunk
 
     def body(i, carry):
@@ -122,9 +124,10 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
         weight = weights.at[index].get(mode="fill", fill_value=0)
         chunk_nll, d_logits = _chunk_loss(x, kernel, bias, softcap, targets.at[index].get(mode="clip"), weight)
         if with_gradients:
-            d_x = jnp.dot(d_logits.astype(x.dtype), kernel.T, preferred_element_type=x.dtype)
+            d_logits_x = d_logits.astype(x.dtype)
+            d_x = jnp.dot(d_logits_x, kernel.T, precision=precision)
             d_rows = d_rows.at[index].set(d_x, mode="drop", unique_indices=True)
-            d_kernel += jnp.dot(x.T, d_logits.astype(x.dtype), preferred_element_type=d_kernel.dtype)
+            d_kernel += jnp.dot(x.T, d_logits_x, precision=precision, preferred_element_type=d_kernel.dtype)
             d_bias = None if bias is None else d_bias + d_logits.sum(0)
         return nll + chunk_nll, d_rows, d_kernel, d_bias
 
@@ -140,7 +143,7 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
 
 def _chunk_loss(x, kernel, bias, softcap, targets, weight):
     """Weighted nll of one chunk [C, D] and its gradient with respect to the logits before the soft-cap, [C, V]."""
-    logits = jnp.dot(x, kernel, preferred_element_type=weight.dtype)
+    logits = jnp.dot(x, kernel, precision=matmul_precision(x.dtype), preferred_element_type=weight.dtype)
     if bias is not None:
         logits += bias.astype(weight.dtype)
     if softcap is not None:

@@ -1,5 +1,6 @@
 """The device mesh of a run, and batches laid on it."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -14,33 +15,35 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor (all Auto) over `devices`.
+    """A mesh with the axes data, fsdp and tensor (all Auto) over `devices` (None: all there are).
 
     Args:
-        config: the recipe's `mesh` section: one size an axis, of which one may be -1: it takes the devices that remain.
-        devices: the devices to use; None means all of them.
+        config: the recipe's `mesh` section, see `axis_sizes`.
+        devices: the devices to use.
 
     Raises:
         UserError: the sizes do not make up the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = axis_sizes(config, len(devices))
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(config, num_devices: int) -> tuple[int, ...]:
+    """The sizes of data, fsdp and tensor; the one that is -1 in `config` takes the devices the others leave."""
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if open_axes:
-        if len(devices) % fixed:
-            raise UserError(
-                f"mesh: {shown}: {len(devices)} device(s) cannot be shared out, {fixed} does not divide them; "
-                f"choose sizes whose product divides {len(devices)}"
-            )
-        sizes[open_axes[0]] = len(devices) // fixed
-    elif fixed != len(devices):
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes and num_devices % fixed == 0:
+        sizes[open_axes[0]] = num_devices // fixed
+    elif fixed != num_devices:
+        remedy = "" if open_axes else "set one axis to -1 or "
         raise UserError(
-            f"mesh: {shown} makes {fixed} device(s), but there are {len(devices)}; "
-            f"set one axis to -1 or choose sizes whose product is {len(devices)}"
+            f"mesh: {shown} cannot be laid over {num_devices} device(s); "
+            f"{remedy}choose sizes whose product {'divides' if open_axes else 'is'} {num_devices}"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes.values())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
