@@ -42,9 +42,7 @@ def abstract(tree):
 
 
 def same(a, b) -> bool:
-    equal = jax.tree.map(
-        lambda x, y: x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b
-    )
+    equal = jax.tree.map(lambda x, y: x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
     return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(equal))
 
 

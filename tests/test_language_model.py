@@ -97,6 +97,18 @@ def test_stop_strings_and_ids_end_a_text(lm):
     assert stopped.tokens == free.tokens[:at] and stopped.finish == "stop"
 
 
+def test_the_start_of_a_stop_string_at_the_end_is_text(lm):
+    free = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2)
+    open_end = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2, stop=free.text[-2:] + "#")
+    assert open_end == free
+
+
+def test_the_end_token_ends_a_text(lm):
+    wild = lm.generate(["El"] * 128, seed=range(128), temperature=5.0, max_new_tokens=40, batch_size=128)
+    assert any(item.finish == "stop" for item in wild)
+    assert all(lm.tokenizer.eos_id not in item.tokens for item in wild)
+
+
 def test_cronica_takes_a_block_in_any_dress(lm):
     bare = "\n".join(line + "  " for line in BLOCK.splitlines()[1:-1])
     assert BLOCK.startswith("<STATS>") and "STATS" not in bare

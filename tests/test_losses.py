@@ -82,7 +82,9 @@ def test_partial_sums_of_a_batch_add_up():
     hidden, kernel, _, targets = inputs(np.float32)
     mask = MASKS["weights"].astype(np.float32)
     whole = cross_entropy(hidden, kernel, None, None, targets, mask)
-    parts = [cross_entropy(hidden[i : i + 1], kernel, None, None, targets[i : i + 1], mask[i : i + 1]) for i in range(B)]
+    parts = [
+        cross_entropy(hidden[i : i + 1], kernel, None, None, targets[i : i + 1], mask[i : i + 1]) for i in range(B)
+    ]
     for total, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         np.testing.assert_allclose(total, sum(pieces), rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged goes on as if nothing had happened, bit for bit."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -269,9 +270,9 @@ def test_another_recipe_other_data_or_another_tokenizer_are_refused(undisturbed,
 
 def test_more_steps_go_on_and_fresh_starts_over(tmp_path, capsys):
     recipe, run_dir = write_inputs(tmp_path), tmp_path / "runs" / "tiny"
-    pytest.importorskip("tensorboardX")
-    assert main([str(recipe), "train.steps=4", "logging.tensorboard=true"]) == 0
-    assert list((run_dir / "tensorboard").glob("events.*"))
+    board = importlib.util.find_spec("tensorboardX") is not None  # an extra
+    assert main([str(recipe), "train.steps=4", f"logging.tensorboard={board}"]) == 0
+    assert bool(list(run_dir.glob("tensorboard/events.*"))) == board
     assert main([str(recipe), "train.steps=6"]) == 0
     assert "going on from the checkpoint of step 4" in capsys.readouterr().out
     first = exact(run_dir)

@@ -19,7 +19,7 @@ import zoo.convert
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import Cronica, CronicaConfig
-from zoo.train.mesh import check_batch_size, make_mesh, put_batch
+from zoo.train.mesh import axis_sizes, check_batch_size, make_mesh, put_batch
 from zoo.train.optimizers import make_optimizer, make_schedule
 from zoo.train.step import compute_dtype_for, init_opt_state, make_eval_step, make_train_step, opt_state_shardings
 
@@ -138,7 +138,7 @@ class Noisy(nnx.Module):
 
 
 def test_the_key_is_that_of_seed_and_step():
-    graphdef, state = nnx.split(Noisy())
+    graphdef = nnx.graphdef(Noisy())
     batch = {"tokens": np.zeros((2, 3), np.int32), "targets": np.ones((2, 3), np.int32)}
     batch["loss_mask"] = np.ones((2, 3), np.float32)
     params = {"kernel": np.eye(4, 8, dtype=np.float32)}
@@ -174,8 +174,6 @@ def test_sizes_that_do_not_make_up_the_devices_are_named(data, fsdp, tensor):
 
 
 def _sizes(data, fsdp, tensor, count):
-    from zoo.train.mesh import axis_sizes
-
     return axis_sizes(SimpleNamespace(data=data, fsdp=fsdp, tensor=tensor), count)
 
 
@@ -206,7 +204,8 @@ SHARDED = """
     tx = make_optimizer(OPTIMIZER, STEPS)
 
     def lay(*sizes):
-        mesh = make_mesh(SimpleNamespace(**dict(zip(("data", "fsdp", "tensor"), sizes))), jax.devices()[:np.prod(sizes)])
+        config = SimpleNamespace(**dict(zip(("data", "fsdp", "tensor"), sizes)))
+        mesh = make_mesh(config, jax.devices()[:np.prod(sizes)])
         return mesh, param_shardings(state, mesh)
 
     def train(*sizes):
@@ -214,7 +213,8 @@ SHARDED = """
         shardings = opt_state_shardings(tx, host, placed, mesh)
         params = jax.device_put(host, placed)
         opt = init_opt_state(tx, params, shardings)
-        step = make_train_step(graphdef, {{}}, tx, make_schedule(OPTIMIZER, STEPS), mesh=mesh, shardings=(placed, shardings))
+        schedule = make_schedule(OPTIMIZER, STEPS)
+        step = make_train_step(graphdef, {{}}, tx, schedule, mesh=mesh, shardings=(placed, shardings))
         losses = []
         for i, batch in enumerate(batches):
             old = params

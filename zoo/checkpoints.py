@@ -132,9 +132,7 @@ class Checkpoints:
         """The `meta` given to `save` for that step. Raises DamagedCheckpoint."""
         return self._content(step)["meta"]
 
-    def restore(
-        self, params: Any, opt_state: Any, *, accept: Callable[[dict], None] | None = None
-    ) -> Restored | None:
+    def restore(self, params: Any, opt_state: Any, *, accept: Callable[[dict], None] | None = None) -> Restored | None:
         """The newest good checkpoint, laid on the shardings of the abstract trees; None if there is none.
 
         A damaged one is reported by a warning and renamed to `<step>.damaged`; then the one before is tried.
@@ -154,9 +152,7 @@ class Checkpoints:
         A floating-point leaf is cast to the dtype asked for after its checksum has been verified.
         """
         if step is not None and step not in self.steps():
-            raise UserError(
-                f"no checkpoint of step {step} in {self.directory}; there are {self.steps() or 'none'}"
-            )
+            raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps() or 'none'}")
         return self._newest_good(lambda step: self._load(step, params, None, None), only=step)
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
@@ -272,9 +268,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 def _leaves(tree: Any) -> dict[str, Any]:
     """{"layers/0/attn/q/kernel": leaf, ...}, sorted by name. None and empty nodes leave no trace."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return dict(
-        sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in pairs)
-    )
+    return dict(sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in pairs))
 
 
 def _rebuild(tree: Any, leaves: dict[str, Any]) -> Any:

@@ -201,14 +201,10 @@ class Job:
         found = checkpoints.restore(abstract, abstract_opt, accept=self._accept)
         if found is not None:
             meta = found.meta
-            state = TrainState(
-                found.params, found.opt_state, found.step, meta["tokens_seen"], meta["train_seconds"]
-            )
+            state = TrainState(found.params, found.opt_state, found.step, meta["tokens_seen"], meta["train_seconds"])
             _say(f"going on from the checkpoint of step {found.step:,}")
         else:
-            _, params = build.create_params(
-                model_cls, self.config, recipe.train.seed, mesh=self.mesh, dtype=dtype
-            )
+            _, params = build.create_params(model_cls, self.config, recipe.train.seed, mesh=self.mesh, dtype=dtype)
             state = TrainState(params, steps.init_opt_state(tx, params, opt_shardings))
         return graphdef, state, (param_shardings, opt_shardings)
 
@@ -217,8 +213,7 @@ class Job:
         where = shown(self.recipe.run_dir)
         if meta["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
             raise UserError(
-                f"{where}/tokenizer is not the one the run was trained with; put it back, or start over "
-                f"with --fresh"
+                f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
             )
         if meta["data_fingerprint"] != self.pairs.fingerprint:
             raise UserError(
@@ -312,9 +307,7 @@ class Job:
             sections["Evaluation"] = markdown(evaluation)
         sample = self._sample(lm) if self.recipe.eval.final_sample else None
         if sample is not None:
-            sections["A held-out match"] = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}".format(
-                **sample
-            )
+            sections["A held-out match"] = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}".format(**sample)
         self._report(f"Finished: {state.step:,} steps.", sections)
         run_directory.write_result(run_dir, {"step": state.step, "evaluation": evaluation, "sample": sample})
         _say(f"finished: {shown(run_dir)}/report.md")
@@ -330,9 +323,7 @@ class Job:
         wanted = self.recipe.eval.cronicas
         _say(f"writing {wanted} crónicas of held-out matches")
         try:
-            result = cronica.evaluate(
-                lm, num_cronicas=wanted, sets={"heldout": self.heldout}, **self._sampling()
-            )
+            result = cronica.evaluate(lm, num_cronicas=wanted, sets={"heldout": self.heldout}, **self._sampling())
         except UserError as error:
             _say(f"no evaluation: {error}")
             return None
@@ -378,9 +369,7 @@ def _records(recipe: Recipe) -> tuple[list[dict], list[dict]]:
     blocks = {record["stats_block"] for record in records[-wanted:]}
     training = [record for record in records if record["stats_block"] not in blocks]
     if not training:
-        raise UserError(
-            f"eval.num_pairs: {wanted} pairs are to be held out and nothing is left to train on; lower it"
-        )
+        raise UserError(f"eval.num_pairs: {wanted} pairs are to be held out and nothing is left to train on; lower it")
     return training, [record for record in records if record["stats_block"] in blocks]
 
 

@@ -188,7 +188,7 @@ class Trainer:
                 before, running = running, self._update(state)
                 if before is not None:
                     self._record(before, state.params, progress)
-                save = state.step % self.save_every == 0 or state.step == self.steps or stop.requested
+                save = state.step % self.save_every == 0
                 # The first step compiles: it is waited for, so that the rates leave it out.
                 if save or self._due(state.step) or self._meter.since is None:
                     self._record(running, state.params, progress)
@@ -197,7 +197,7 @@ class Trainer:
                     self._save(state)
             if running is not None:
                 self._record(running, state.params, progress)
-            if self._saved != state.step:  # the request came after this step had been found not worth a save
+            if self._saved != state.step:
                 self._save(state)
             self.checkpoints.wait()
         return "finished" if state.step >= self.steps else "interrupted"
@@ -207,9 +207,7 @@ class Trainer:
         begun = time.perf_counter()
         batch = next(self.batches)
         self._meter.waited += time.perf_counter() - begun
-        state.params, state.opt_state, values = self.step_fn(
-            state.params, state.opt_state, self.put(batch), state.step
-        )
+        state.params, state.opt_state, values = self.step_fn(state.params, state.opt_state, self.put(batch), state.step)
         rows, length = batch["tokens"].shape
         rows *= jax.process_count()
         state.step += 1

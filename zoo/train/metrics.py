@@ -56,9 +56,7 @@ class MetricsLog:
       tensorboard: directory of event files, or None.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, *, step: int = 0, tensorboard: str | os.PathLike | None = None
-    ):
+    def __init__(self, path: str | os.PathLike, *, step: int = 0, tensorboard: str | os.PathLike | None = None):
         path = Path(path)
         cut_metrics(path, step)
         self._file = path.open("a", encoding="utf-8")

@@ -76,9 +76,7 @@ def _loss_plot(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
     axes = figure.add_subplot()
     steps = [line["step"] for line in lines]
     losses = [line["loss"] for line in lines]
-    axes.plot(
-        steps, losses, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(steps) < 3 else None
-    )
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(steps) < 3 else None)
     axes.plot(steps, _running_mean(losses), color="tab:blue", label="training")
     for name in dict.fromkeys(name for line in lines for name in line if name.startswith("heldout")):
         points = [(line["step"], line[name]) for line in lines if name in line]

@@ -101,7 +101,7 @@ def make_train_step(
 def make_eval_step(
     graphdef: nnx.GraphDef, rest: Tree, *, mesh: Mesh, compute_dtype: Any = jnp.float32
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-    """`evaluate(params, batch) -> (nll, count)`: summed loss and mask of a batch, without dropout; nothing is donated."""
+    """`evaluate(params, batch) -> (nll, count)`: the summed loss and mask of a batch, without dropout or donation."""
 
     @jax.jit
     def evaluate(params, batch):
