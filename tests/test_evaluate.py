@@ -234,3 +234,13 @@ def test_published_figures_are_those_of_the_card():
     assert [round(100 * hits / n, 1) for hits, n in (home, away, score)] == [16.7, 25.0, 0.0]
     assert scorers == (0, 39)
     assert np.isclose(suite.ORIGINAL_STYLES["comentario_tecnico"][0] / 4, 0.5)
+
+
+def test_what_only_the_first_paragraph_lists_is_counted_apart(lexicon):
+    head = "Final: Rayo Vallecano 2-1 Real Betis; 23' Juan Pérez, 45' Luis López, 80' Juan Pérez."
+    story = "En el minuto 23 marcó Pérez para Rayo Vallecano."
+    found = suite.measure([RECORD], [f"{head}\n\n{story}"], lexicon)
+    assert [found[name]["hits"] for name in ("both", "scorers", "goals")] == [1, 3, 3]
+    assert [found[name]["hits"] for name in ("both_later", "scorers_later", "goals_later")] == [0, 2, 1]
+    alone = suite.measure([RECORD], [story], lexicon)  # nothing is left out of a single paragraph
+    assert alone["goals_later"]["hits"] == 1

@@ -17,7 +17,16 @@ _LAZY = {
     "ModelSpec": "zoo.registry",
     "UserError": "zoo.errors",
 }
-__all__ = sorted(_LAZY)
+__all__ = [
+    "Generation",
+    "LanguageModel",
+    "ModelSpec",
+    "UserError",
+    "create",
+    "describe",
+    "list_models",
+    "load",
+]
 
 if TYPE_CHECKING:
     from zoo.errors import UserError

@@ -10,7 +10,7 @@ makes copying learnable.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 
 from zoo.data.match import Goal, Match
 
@@ -57,7 +57,7 @@ class Style:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "label"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(template: str) -> tuple:
     """A template as nested tuples: a sequence of strings and ("choice", sequence, sequence, ...)."""
     position = 0

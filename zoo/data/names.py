@@ -2,8 +2,9 @@
 
 Surnames and places are a stem and an ending ('Alv' + 'arena', 'Valde' + 'mora'): thousands of them from a few
 hundred pieces. The tokenizer learns no rare name (`zoo.data.pairs.tokenizer_texts`), so that every one is spelt
-from short common pieces, the known ones like the unknown. One in twelve surnames and places is kept out of the training split altogether (`unseen=True`), so that copying
-can be told from remembering. Any likeness to real people is chance.
+from short common pieces, the known ones like the unknown. One in twelve surnames and places is kept out of the
+training split altogether (`unseen=True`), so that copying can be told from remembering. Any likeness to real
+people is chance.
 """
 
 import hashlib

@@ -138,15 +138,16 @@ def measure(records: Sequence[dict], texts: Sequence[str], lexicon: Lexicon) -> 
     """All metrics of `texts`, one for each record, as `Share.to_dict` dicts; names as in docs/evaluation.md.
 
     The keys: home, away, both, score, scorers, style, style_strict; clubs_in_full, goals (name and minute in
-    one sentence); told (kind -> precision), clean; styles (label -> style, style_strict), n, words.
+    one sentence); both_later, scorers_later, goals_later: the same without the first paragraph, which in the
+    built-in corpus lists the result; told (kind -> precision), clean; styles (label -> style, style_strict), n, words.
     """
     rows = [_Row.of(record, text, lexicon) for record, text in zip(records, texts, strict=True)]
     found: dict[str, Any] = {"n": len(rows)}
-    for name in ("home", "away", "both", "clubs_in_full", "score", "style", "style_strict", "clean"):
+    for name in ("home", "away", "both", "clubs_in_full", "score", "style", "style_strict", "clean", "both_later"):
         found[name] = proportion([getattr(row, name) for row in rows]).to_dict()
     given = [row.given for row in rows]
-    found["scorers"] = pooled([row.scorers for row in rows], given).to_dict()
-    found["goals"] = pooled([row.goals for row in rows], given).to_dict()
+    for name in ("scorers", "goals", "scorers_later", "goals_later"):
+        found[name] = pooled([getattr(row, name) for row in rows], given).to_dict()
     found["told"] = {
         kind: pooled([row.right[kind] for row in rows], [row.told[kind] for row in rows]).to_dict() for kind in KINDS
     }
@@ -179,11 +180,16 @@ class _Row:
     told: dict[str, int]
     right: dict[str, int]
     clean: bool
+    both_later: bool
+    scorers_later: int
+    goals_later: int
     words: int
 
     @classmethod
     def of(cls, record: dict, text: str, lexicon: Lexicon) -> "_Row":
         match, low = parse(record), text.lower()
+        _, blank, later = text.partition("\n\n")
+        later = later if blank else text
         home, away = (club_named(club, low) for club in (match.home, match.away))
         found = mentions(text, match, lexicon)
         told = {kind: sum(mention.kind == kind for mention in found) for kind in KINDS}
@@ -204,6 +210,9 @@ class _Row:
             told=told,
             right=right,
             clean=told == right,
+            both_later=all(club_named(club, later.lower()) for club in (match.home, match.away)),
+            scorers_later=sum(last_name(goal) in later.lower() for goal in match.goals),
+            goals_later=sum(goal_told(goal, later) for goal in match.goals),
             words=len(text.split()),
         )
 
