@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from zoo import registry, run_directory, tokenizers
+from zoo import __version__, registry, run_directory, tokenizers
 from zoo.checkpoints import Checkpoints
 from zoo.data import cronicas, pipeline
 from zoo.data import pairs as data_pairs
@@ -386,8 +386,8 @@ def _tokenizer(recipe: Recipe, records: list[dict], resume: bool) -> Tokenizer:
 
 
 def _versions() -> dict[str, str]:
-    names = {"zoo": "zoo-nnx", "jax": "jax", "flax": "flax", "optax": "optax", "orbax": "orbax-checkpoint"}
-    return {name: version(package) for name, package in names.items()}
+    packages = {"jax": "jax", "flax": "flax", "optax": "optax", "orbax": "orbax-checkpoint"}
+    return {"zoo": __version__} | {name: version(package) for name, package in packages.items()}
 
 
 def _command(recipe: Recipe) -> str:

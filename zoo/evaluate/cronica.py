@@ -1,7 +1,7 @@
 """Does a crónica tell the match it was given, and in the style asked for? See docs/evaluation.md.
 
-The original project's metrics are computed as it computed them (github.com/DanielRegaladoCardoso/
-cronica-jax, scripts/compute_metrics.py), generous as they are; beside them stand stricter ones and precision:
+The original project's metrics are computed as it computed them (github.com/DanielRegaladoUMiami/cronica-jax,
+scripts/compute_metrics.py), generous as they are; beside them stand stricter ones and precision:
 what is told that the block does not hold.
 """
 
