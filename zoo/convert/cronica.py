@@ -1,4 +1,4 @@
-"""The format of cronica-jax (github.com/DanielRegaladoCardoso/cronica-jax, Apache-2.0).
+"""The format of cronica-jax (github.com/DanielRegaladoUMiami/cronica-jax, Apache-2.0).
 
 A directory with `ckpt_NNNNNN.pkl`, and beside them perhaps config.json and tokenizer.json; or one such file.
 The pickle is {"step": int, "params": {...}, "config": {...}} of NumPy arrays, so it is enough by itself.

@@ -1,4 +1,4 @@
-"""crónica: a small Llama-like decoder (github.com/DanielRegaladoCardoso/cronica-jax, Apache-2.0).
+"""crónica: a small Llama-like decoder (github.com/DanielRegaladoUMiami/cronica-jax, Apache-2.0).
 
 RMSNorm before attention and SwiGLU, full multi-head attention with interleaved rotary pairs, no biases, no
 dropout, the head tied to the token table.
