@@ -129,10 +129,11 @@ def _attend(q, k, v, allowed):
 
 
 def _on_one_cpu() -> bool:
-    # The mesh knows what is being compiled for; rows spread over devices must not be walked one by one.
+    # The mesh (of size 0 where there is none) knows what is compiled for; rows spread over devices must not be
+    # walked one by one.
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
-    return mesh.size == 1 and (jax.default_backend() if device is None else device.platform) == "cpu"
+    return mesh.size <= 1 and (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
