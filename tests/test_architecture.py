@@ -41,11 +41,35 @@ def test_public_functions_are_documented_and_typed(path):
     tree = ast.parse(path.read_text())
     if tree.body:
         assert ast.get_docstring(tree), f"{path} has no module docstring"
-    shaped = path.parts[-2] in ("layers", "models")
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
-        if shaped and isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            missing = [argument.arg for argument in arguments if argument.annotation is None]
-            assert not missing, f"{path}:{node.lineno} {node.name}: no annotation for {missing}"
+
+
+def _public_functions(tree):
+    """Module functions, and methods of module classes; calls count as public, other dunder methods do not."""
+    for node in tree.body:
+        for function in node.body if isinstance(node, ast.ClassDef) else [node]:
+            name = getattr(function, "name", "_")
+            if isinstance(function, ast.FunctionDef) and (not name.startswith("_") or name == "__call__"):
+                yield function
+
+
+SHAPED = [*ROOT.glob("zoo/layers/*.py"), *ROOT.glob("zoo/models/*.py")]
+
+
+@pytest.mark.parametrize("path", sorted(SHAPED), ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_functions_of_layers_and_models_have_shapes(path):
+    """Every argument is annotated, and an array with its shape; of keys alone the type is enough."""
+    for node in _public_functions(ast.parse(path.read_text())):
+        where = f"{path}:{node.lineno} {node.name}"
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        for argument in arguments:
+            if argument.arg in ("self", "cls"):
+                continue
+            assert argument.annotation is not None, f"{where}: {argument.arg} has no annotation"
+            text = ast.unparse(argument.annotation)
+            bare = text in ("Array", "jax.Array", "Array | None", "jax.Array | None", "np.ndarray")
+            assert not bare or argument.arg in ("key", "keys"), f"{where}: {argument.arg} has no shape"
+        assert node.returns is not None, f"{where}: the result has no annotation"
+        assert ast.unparse(node.returns) not in ("Array", "jax.Array"), f"{where}: the result has no shape"

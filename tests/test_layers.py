@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from zoo.layers import attention_kernels, kv_cache
+from zoo.layers import attention_kernels, segments
+from zoo.layers.attention import Attention
 from zoo.layers.attention_kernels import attention
-from zoo.layers.embedding import unembed
+from zoo.layers.dropout import dropout
+from zoo.layers.embedding import Embedding, Head, unembed
 from zoo.layers.initializers import truncated_normal, zeros
 from zoo.layers.linear import Linear
-from zoo.layers.mlp import SwiGLU
-from zoo.layers.norm import RMSNorm
-from zoo.layers.rotary import rotary_tables, rotate_interleaved, rotate_split_half
+from zoo.layers.mlp import MLP, FusedSwiGLU, SwiGLU
+from zoo.layers.norm import LayerNorm, RMSNorm
+from zoo.layers.residual import Backout, ResidualBlend, Smear, previous_in_row
+from zoo.layers.rotary import ntk_theta, rotary_tables, rotate_full_width, rotate_interleaved, rotate_split_half
+from zoo.layers.softcap import softcap
 
 KEY = jax.random.key(7)
 
@@ -52,6 +57,36 @@ def test_linear_with_and_without_bias():
     close(biased(f32(x)), np.broadcast_to(np.arange(4.0), (2, 3, 4)))
 
 
+def test_an_adapter_changes_nothing_until_it_is_trained_and_moves_no_path():
+    linear = Linear(6, 4, axes=("embed", "heads"), units=(1, 2), bias=True, key=KEY, init=truncated_normal(1.0))
+    x = normal(2, 3, 6)
+    before, paths = linear(f32(x)), set(nnx.to_pure_dict(nnx.state(linear)))
+    linear.add_lora(rank=2, alpha=6.0, key=jax.random.key(1))
+    np.testing.assert_array_equal(linear(f32(x)), before)
+    assert set(nnx.to_pure_dict(nnx.state(linear))) - paths == {"lora"} and paths == {"kernel", "bias"}
+    b = normal(2, 4, seed=2)
+    linear.lora.b[...] = f32(b)
+    a = np.asarray(linear.lora.a[...], np.float64)
+    close(linear(f32(x)), np.asarray(before, np.float64) + x @ a @ b * 3.0, 5e-6)
+    graphdef, state = nnx.split(linear)  # as a training step takes it
+    np.testing.assert_array_equal(nnx.merge(graphdef, state)(f32(x)), linear(f32(x)))
+    frozen, adapter = (
+        nnx.state(linear, lambda path, leaf: not isinstance(leaf, nnx.LoRAParam)),
+        nnx.state(linear, nnx.LoRAParam),
+    )
+    assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(adapter)) == 2
+    assert linear.lora.a.get_metadata("axes") == ("embed", "lora_rank")
+    assert linear.lora.b.get_metadata("units") == (1, 2)
+
+
+def test_a_new_adapter_is_normal_with_the_deviation_of_its_fan_in():
+    linear = Linear(400, 8, axes=("embed", "mlp"), key=KEY, init=zeros)
+    linear.add_lora(rank=100, alpha=1.0, key=KEY)
+    draw = np.asarray(linear.lora.a[...])
+    assert draw.std() == pytest.approx(0.05, rel=0.02) and np.abs(draw).max() > 0.18
+    assert (np.asarray(linear.lora.b[...]) == 0).all()
+
+
 def test_truncated_normal_is_cut_and_not_rescaled():
     draw = np.asarray(truncated_normal(0.02)(KEY, (200, 200)))
     assert np.abs(draw).max() <= 0.04
@@ -65,14 +100,38 @@ def test_rms_norm():
     close(norm(f32(x)), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * scale)
 
 
-def test_rms_norm_squares_in_float32_when_computing_in_bfloat16():
-    # Rows of one repeated number: a square rounded to bfloat16 would move some of the roots by a unit.
+def test_rms_norm_is_float32_inside_when_computing_in_bfloat16():
+    # Rows of one repeated number: a square or a root rounded to bfloat16 would move some of the results by a unit.
     x = jnp.broadcast_to(jnp.linspace(1, 2, 64).astype(jnp.bfloat16)[:, None], (64, 8))
-    value = np.asarray(x, np.float32)
-    inverse = (1 / np.sqrt(np.square(value.astype(np.float64)) + 1e-6)).astype(jnp.bfloat16)
-    out = RMSNorm(8, 1e-6)(x)
+    value = np.asarray(x, np.float64)
+    out = RMSNorm(8, 1e-2)(x)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out, (value * inverse.astype(np.float32)).astype(jnp.bfloat16))
+    exact = value / np.sqrt(np.square(value) + 1e-2)
+    np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
+    as_computed = RMSNorm(8, 1e-2, float32=False)(x)
+    assert np.abs(np.asarray(as_computed, np.float64) - exact).max() > np.abs(np.asarray(out, np.float64) - exact).max()
+
+
+def test_rms_norm_in_the_dtype_of_x_rounds_at_every_turn():
+    x = jnp.asarray(normal(3, 16), jnp.bfloat16)
+
+    def half(value):
+        return np.asarray(value, np.float64).astype(jnp.bfloat16).astype(np.float64)
+
+    wide = half(x)
+    root = half(np.sqrt(half(half(half(wide**2).mean(-1, keepdims=True)) + half(1e-3))))
+    expected = half(wide / root)
+    for call in (RMSNorm(16, 1e-3, float32=False), jax.jit(RMSNorm(16, 1e-3, float32=False))):
+        np.testing.assert_array_equal(np.asarray(call(x), np.float64), expected)
+    close(RMSNorm(16, 1e-3, float32=False)(f32(wide)), RMSNorm(16, 1e-3)(f32(wide)))  # where x is float32: no rounding
+
+
+def test_layer_norm():
+    x, scale, bias = normal(2, 3, 8) * 1e-2 + 3, normal(8, seed=1), normal(8, seed=2)
+    norm = LayerNorm(8, 1e-4)
+    norm.scale[...], norm.bias[...] = f32(scale), f32(bias)
+    centred = x - x.mean(-1, keepdims=True)
+    close(norm(f32(x)), centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-4) * scale + bias, 1e-4)
 
 
 def test_swiglu():
@@ -81,6 +140,39 @@ def test_swiglu():
     x = normal(2, 3, 6)
     g = x @ gate
     close(mlp(f32(x)), (g / (1 + np.exp(-g)) * (x @ up)) @ down)
+
+
+def test_fused_swiglu_has_up_before_gate_and_biases():
+    mlp = FusedSwiGLU(6, 10, keys=jax.random.split(KEY, 2), init=truncated_normal(0.5))
+    biases = normal(20, seed=1), normal(6, seed=2)
+    mlp.up_gate.bias[...], mlp.down.bias[...] = f32(biases[0]), f32(biases[1])
+    x = normal(2, 3, 6)
+    both = x @ np.asarray(mlp.up_gate.kernel[...], np.float64) + biases[0]
+    up, gate = both[..., :10], both[..., 10:]
+    close(mlp(f32(x)), (gate / (1 + np.exp(-gate)) * up) @ np.asarray(mlp.down.kernel[...], np.float64) + biases[1])
+
+
+def reference_gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    "activation,reference",
+    [
+        ("gelu_tanh", reference_gelu_tanh),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("relu_squared", lambda x: np.maximum(x, 0) ** 2),
+    ],
+)
+def test_plain_mlp(activation, reference):
+    draw = truncated_normal(0.5)
+    mlp = MLP(6, 10, activation=activation, keys=jax.random.split(KEY, 2), init=draw, bias_inits=(draw, draw))
+    up, up_bias, down, down_bias = (
+        np.asarray(p[...], np.float64) for p in (mlp.up.kernel, mlp.up.bias, mlp.down.kernel, mlp.down.bias)
+    )
+    assert np.abs(up_bias).min() > 0 and np.abs(down_bias).min() > 0
+    x = normal(2, 3, 6)
+    close(mlp(f32(x)), reference(x @ up + up_bias) @ down + down_bias)
 
 
 @pytest.mark.parametrize("rotate", [rotate_interleaved, rotate_split_half])
@@ -99,10 +191,51 @@ def test_rotary(rotate):
     close(rotate(f32(x), cos[:, :, None], sin[:, :, None]), expected, 2e-5)
 
 
-def test_rotary_tables_tell_far_positions_apart_in_bfloat16():
-    cos, _ = rotary_tables(jnp.array([256, 257]), 8, 10000.0, jnp.bfloat16)
-    assert cos.dtype == jnp.bfloat16
-    assert float(cos[0, 0]) != float(cos[1, 0])
+def test_rotary_tables_in_bfloat16_lose_positions_beyond_256():
+    positions = jnp.arange(1024)
+    exact, _ = rotary_tables(positions, 64, 10000.0)
+    cos, sin = jax.jit(lambda p: rotary_tables(p, 64, 10000.0, jnp.bfloat16))(positions)
+    assert cos.dtype == sin.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(cos[257], cos[256])
+    assert float(exact[257, 0]) != float(exact[256, 0])
+    assert len(np.unique(np.asarray(cos, np.float32), axis=0)) == 513  # as the weights' trainer found
+
+    def half(value):
+        return np.asarray(value, np.float32).astype(jnp.bfloat16).astype(np.float32)
+
+    frequencies = half(10000.0 ** (-np.arange(32) / 32))
+    angles = half(half(np.arange(1024))[:, None] * frequencies)
+    assert np.abs(np.asarray(cos, np.float32) - half(np.cos(angles))).max() <= 2**-8
+    assert np.abs(np.asarray(sin, np.float32) - half(np.sin(angles))).max() <= 2**-8
+
+
+def test_split_half_leaves_an_odd_last_feature_alone_and_turns_the_other_way_with_negated_sines():
+    x = f32(normal(2, 5, 7))
+    cos, sin = rotary_tables(jnp.arange(5)[None], 7, 100.0)
+    there = rotate_split_half(x, cos, sin)
+    np.testing.assert_array_equal(there[..., 6], x[..., 6])
+    close(rotate_split_half(there, cos, -sin), x, 1e-6)
+
+
+def test_full_width_rotation_gives_each_head_its_own_frequencies():
+    heads = normal(2, 5, 3, 4)
+    cos, sin = rotary_tables(jnp.arange(5)[None], 12, 100.0)
+    angles = np.arange(5)[:, None] * 100.0 ** (-np.arange(6) / 6)
+    wide = heads.reshape(2, 5, 12)
+    turned = (wide[..., :6] + 1j * wide[..., 6:]) * np.exp(1j * angles)
+    close(rotate_full_width(f32(heads), cos, sin), np.concatenate([turned.real, turned.imag], -1).reshape(heads.shape))
+
+
+def test_ntk_base_divides_the_lowest_frequency_by_the_factor_and_keeps_the_highest():
+    width, factor = 64, 2.0
+    theta = ntk_theta(10000.0, factor, width)
+
+    def frequency(base, i):
+        return base ** (-2 * i / width)
+
+    assert frequency(theta, 0) == frequency(10000.0, 0)
+    assert frequency(theta, width // 2 - 1) == pytest.approx(frequency(10000.0, width // 2 - 1) / factor)
+    assert ntk_theta(10000.0, 1.0, width) == 10000.0
 
 
 # With segment ids (of a single segment) the same numbers come by the other of the two ways through `attention`.
@@ -180,26 +313,140 @@ def test_scores_of_bfloat16_attention_are_float32():
     assert np.sqrt((error**2).mean()) < 0.005 * np.abs(exact).max()
 
 
-def test_cache_writes_only_tokens_into_each_rows_own_slots():
-    lengths = jnp.array([0, 3], jnp.int32)
-    valid = jnp.array([[True, True, False], [True, False, False]])
-    slots = kv_cache.write_slots(lengths, valid, 6)
-    new = f32(np.arange(1.0, 7.0).reshape(2, 3, 1, 1))
-    buffer = kv_cache.write(f32(np.full((2, 1, 6, 1), -1.0)), new, slots)
-    np.testing.assert_array_equal(buffer[:, 0, :, 0], [[1, 2, -1, -1, -1, -1], [-1, -1, -1, 4, -1, -1]])
-    seen = kv_cache.visible(lengths, 2, 6)
-    np.testing.assert_array_equal(seen[:, 0].sum(-1), [[1, 2], [4, 5]])
-
-
-def test_cache_is_a_pytree_and_advances_by_the_valid_tokens():
-    cache = kv_cache.init_cache(2, 3, 5, 1, 4, jnp.bfloat16)
-    assert len(jax.tree.leaves(cache)) == 5 and cache.max_len == 5
-    advanced = jax.jit(lambda c, valid: c.advance(valid))(cache, jnp.array([[1, 1], [1, 0], [0, 0]], bool))
-    np.testing.assert_array_equal(advanced.lengths, [2, 1, 0])
-
-
 def test_unembed_with_bias_and_softcap():
     h, kernel, bias = normal(2, 3, 4), normal(4, 5, seed=1), normal(5, seed=2)
     close(unembed(f32(h), f32(kernel)), h @ kernel)
     close(unembed(f32(h), f32(kernel), f32(bias), 3.0), 3 * np.tanh((h @ kernel + bias) / 3))
     assert unembed(jnp.asarray(h, jnp.bfloat16), f32(kernel)).dtype == jnp.float32
+
+
+def test_softcap_bounds_and_is_the_identity_near_zero():
+    x = normal(50) * 100
+    close(softcap(f32(x), 15.0), 15 * np.tanh(x / 15), 2e-6)
+    assert float(softcap(f32(1e-3), 15.0)) == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_head_and_table_leave_their_padding_out():
+    head = Head(4, 8, bias=True, key=KEY, init=truncated_normal(1.0), bias_init=truncated_normal(1.0))
+    kernel, bias = head.as_head(5)
+    np.testing.assert_array_equal(kernel, head.kernel[...][:, :5])
+    np.testing.assert_array_equal(bias, head.bias[...][:5])
+    table = Embedding(8, 4, key=KEY, init=truncated_normal(1.0))
+    np.testing.assert_array_equal(table.as_head(5), table.embedding[...][:5].T)
+    assert table.as_head().shape == (4, 8)
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    x = jnp.ones((200, 500))
+    out = np.asarray(dropout(x, 0.2, KEY))
+    assert set(np.unique(out)) == {0.0, np.float32(1 / 0.8)}
+    assert (out == 0).mean() == pytest.approx(0.2, abs=0.01)
+    assert dropout(x, 0.2, None) is x and dropout(x, 0.0, KEY) is x
+    assert not np.array_equal(out, dropout(x, 0.2, jax.random.key(8)))
+
+
+def test_segments():
+    ids = jnp.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
+    np.testing.assert_array_equal(segments.positions_within(ids), [[0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5, 6]])
+    x = f32(np.arange(1.0, 15.0).reshape(2, 7, 1))
+    previous = segments.previous_within(x, ids)[..., 0]
+    np.testing.assert_array_equal(previous, [[0, 1, 0, 3, 4, 0, 6], [0, 8, 9, 10, 11, 12, 13]])
+
+
+def test_a_separator_closes_its_own_document():
+    tokens = jnp.array([[5, 0, 6, 7, 0, 0, 8], [0, 1, 2, 3, 4, 5, 6]])
+    np.testing.assert_array_equal(segments.split_at(tokens, 0), [[1, 1, 2, 2, 2, 3, 4], [1, 2, 2, 2, 2, 2, 2]])
+
+
+def test_smear_adds_the_gated_token_before():
+    smear = Smear(3, key=KEY, init=truncated_normal(1.0))
+    assert float(smear.scale[...]) == 0
+    smear.scale[...] = f32(0.7)
+    x = normal(2, 5, 6)
+    gate = np.asarray(smear.gate.kernel[...], np.float64)
+    previous = np.concatenate([np.zeros((2, 1, 6)), x[:, :-1]], axis=1)
+    expected = x + 0.7 / (1 + np.exp(-x[..., :3] @ gate)) * previous
+    close(smear(f32(x), previous_in_row(f32(x))), expected)
+    ids = jnp.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 1]])
+    apart = smear(f32(x), previous_in_row(f32(x), ids))
+    close(apart[0, 2], x[0, 2])
+    close(apart[1], expected[1])
+    carried = previous_in_row(f32(x), carry=f32(np.full((2, 6), 9.0)))
+    np.testing.assert_array_equal(carried[:, 0], np.full((2, 6), 9.0))
+    np.testing.assert_array_equal(carried[:, 1:], f32(x[:, :-1]))
+
+
+def test_residual_blend_and_backout():
+    x, x0 = normal(2, 3, 4), normal(2, 3, 4, seed=1)
+    close(ResidualBlend(1.1, 0.2)(f32(x), f32(x0)), 1.1 * x + 0.2 * x0)
+    close(ResidualBlend(None, 0.2)(f32(x), f32(x0)), x + 0.2 * x0)
+    close(ResidualBlend(1.1, None)(f32(x), f32(x0)), 1.1 * x)
+    close(Backout(0.3)(f32(x), f32(x0)), x - 0.3 * x0)
+
+
+def test_residual_scalars_act_in_float32():
+    x = jnp.full((1, 1, 1), 1.0, jnp.bfloat16)
+    assert float(ResidualBlend(1.0, 0.0078)(x, x)[0, 0, 0]) == float(jnp.bfloat16(1.0078))
+
+
+def rotation(positions, width):
+    cos, sin = rotary_tables(positions, width, 100.0)
+    return partial(rotate_split_half, cos=cos[:, :, None], sin=sin[:, :, None])
+
+
+def test_attention_with_biases_norms_and_value_embeddings():
+    """Everything an attention layer can have at once, by the equations."""
+    draw = truncated_normal(0.7)
+    layer = Attention(
+        12,
+        4,
+        2,
+        6,
+        keys=jax.random.split(KEY, 4),
+        init=draw,
+        bias=True,
+        out_bias=True,
+        bias_init=draw,
+        qk_norm_scale=1.2,
+        qk_norm_eps=1e-3,
+        value_gate_features=5,
+        value_gate_init=draw,
+    )
+    x, value_embeds = normal(2, 7, 12), normal(2, 7, 12, seed=1)
+    positions = np.arange(7)
+
+    def project(linear, source):
+        return source @ np.asarray(linear.kernel[...], np.float64) + (
+            np.asarray(linear.bias[...], np.float64) if linear.has_bias else 0
+        )
+
+    def turned_and_normal(y):
+        angles = positions[:, None] * 100.0 ** (-np.arange(3) / 3)
+        z = (y[..., :3] + 1j * y[..., 3:]) * np.exp(1j * angles)[:, None]
+        y = np.concatenate([z.real, z.imag], -1)
+        return 1.2 * y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-3)
+
+    q = turned_and_normal(project(layer.q, x).reshape(2, 7, 4, 6))
+    k = turned_and_normal(project(layer.k, x).reshape(2, 7, 2, 6))
+    gate = 3 / (1 + np.exp(-project(layer.value_gate, x[..., :5])))
+    v = project(layer.v, x).reshape(2, 7, 2, 6) + gate[..., None] * value_embeds.reshape(2, 7, 2, 6)
+    distance = positions[:, None] - positions
+    heads = reference_attention(q, k, v, (distance >= 0) & (distance <= 3))
+    out, cache = layer(f32(x), rotation(jnp.arange(7)[None], 6), window=3, value_embeds=f32(value_embeds))
+    close(out, project(layer.o, heads.reshape(2, 7, 24)), 5e-6)
+    assert cache is None
+
+
+def test_softmax_in_the_dtype_of_x_rounds_at_every_turn():
+    def half(value):
+        return np.asarray(value, np.float64).astype(jnp.bfloat16).astype(np.float64)
+
+    q, k, v = (jnp.asarray(normal(1, 9, 1, 8, seed=i) * 2, jnp.bfloat16) for i in range(3))
+    a, b, c = (half(x)[0, :, 0] for x in (q, k, v))
+    scores = np.where(np.tril(np.ones((9, 9), bool)), half(half(a @ b.T) / half(np.sqrt(8))), -np.inf)
+    weights = half(np.exp(half(scores - scores.max(-1, keepdims=True))))
+    weights = half(weights / half(weights.sum(-1, keepdims=True)))
+    out = jax.jit(partial(attention, causal=True, softmax_dtype=jnp.bfloat16))(q, k, v)
+    error = np.abs(np.asarray(out, np.float64)[0, :, 0] - half(weights @ c))
+    plain = np.abs(np.asarray(attention(q, k, v, causal=True), np.float64)[0, :, 0] - half(weights @ c))
+    assert error.mean() < 0.3 * plain.mean() and plain.mean() > 0

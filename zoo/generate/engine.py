@@ -175,7 +175,7 @@ def _prefill(params, tokens: Array, lengths: Array, inputs: dict, *, graphdef, s
     """The state after the prompts [B, T] and the first new token of each row."""
     model = nnx.merge(graphdef, params)
     rows, width = tokens.shape
-    cache = model.init_cache(rows, cache_len, jax.tree.leaves(params)[0].dtype)
+    cache = model.init_cache(rows, cache_len, model.dtype)
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     hidden, cache = model.hidden(tokens, segment_ids=valid, cache=cache)
     state = {

@@ -1,23 +1,42 @@
-"""Multi-head self-attention with rotary positions and an optional cache."""
+"""Multi-head self-attention with rotary positions, and what models add to it."""
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from zoo.layers import kv_cache
 from zoo.layers.attention_kernels import attention, cached_attention
-from zoo.layers.initializers import Initializer
+from zoo.layers.initializers import Initializer, zeros
+from zoo.layers.kv_cache import KVCache
 from zoo.layers.linear import Linear
+from zoo.layers.norm import rms_normalize
 from zoo.layers.sharding import constrain
 
 Rotation = Callable[[Float[Array, "B T N H"]], Float[Array, "B T N H"]]
 
 
-class Attention(nnx.Module):
-    """Projections q, k, v and o around `attention`; N query heads read K kv heads, N/K each. No biases.
+def no_rotation(heads: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    """For models whose positions come from elsewhere: heads as they are."""
+    return heads
 
-    `keys` are four: of q, k, v and o, in this order.
+
+class Attention(nnx.Module):
+    """Projections q, k, v and o around softmax attention; N query heads read K kv heads, N/K each.
+
+    Parameters: `q`, `k`, `v` [embed_dim, heads * head_dim], `o` [heads * head_dim, embed_dim].
+
+    Args:
+        keys: four: of q, k, v and o, in this order.
+        init: of the kernels; `out_init` of o's (default: the same).
+        bias, out_bias: whether q, k and v, and o have biases, which `bias_init` starts.
+        qk_norm_scale: if given, queries and keys are RMS-normalised per head without a gain after the rotation
+            and multiplied by it; `qk_norm_eps` is the norm's.
+        value_gate_features: if positive, `__call__` takes value embeddings, which a head adds to its values
+            times 3 sigmoid(x[:value_gate_features] . value_gate): parameter `value_gate` [features, K], which
+            `value_gate_init` starts. The reach of 3 is nanochat's (github.com/karpathy/nanochat).
+        float32_softmax: if not, scores and softmax have the precision of x, for weights that were trained so.
     """
 
     def __init__(
@@ -29,56 +48,88 @@ class Attention(nnx.Module):
         *,
         keys: Array,
         init: Initializer,
+        out_init: Initializer | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+        bias_init: Initializer = zeros,
+        qk_norm_scale: float | None = None,
+        qk_norm_eps: float = 1e-6,
+        value_gate_features: int = 0,
+        value_gate_init: Initializer = zeros,
+        float32_softmax: bool = True,
     ):
         inner, kv_inner = num_heads * head_dim, num_kv_heads * head_dim
-        heads = dict(axes=("embed", "heads"), units=(1, head_dim), init=init)
-        kv_heads = dict(axes=("embed", "kv_heads"), units=(1, head_dim), init=init)
+        heads = dict(axes=("embed", "heads"), units=(1, head_dim), init=init, bias=bias, bias_init=bias_init)
+        kv_heads = heads | dict(axes=("embed", "kv_heads"))
         self.q = Linear(embed_dim, inner, key=keys[0], **heads)
         self.k = Linear(embed_dim, kv_inner, key=keys[1], **kv_heads)
         self.v = Linear(embed_dim, kv_inner, key=keys[2], **kv_heads)
-        self.o = Linear(inner, embed_dim, axes=("heads", "embed"), units=(head_dim, 1), key=keys[3], init=init)
-        self.head_dim = head_dim
-
-    def _project(self, x, rotate):
-        def heads(y, axis):
-            y = y.reshape(*y.shape[:-1], -1, self.head_dim)
-            return constrain(y, ("batch", "length", axis, "features"))
-
-        return (
-            rotate(heads(self.q(x), "heads")),
-            rotate(heads(self.k(x), "kv_heads")),
-            heads(self.v(x), "kv_heads"),
+        self.o = Linear(
+            inner,
+            embed_dim,
+            axes=("heads", "embed"),
+            units=(head_dim, 1),
+            bias=out_bias,
+            key=keys[3],
+            init=out_init or init,
+            bias_init=bias_init,
         )
-
-    def _output(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        return self.o(heads.reshape(*heads.shape[:2], -1))
+        if value_gate_features:
+            self.value_gate = Linear(
+                value_gate_features,
+                num_kv_heads,
+                axes=("gate_features", "kv_heads"),
+                key=jax.random.fold_in(keys[2], 2),
+                init=value_gate_init,
+            )
+        self.head_dim = head_dim
+        self.qk_norm_scale, self.qk_norm_eps = qk_norm_scale, qk_norm_eps
+        self.value_gate_features = value_gate_features
+        self.float32_softmax = float32_softmax
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotate: Rotation,
+        rotate: Rotation = no_rotation,
         *,
+        layer: int = 0,
+        window: int | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Causal attention of x over itself; `rotate` puts positions into queries and keys."""
-        q, k, v = self._project(x, rotate)
-        return self._output(attention(q, k, v, causal=True, segment_ids=segment_ids))
+        cache: KVCache | None = None,
+        value_embeds: Float[Array, "B T E"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Causal attention of x over itself and, with a cache, over the tokens in it; and the cache then.
 
-    def cached(
-        self,
-        x: Float[Array, "B T D"],
-        rotate: Rotation,
-        cached_k: Float[Array, "B K S H"],
-        cached_v: Float[Array, "B K S H"],
-        slots: Int[Array, "B T"],
-        visible: Bool[Array, "B 1 T S"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-        """The same over the cached tokens and x itself: x's keys and values are written first, then read.
-
-        Returns the output and the layer's new keys and values. See `zoo.layers.kv_cache` for the slots.
+        Args:
+            rotate: puts positions into queries and keys.
+            layer: which layer of the cache is this one's.
+            window: how many tokens before its own each one sees; None: all.
+            segment_ids: without a cache, ids that attention does not cross; with one, 0 = pad, not written.
+            value_embeds: [B, T, K * head_dim], for a layer that mixes them into its values.
         """
-        q, k, v = self._project(x, rotate)
-        cached_k = kv_cache.write(cached_k, k, slots)
-        cached_v = kv_cache.write(cached_v, v, slots)
-        out = cached_attention(q, cached_k.astype(q.dtype), cached_v.astype(q.dtype), mask=visible)
-        return self._output(out), cached_k, cached_v
+        q = self._heads(self.q(x), "heads")
+        k, v = self._heads(self.k(x), "kv_heads"), self._heads(self.v(x), "kv_heads")
+        if value_embeds is not None:
+            v = self._mixed(v, x, self._heads(value_embeds, "kv_heads"))
+        q, k = self._normal(rotate(q)), self._normal(rotate(k))
+        softmax = dict(softmax_dtype=jnp.float32 if self.float32_softmax else x.dtype)
+        if cache is None:
+            out = attention(q, k, v, causal=True, window=window, segment_ids=segment_ids, **softmax)
+        else:
+            valid = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
+            cache, keys, values, visible = cache.append(layer, k, v, valid, window)
+            out = cached_attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask=visible, **softmax)
+        return self.o(out.reshape(*out.shape[:2], -1)), cache
+
+    def _heads(self, y, axis):
+        y = y.reshape(*y.shape[:-1], -1, self.head_dim)
+        return constrain(y, ("batch", "length", axis, "features"))
+
+    def _normal(self, heads):
+        if self.qk_norm_scale is None:
+            return heads
+        return (self.qk_norm_scale * rms_normalize(heads, self.qk_norm_eps)).astype(heads.dtype)
+
+    def _mixed(self, v, x, value_embeds):
+        gate = 3 * jax.nn.sigmoid(self.value_gate(x[..., : self.value_gate_features]))
+        return v + gate[..., None] * value_embeds

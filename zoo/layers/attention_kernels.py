@@ -5,9 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers.linear import matmul_precision
+from zoo.layers.precision import rounded
 
 # Finite, so that a row in which nothing is allowed gives numbers (the mean of v) and no NaN.
 MASKED = -1e30
@@ -23,18 +25,23 @@ def attention(
     window: int | None = None,
     mask: Bool[Array, "B 1 T S"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    softmax_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N/K). Softmax in float32.
+    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N/K).
 
     causal: key j is seen by query i iff j <= i; T and S must be equal. window w (with causal): and
     i - j <= w. mask: True = may be seen. segment_ids: only keys of the query's own segment are seen.
+    softmax_dtype: with less precision than float32, scores and softmax are rounded to it at every turn, for
+    weights that were trained so.
     Causal attention goes block by block of queries, and each block reads only the keys it may see: half the
     work, and the scores never exist as [B, N, T, S].
     """
     length = q.shape[1]
-    if causal and mask is None and segment_ids is None and _on_one_cpu():
+    exact = _is_exact(softmax_dtype)
+    if causal and mask is None and segment_ids is None and exact and _on_one_cpu():
         return _ungrouped(_blockwise(QUERY_BLOCK, window, _grouped(q, k.shape[2]), _heads_first(k), _heads_first(v)))
-    q, k, v = _grouped(q, k.shape[2]), _heads_first(k), _heads_first(v)
+    q, k, v = _grouped(q, k.shape[2], scaled=exact), _heads_first(k), _heads_first(v)
+    attend = _attend if exact else partial(_attend_rounded, softmax_dtype)
     block = QUERY_BLOCK if causal else length
     outputs = []
     for start in range(0, length, block):
@@ -42,7 +49,7 @@ def attention(
         first = max(0, start - window) if causal and window is not None else 0
         last = stop if causal else k.shape[2]
         allowed = _allowed(start, stop, first, last, causal, window, mask, segment_ids)
-        outputs.append(_attend(q[..., start:stop, :], k[:, :, first:last], v[:, :, first:last], allowed))
+        outputs.append(attend(q[..., start:stop, :], k[:, :, first:last], v[:, :, first:last], allowed))
     return _ungrouped(jnp.concatenate(outputs, axis=3))
 
 
@@ -52,9 +59,16 @@ def cached_attention(
     v: Float[Array, "B K S H"],
     *,
     mask: Bool[Array, "B 1 T S"],
+    softmax_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B T N H"]:
     """`attention` over a cache, whose heads stand before its slots (see `zoo.layers.kv_cache`)."""
-    return _ungrouped(_attend(_grouped(q, k.shape[1]), k, v, mask[:, :, None]))
+    exact = _is_exact(softmax_dtype)
+    attend = _attend if exact else partial(_attend_rounded, softmax_dtype)
+    return _ungrouped(attend(_grouped(q, k.shape[1], scaled=exact), k, v, mask[:, :, None]))
+
+
+def _is_exact(softmax_dtype):
+    return jnp.finfo(softmax_dtype).bits >= 32
 
 
 # Inside, heads stand before positions: the products then run over contiguous matrices, where XLA on CPU would
@@ -66,10 +80,11 @@ def _heads_first(x):
     return x.transpose(0, 2, 1, 3)
 
 
-def _grouped(q, kv_heads):
-    """[B,T,N,H] -> [B,K,G,T,H], scaled by 1/sqrt(H)."""
+def _grouped(q, kv_heads, scaled=True):
+    """[B,T,N,H] -> [B,K,G,T,H], times 1/sqrt(H) if `scaled`."""
     batch, length, heads, head_dim = q.shape
-    q = (q / math.sqrt(head_dim)).astype(q.dtype)
+    if scaled:
+        q = (q / math.sqrt(head_dim)).astype(q.dtype)
     return q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
 
 
@@ -121,6 +136,23 @@ def _attend(q, k, v, allowed):
         preferred_element_type=jnp.float32,
     )
     return (out / total).astype(v.dtype)
+
+
+def _attend_rounded(dtype, q, k, v, allowed):
+    """`_attend` of queries not yet scaled, with every intermediate result rounded to `dtype`."""
+
+    def kept(x):
+        return rounded(x, dtype)
+
+    precision = matmul_precision(q.dtype)
+    scores = kept(jnp.einsum("bkgth,bksh->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32))
+    scores = kept(scores / kept(jnp.float32(math.sqrt(q.shape[-1]))))
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, MASKED)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = kept(jnp.exp(kept(scores - peak)))
+    weights = kept(weights / kept(jnp.sum(weights, axis=-1, keepdims=True)))
+    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=precision)
 
 
 # Plain causal attention on a CPU: one kv head of one row at a time, so that a block of scores is written and read

@@ -1,34 +1,67 @@
-"""Token tables and the projection to the vocabulary."""
+"""Tables looked up by token or position, and the projection to the vocabulary."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.layers.initializers import Initializer
-from zoo.layers.linear import matmul_precision
+from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.softcap import softcap
 
 
 class Embedding(nnx.Module):
-    """A table `embedding` [vocab_size, embed_dim]; rows are looked up in the dtype of the table."""
+    """A table `embedding` [rows, features]; rows are looked up in the dtype of the table.
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, key: Array, init: Initializer):
-        self.embedding = nnx.Param(init(key, (vocab_size, embed_dim)), axes=("vocab", "embed"))
+    axes: logical names of the two; tables of positions and value embeddings have their own.
+    """
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...][tokens]
+    def __init__(
+        self,
+        rows: int,
+        features: int,
+        *,
+        key: Array,
+        init: Initializer,
+        axes: tuple[str, str] = ("vocab", "embed"),
+    ):
+        self.embedding = nnx.Param(init(key, (rows, features)), axes=axes)
 
-    def as_head(self) -> Float[Array, "D V"]:
-        """The kernel of a head tied to this table."""
-        return self.embedding[...].T
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.embedding[...][ids]
+
+    def as_head(self, vocab_size: int | None = None) -> Float[Array, "D V"]:
+        """The kernel of a head tied to this table, of its first `vocab_size` rows (default: all)."""
+        return self.embedding[...][:vocab_size].T
+
+
+class Head(Linear):
+    """The untied projection to the vocabulary: `kernel` [embed_dim, rows] and, with `bias`, `bias` [rows]."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        rows: int,
+        *,
+        bias: bool = False,
+        key: Array,
+        init: Initializer,
+        bias_init: Initializer | None = None,
+    ):
+        extra = {} if bias_init is None else {"bias_init": bias_init}
+        super().__init__(embed_dim, rows, axes=("embed", "vocab"), bias=bias, key=key, init=init, **extra)
+
+    def as_head(self, vocab_size: int | None = None) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None]:
+        """Kernel and bias of the first `vocab_size` outputs (default: all)."""
+        return self.kernel[...][:, :vocab_size], self.bias[...][:vocab_size] if self.has_bias else None
 
 
 def unembed(
     hidden: Float[Array, "... D"],
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"] | None = None,
-    softcap: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "... V"]:
-    """Float32 logits: hidden . kernel + bias, then softcap * tanh(logits / softcap) where there is a cap."""
+    """Float32 logits: hidden . kernel + bias, soft-capped where there is a cap."""
     logits = jnp.matmul(
         hidden,
         kernel.astype(hidden.dtype),
@@ -37,4 +70,4 @@ def unembed(
     )
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    return logits if cap is None else softcap(logits, cap)

@@ -1,15 +1,18 @@
 """The key/value cache: an explicit pytree that goes into a call and comes out of it.
 
-Rows are right-padded and may differ in length. Token t of a row goes to slot `lengths[row] + t`, so the
-slots of a row hold its tokens in order whatever the chunks they came in; pads are never written.
+Rows are right-padded and may differ in length; pads are never written. Token number i of a row lies in slot i
+of the layers that see everything. A layer whose window is w keeps a ring: token i lies in slot i mod (w + 1),
+where the newest w + 1 tokens are all that the next one may see.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 
 @jax.tree_util.register_dataclass
@@ -19,57 +22,109 @@ class KVCache:
 
     The heads stand before the slots: a step's products then run over the cache as it lies in memory. The
     other order makes XLA rearrange the whole cache at every step (on CPU 20 times slower in a batch of 32).
+
+    max_len: tokens a row can hold. One beyond is dropped: the caller counts.
+    carry: what else a model needs of the tokens before, a pytree of its own.
     """
 
     k: tuple[Array, ...]
     v: tuple[Array, ...]
     lengths: Array
+    carry: Any = None
+    max_len: int = field(metadata=dict(static=True), default=0)
 
-    @property
-    def max_len(self) -> int:
-        """S, the slots of a row. A token beyond the last slot is dropped: the caller counts."""
-        return self.k[0].shape[2]
+    def append(
+        self,
+        layer: int,
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        valid: Bool[Array, "B T"],
+        window: int | None = None,
+    ) -> tuple["KVCache", Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B 1 T S"]]:
+        """Write the keys and values of T new tokens a row into a layer.
+
+        Returns the cache, the keys and values the new tokens are to attend to, and which of them each sees.
+        The lengths stay: `advance` moves them once all layers have been written.
+        """
+        size = self.k[layer].shape[2]
+        ring = window is not None and size == window + 1
+        if ring and k.shape[1] > 1:
+            return self._append_chunk_to_ring(layer, k, v, valid)
+        index = self._index(k.shape[1])
+        slots = jnp.where(valid, index % size if ring else index, size)
+        cache = self._write(layer, k, v, slots)
+        held = _held(self.lengths + valid[:, 0], size)[:, None] if ring else jnp.arange(size)[None, None]
+        visible = (held >= 0) & (held <= index[..., None])
+        if window is not None:
+            visible &= index[..., None] - held <= window
+        return cache, cache.k[layer], cache.v[layer], visible[:, None]
+
+    def _append_chunk_to_ring(self, layer, k, v, valid):
+        """A chunk attends to the ring as it was and to itself: its first tokens still see what its last push out."""
+        size, index = self.k[layer].shape[2], self._index(k.shape[1])
+        keys = jnp.concatenate([self.k[layer], _heads_first(k, self.k[layer].dtype)], axis=2)
+        values = jnp.concatenate([self.v[layer], _heads_first(v, self.v[layer].dtype)], axis=2)
+        held = jnp.concatenate([_held(self.lengths, size), jnp.where(valid, index, -1)], axis=1)[:, None]
+        distance = index[..., None] - held
+        visible = (held >= 0) & (distance >= 0) & (distance < size)
+        after = (self.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32))[:, None]
+        # Only a chunk's last `size` tokens stay; written once each, since the order of double writes is undefined.
+        slots = jnp.where(valid & (index >= after - size), index % size, size)
+        return self._write(layer, k, v, slots), keys, values, visible[:, None]
 
     def advance(self, valid: Bool[Array, "B T"]) -> "KVCache":
         """The cache after a call: the lengths grow by the valid tokens of each row."""
         return replace(self, lengths=self.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32))
 
-    def set_layer(self, layer: int, k: Array, v: Array) -> "KVCache":
-        """The cache with one layer's keys and values replaced."""
-        return replace(
-            self,
-            k=(*self.k[:layer], k, *self.k[layer + 1 :]),
-            v=(*self.v[:layer], v, *self.v[layer + 1 :]),
-        )
+    def _index(self, num_tokens):
+        """The numbers in their rows [B, T] that new tokens get."""
+        return self.lengths[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
+
+    def _write(self, layer, k, v, slots):
+        def written(buffers, new):
+            buffer = buffers[layer]
+            rows = jnp.arange(buffer.shape[0])[:, None]
+            buffer = buffer.at[rows, :, slots].set(new.astype(buffer.dtype), mode="drop")
+            return (*buffers[:layer], buffer, *buffers[layer + 1 :])
+
+        return replace(self, k=written(self.k, k), v=written(self.v, v))
+
+
+def _heads_first(x, dtype):
+    """[B,T,K,H] -> [B,K,T,H]."""
+    return x.transpose(0, 2, 1, 3).astype(dtype)
+
+
+def _held(lengths, size):
+    """The number [B, S] of the token in each slot of a ring that has seen `lengths` tokens; negative: none yet."""
+    last = lengths[:, None] - 1
+    return last - (last - jnp.arange(size)) % size
 
 
 def init_cache(
-    num_layers: int, batch: int, max_len: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike
+    num_layers: int,
+    batch: int,
+    max_len: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: DTypeLike,
+    *,
+    windows: Sequence[int | None] | None = None,
+    carry: Any = None,
 ) -> KVCache:
-    """An empty cache for `batch` rows of at most `max_len` tokens."""
-    shape = (batch, num_kv_heads, max_len, head_dim)
-    return KVCache(
-        k=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
-        v=tuple(jnp.zeros(shape, dtype) for _ in range(num_layers)),
-        lengths=jnp.zeros((batch,), jnp.int32),
-    )
+    """An empty cache for `batch` rows of at most `max_len` tokens; `windows` are the layers' (None: no window)."""
+    sizes = [max_len if w is None else min(max_len, w + 1) for w in windows or [None] * num_layers]
+
+    def buffers():
+        return tuple(jnp.zeros((batch, num_kv_heads, size, head_dim), dtype) for size in sizes)
+
+    return KVCache(k=buffers(), v=buffers(), lengths=jnp.zeros((batch,), jnp.int32), carry=carry, max_len=max_len)
 
 
-def write_slots(lengths: Int[Array, " B"], valid: Bool[Array, "B T"], max_len: int) -> Int[Array, "B T"]:
-    """The slot each token is written to; pads get `max_len`, which is outside and therefore dropped."""
-    slots = lengths[:, None] + jnp.arange(valid.shape[1], dtype=jnp.int32)
-    return jnp.where(valid, slots, max_len)
-
-
-def write(
-    buffer: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slots: Int[Array, "B T"]
-) -> Float[Array, "B K S H"]:
-    """`buffer` with the new keys or values in their slots; slots outside are dropped."""
-    rows = jnp.arange(buffer.shape[0])[:, None]
-    return buffer.at[rows, :, slots].set(new.astype(buffer.dtype), mode="drop")
-
-
-def visible(lengths: Int[Array, " B"], num_queries: int, max_len: int) -> Bool[Array, "B 1 T S"]:
-    """Which slots the T new tokens see: those before them in their row, and their own."""
-    own_slot = lengths[:, None] + jnp.arange(num_queries, dtype=jnp.int32)
-    return (jnp.arange(max_len) <= own_slot[..., None])[:, None]
+def last_valid(
+    x: Float[Array, "B T D"], valid: Bool[Array, "B T"], otherwise: Float[Array, "B D"]
+) -> Float[Array, "B D"]:
+    """x of each right-padded row's last valid token; `otherwise` for rows that have none."""
+    count = jnp.sum(valid, axis=1)
+    last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where((count > 0)[:, None], last.astype(otherwise.dtype), otherwise)

@@ -1,31 +1,45 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864).
 
 Tables come from explicit positions, so that cached steps, packed rows and cropped windows need no case of
-their own. Models differ in which features form a pair, hence two apply functions.
+their own. Models differ in which features form a pair, hence two apply functions; who turns the other way
+round negates the sines.
 """
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from zoo.layers.precision import rounded
+
 
 def rotary_tables(
-    positions: Int[Array, "..."], width: int, theta: float, dtype: DTypeLike
+    positions: Int[Array, "..."], width: int, theta: float, dtype: DTypeLike = jnp.float32
 ) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
     """cos and sin of position * theta^(-i / half) for i < half = width // 2, shape positions.shape + (half,).
 
-    Angles are float32 whatever `dtype`: in bfloat16 positions beyond 256 would collapse.
+    dtype: in which positions, frequencies, angles and tables are held. bfloat16 has 8 significant bits:
+    positions beyond 256 collapse (257 is 256), and weights trained so need their tables so.
     """
     half = width // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    frequencies = rounded(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), dtype)
+    angles = rounded(rounded(positions.astype(jnp.float32), dtype)[..., None] * frequencies, dtype)
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def ntk_theta(theta: float, factor: float, width: int) -> float:
+    """The base that stretches the context by `factor`: theta * factor^(width / (width - 2)).
+
+    The lowest frequency is then divided by `factor` and the highest stays ("NTK-aware scaled RoPE", bloc97
+    2023; Peng et al., arXiv:2309.00071, section 3.1).
+    """
+    return theta * factor ** (width / (width - 2)) if factor != 1 else theta
 
 
 def rotate_interleaved(
     x: Float[Array, "... width"], cos: Float[Array, "... half"], sin: Float[Array, "... half"]
 ) -> Float[Array, "... width"]:
     """Rotate the pairs (2i, 2i+1) by the angles; `cos` and `sin` broadcast against x[..., :half]."""
+    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
     # x cos + swap(x) (-sin, sin): taking the pairs apart with strided slices takes a CPU twice as long.
     swapped = jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
     signed = jnp.stack([-sin, sin], axis=-1).reshape(*sin.shape[:-1], -1)
@@ -35,6 +49,19 @@ def rotate_interleaved(
 def rotate_split_half(
     x: Float[Array, "... width"], cos: Float[Array, "... half"], sin: Float[Array, "... half"]
 ) -> Float[Array, "... width"]:
-    """Rotate the pairs (i, half + i) by the angles; `cos` and `sin` broadcast against x[..., :half]."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    """Rotate the pairs (i, half + i) by the angles; `cos` and `sin` broadcast against x[..., :half].
+
+    An odd last feature passes through.
+    """
+    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
+    half = x.shape[-1] // 2
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def rotate_full_width(
+    heads: Float[Array, "B T N H"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
+) -> Float[Array, "B T N H"]:
+    """`rotate_split_half` over all heads side by side, half = N * H // 2: each head gets its own frequencies."""
+    wide = heads.reshape(*heads.shape[:2], -1)
+    return rotate_split_half(wide, cos, sin).reshape(heads.shape)

@@ -11,7 +11,7 @@ import math
 import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from zoo.errors import UserError
 
@@ -28,6 +28,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "positions": (),
+    # Value embeddings are looked up once a layer: whole rows' features lie apart, so no look-up moves a row.
+    "value_vocab": (),
+    "value_features": ("fsdp", "tensor"),
+    "gate_features": (),
+    "lora_rank": (),
+    "scalar": (),
 }
 # Sizes of these are a property of the published model, so a mesh that does not divide them replicates them.
 REPLICATED_WHEN_INDIVISIBLE = ("vocab", "kv_heads")
@@ -84,7 +91,7 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> dict:
     return shardings
 
 
-def constrain(x: Array, axes: tuple[str, ...]) -> Array:
+def constrain(x: Shaped[Array, "..."], axes: tuple[str, ...]) -> Shaped[Array, "..."]:
     """Pin an activation to its place on the ambient mesh (`jax.set_mesh`); the identity without one.
 
     An axis that the mesh does not divide (twelve prompts on eight devices, say) is left unsharded.

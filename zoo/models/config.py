@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from typing import Any
+from typing import Any, ClassVar
 
 from zoo.errors import UserError
 from zoo.util import nearest
@@ -14,8 +14,12 @@ class ModelConfig:
     """Base of the frozen config dataclasses.
 
     Fields are int, float, bool or str. Numbers are coerced ("1e-5", which YAML reads as text, becomes a
-    float; 4.0 an int) and integers and floats must be positive, unless `check` of the class says otherwise.
+    float; 4.0 an int) and must be positive; those named in MAY_BE_ZERO may be zero, and text fields named in
+    CHOICES have one of the values given there.
     """
+
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __post_init__(self):
         for name, kind in _field_types(type(self)).items():
@@ -26,8 +30,31 @@ class ModelConfig:
         """Raise UserError where a field has an impossible value. Classes extend it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
-                raise UserError(f"model.{field.name}: must be positive and finite, got {value}")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                zero_is_fine = field.name in self.MAY_BE_ZERO and value == 0
+                if not (0 < value < math.inf or zero_is_fine):
+                    kind = "zero or positive" if field.name in self.MAY_BE_ZERO else "positive"
+                    raise UserError(f"model.{field.name}: must be {kind} and finite, got {value}")
+        for name, known in self.CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"model.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def check_pairs(self) -> None:
+        """Raise UserError unless a head's features make rotary pairs."""
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim: rotary pairs need an even number, got {self.head_dim}")
+
+    def check_heads(self) -> None:
+        """Raise UserError unless the kv heads divide the query heads."""
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}; every kv head "
+                "serves equally many query heads"
+            )
+
+    def switches(self) -> dict[str, str]:
+        """The architecture in words, a line a named part; what `zoo diff` compares. Classes override it."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-serialisable."""
@@ -43,6 +70,25 @@ class ModelConfig:
                 hint = f"did you mean {near!r}?" if near else f"known: {', '.join(types)}"
                 raise UserError(f"model.{key}: {cls.__name__} has no such field; {hint}")
         return cls(**{key: _coerce(key, value, types[key]) for key, value in values.items()})
+
+
+def training_flops(matmul_weights: int, attended: float) -> float:
+    """Floating-point operations of forward and backward for one token.
+
+    Args:
+        matmul_weights: weights that a token meets in a matrix product (blocks and head, no look-ups): 6 each.
+        attended: the sum over layers of attention width (heads * head_dim) times the keys a token sees on
+            average (`mean_keys`): 12 each, for scores and for values.
+    """
+    return 6.0 * matmul_weights + 12.0 * attended
+
+
+def mean_keys(seq_len: int, window: int | None = None) -> float:
+    """How many keys a token of a row of `seq_len` sees on average under a causal mask (and a window)."""
+    if window is None or window >= seq_len - 1:
+        return (seq_len + 1) / 2
+    full = window + 1  # keys that a token far enough from the beginning sees
+    return (full * (full + 1) / 2 + (seq_len - full) * full) / seq_len
 
 
 def _field_types(cls: type) -> dict[str, type]:

@@ -119,8 +119,15 @@ def make_eval_step(
 
 
 def cast_floats(tree: Tree, dtype: Any) -> Tree:
-    """`tree` with its floating leaves in `dtype`; others are left alone."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    """`tree` with its floating arrays in `dtype`.
+
+    Scalars stay as they are: those of the residual stream act in float32, where bfloat16 would cost them three digits.
+    """
+
+    def cast(x):
+        return x.astype(dtype) if x.ndim and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
 
 
 def compute_dtype_for(name: str, mesh: Mesh) -> Any:

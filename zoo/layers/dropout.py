@@ -1,0 +1,16 @@
+"""Dropout with an explicit key."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Each number is zero with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014).
+
+    `key=None` means none, as does a rate of 0: then x itself comes back.
+    """
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
