@@ -1,15 +1,24 @@
 """Invented people, clubs and stadiums, put together from parts, so that only copying gets a name right.
 
 Surnames and places are a stem and an ending ('Alv' + 'arena', 'Valde' + 'mora'): thousands of them from a few
-hundred pieces. The tokenizer learns no rare name (`zoo.data.pairs.tokenizer_texts`), so that every one is spelt
+hundred pieces. Those are easy to learn to copy, but a model that has met no others cannot copy 'Griezmann': it has
+never seen its pieces ('ez', 'man') in a name. So there are coined names too, put together from the syllables and
+endings of many languages, in which nearly every short piece of a vocabulary occurs.
+
+The tokenizer learns no rare name (`zoo.data.pairs.tokenizer_texts`), so that every one is spelt
 from short common pieces, the known ones like the unknown. One in twelve surnames and places is kept out of the
 training split altogether (`unseen=True`), so that copying can be told from remembering. Any likeness to real
 people is chance.
 """
 
 import hashlib
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Literal
+
+Origin = Literal["spanish", "foreign", "coined"]
+ORIGINS: tuple[Origin, ...] = ("spanish", "foreign", "coined")
 
 GIVEN = tuple(
     """Abel Adrián Alan Aldo Alexis Alfredo Amílcar Ángel Antonio Armando Arturo Axel Benicio Bernardo Braulio
@@ -64,6 +73,34 @@ _FOREIGN_PLACE_ENDINGS = tuple(
     """berg bourg burg castle dam don field furt gen ham haven hof ingen land mouth nes pool rid sli stal sund ton
     wick""".split()
 )
+# Coined names: syllables of an onset, a vowel and perhaps a coda, and an ending. Of each, plain ones and rare ones.
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v".split(),
+    tuple("bl br ch cl cr dr fl fr gl gr gu kl kr ll mc ph pl pr qu sch sh sl st str th tr w y z".split()),
+)
+_VOWELS = "a e i o u".split(), "á é í ó ú ü ai au ea ee ei ia ie io oo ou ua ue".split()
+_CODAS = "l m n r s".split(), "c ck d f g k ll lm ls m mp nd nk nn ns nt nz rd rk rn rt ss st t tt v x z".split()
+_COINED_SURNAME_ENDINGS = tuple(
+    """ak an ane ang ano ard aro as ato ault aye ba bé bert burg chi dos dou ek el elle elli ello enko er escu et
+    etti ev ez feld ford ga gor ham hart i ia ić ides iel ier in ing ingham inho ini io is itz ius iz ka kov land
+    ler ley low lund ma man mann mer mont mura na nder ner nes ney o off oglu oni or os ot ou ov port ra rell rick
+    ro ron sen shi si ski sky son sson stein strom ta ter to ton tti ucci uk us va vich vis well wicz witt worth y
+    ya za zi zzi ão""".split()
+)
+_COINED_PLACE_ENDINGS = tuple(
+    """ach aix am ana and ania ar ard ata ava aya bach bo bul by chester cia dad dam don dor ech eille el en ence
+    enza er es eux ey ford gart gen gorod grad ham heim ia ich il in ina ing iers is ja kawa ki lan land le les
+    lin lona ma mar min mo mund na nati nov ola olo om ona ord os ova pest phia pol polis pool ra ras rich rid rin
+    ris ro saki sel shima sk sta stad tana ter to ton tor town tsk va ver via vik ville von wan wich za zig""".split()
+)
+_COINED_GIVEN_ENDINGS = tuple(
+    """ah ald am an ane ang ard as ath az bert bin cent chi ck cus da den der don dre dy el elle en ent er ert ette
+    ey fred gar han ia iah ice iel ik in ine ing io ique ir is ito ius ja ji jo ka ke ko la lan lav len ley lie
+    lin lo lon ma man mar mas me min mir mon na nan nie nio no nor old on or ori que ra ram ran ric rick rin ro
+    ron ry sa sam sey sha shi son su ta tan ter thew tin to ton tor ul un ur us va van ver vid vin wan win ya yn
+    yo za""".split()
+)
+
 _CLUB_FORMS = (
     "Deportivo {}", "Atlético {}", "Real {}", "Unión {}", "Sporting {}", "Racing de {}", "{} FC", "CD {}",
     "Independiente {}", "Juventud {}", "Estudiantes de {}", "Ferroviarios de {}", "Defensor {}", "{} Unido",
@@ -93,27 +130,56 @@ def _select(words: Iterable[str], unseen: bool) -> tuple[str, ...]:
     return tuple(sorted({word for word in words if _held_out(word) == unseen}))
 
 
+def _coined(kind: str, count: int, endings: Sequence[str]) -> tuple[str, ...]:
+    """`count` different words, the same ones for ever."""
+    source = random.Random(f"zoo-names/{kind}")
+
+    def pick(options: Sequence[str]) -> str:
+        return options[int(source.random() * len(options))]
+
+    def piece(plain_and_rare: tuple[Sequence[str], Sequence[str]]) -> str:
+        return pick(plain_and_rare[source.random() < 0.3])
+
+    words: dict[str, None] = {}
+    while len(words) < count:
+        word = (piece(_ONSETS) if source.random() < 0.85 else "") + piece(_VOWELS)
+        if source.random() < 0.4:
+            word += pick(_ONSETS[0]) + piece(_VOWELS)
+        word += piece(_CODAS) if source.random() < 0.5 else ""
+        word += pick(endings) if source.random() < 0.85 else ""
+        if 3 <= len(word) <= 11:
+            words[word.capitalize()] = None
+    return tuple(words)
+
+
 @cache
-def surnames(*, foreign: bool = False, unseen: bool = False) -> tuple[str, ...]:
+def surnames(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, ...]:
     """Surnames of the training split, or (`unseen=True`) those that never occur in it.
 
-    `foreign` gives those put together from the pieces of other languages.
+    origin: put together from Spanish pieces, from a few of other languages, or from syllables of many.
     """
-    if foreign:
+    if origin == "coined":
+        return _select(_coined("surnames", 9000, _COINED_SURNAME_ENDINGS), unseen)
+    if origin == "foreign":
         return _select((stem + ending for stem in _FOREIGN_STEMS for ending in _FOREIGN_ENDINGS), unseen)
     return _select((stem + ending for stem in _SURNAME_STEMS for ending in _SURNAME_ENDINGS), unseen)
 
 
-def given(*, foreign: bool = False) -> tuple[str, ...]:
+@cache
+def given(*, origin: Origin = "spanish") -> tuple[str, ...]:
     """First names; every split shares them."""
-    return _FOREIGN_GIVEN if foreign else GIVEN
+    if origin == "coined":
+        return _coined("given", 3000, _COINED_GIVEN_ENDINGS)
+    return _FOREIGN_GIVEN if origin == "foreign" else GIVEN
 
 
 @cache
-def places(*, foreign: bool = False, unseen: bool = False) -> tuple[str, ...]:
+def places(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, ...]:
     """Place names of the training split, or (`unseen=True`) those that never occur in it."""
-    stems = _FOREIGN_PLACE_STEMS if foreign else _PLACE_STEMS
-    endings = _FOREIGN_PLACE_ENDINGS if foreign else _PLACE_ENDINGS
+    if origin == "coined":
+        return _select(_coined("places", 5000, _COINED_PLACE_ENDINGS), unseen)
+    stems = _FOREIGN_PLACE_STEMS if origin == "foreign" else _PLACE_STEMS
+    endings = _FOREIGN_PLACE_ENDINGS if origin == "foreign" else _PLACE_ENDINGS
     return _select((stem + ending for stem in stems for ending in endings), unseen)
 
 
@@ -124,9 +190,8 @@ def club(place: str, rank: int = 0) -> str:
 
 @cache
 def clubs(*, unseen: bool = False) -> tuple[str, ...]:
-    """The first club of every place, foreign ones included."""
-    everywhere = (*places(unseen=unseen), *places(foreign=True, unseen=unseen))
-    return tuple(club(place) for place in everywhere)
+    """The first club of every place."""
+    return tuple(club(place) for origin in ORIGINS for place in places(origin=origin, unseen=unseen))
 
 
 def stadium(place: str, index: int) -> str:

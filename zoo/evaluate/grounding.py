@@ -59,8 +59,8 @@ class Lexicon:
         its standing in their block, in at least 1% (and at least 2) of the texts of a corpus: "Dios", "VAR".
         """
         people, clubs, ordinary = set(), set(), set()
-        for foreign, unseen in itertools.product((False, True), repeat=2):
-            people.update(names.given(foreign=foreign), names.surnames(foreign=foreign, unseen=unseen))
+        for origin, unseen in itertools.product(names.ORIGINS, (False, True)):
+            people.update(names.given(origin=origin), names.surnames(origin=origin, unseen=unseen))
             clubs.update(word for club in names.clubs(unseen=unseen) for word in club.split())
         for records in (cronicas.generate(BUILT_IN_TEXTS), *corpora):
             ordinary |= _ordinary_words(records)
