@@ -4,7 +4,9 @@ from zoo.cli.common import print_columns
 
 
 def list_models() -> None:
-    """List the models of the registry.
+    """List the models of the registry, with what is published of them.
+
+    Tokens a parameter are those of the whole training, beside the 20 that count as plenty.
 
     \b
     Example:
@@ -12,9 +14,9 @@ def list_models() -> None:
     """
     from zoo import registry
 
-    rows = [("name", "parameters", "context", "licence", "summary")]
+    rows = [("name", "parameters", "tokens a parameter", "licence", "summary")]
     for name in registry.list_models():
         spec = registry.describe(name)
-        stated = [spec.facts.get(label, registry.NOT_STATED) for label in ("parameters", "context")]
-        rows.append((name, *stated, spec.licence, spec.summary))
+        parameters = spec.facts.get("parameters", registry.NOT_STATED)
+        rows.append((name, parameters, spec.tokens_per_param_text, spec.licence, spec.summary))
     print_columns(rows)

@@ -52,6 +52,15 @@ class ModelConfig:
                 "serves equally many query heads"
             )
 
+    @property
+    def generation_limit(self) -> int | None:
+        """Tokens that a row may hold when text is generated, prompt and new ones together; by default max_seq_len.
+
+        Above max_seq_len: generation warns from there on and refuses at the limit. None: there is no limit, as
+        the model then sees the last max_seq_len tokens alone, at positions from 0.
+        """
+        return self.max_seq_len
+
     def switches(self) -> dict[str, str]:
         """The architecture in words, a line a named part; what `zoo diff` compares. Classes override it."""
         return {}

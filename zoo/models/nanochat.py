@@ -33,6 +33,7 @@ from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions,
 
 SMEAR_FEATURES = 24  # of a token's embedding, which decide how much of the token before comes in
 VALUE_GATE_FEATURES = 12  # of a block's input, which decide how much of the value embedding comes in
+ROTARY_ROWS = 10  # times max_seq_len: the positions for which the original has rotary tables
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class NanochatConfig(ModelConfig):
     def has_value_embedding(self, layer: int) -> bool:
         """Whether a layer mixes value embeddings into its values."""
         return self.value_embeddings and layer % 2 == (self.num_layers - 1) % 2
+
+    @property
+    def generation_limit(self) -> int:
+        """The windows let rows grow past max_seq_len; the original's tables end at ten times that."""
+        return ROTARY_ROWS * self.max_seq_len
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of training, in rows of `seq_len` tokens; see `training_flops`."""

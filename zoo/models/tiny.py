@@ -43,6 +43,11 @@ class TinyConfig(ModelConfig):
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
 
+    @property
+    def generation_limit(self) -> None:
+        """None: text of any length is written from the last max_seq_len tokens alone, as the original does."""
+        return None
+
     def flops_per_token(self, seq_len: int) -> float:
         """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner = self.num_heads * self.head_dim

@@ -1,0 +1,202 @@
+"""What a model consists of and costs, from shapes alone: parameters by component, operations, cache.
+
+Nothing here knows a model: components come from the names in the parameters' paths, operations from the
+shapes of the kernels and the config's own count, the cache from the model's `init_cache`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zoo.models import build
+from zoo.models.config import ModelConfig
+
+CACHE_DTYPES = ("bfloat16", "float32")
+OVER_KEYS = "attention over the keys"
+HEAD = "head"
+
+# What modules are called in a table, in the order of the table. Others stand under their own name before the head.
+_LABELS = {
+    "embed": "embedding",
+    "position": "positions",
+    "value_embed": "value embeddings",
+    "smear": "smear",
+    "blend": "residual scalars",
+    "norm": "norms",
+    "attn": "attention",
+    "mlp": "mlp",
+    "backout": "backout",
+}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Parameters of one shape and one place: `path` has * for the layer, `count` says in how many layers."""
+
+    path: str
+    shape: tuple[int, ...]
+    count: int
+
+    @property
+    def parameters(self) -> int:
+        """Scalars in all of them."""
+        return self.count * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the model. `flops`: of its matrix products, forward, for one token."""
+
+    name: str
+    tensors: tuple[Tensors, ...]
+    flops: float
+
+    @property
+    def parameters(self) -> int:
+        """Scalars in all its tensors."""
+        return sum(tensors.parameters for tensors in self.tensors)
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes of one row's cache, as `init_cache` allocates it for rows of different lengths.
+
+    first_token: what the second of a row's tokens adds. last_token: what the last one of the context adds, less
+    than the first where some layers keep a window. full: the whole cache of a row as long as the context.
+    """
+
+    first_token: int
+    last_token: int
+    full: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """See `summarize`. FLOPs are those of one token in rows of `seq_len` tokens; `cache` has an entry a dtype."""
+
+    parameters: int
+    components: tuple[Component, ...]
+    seq_len: int
+    flops_forward: float
+    flops_training: float
+    cache: dict[str, CacheSize]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-serialisable."""
+        return {
+            "parameters": self.parameters,
+            "components": [
+                {
+                    "name": part.name,
+                    "parameters": part.parameters,
+                    "share": part.parameters / self.parameters,
+                    "forward_flops_per_token": part.flops,
+                    "tensors": [
+                        {
+                            "path": tensors.path,
+                            "shape": list(tensors.shape),
+                            "count": tensors.count,
+                            "parameters": tensors.parameters,
+                        }
+                        for tensors in part.tensors
+                    ],
+                }
+                for part in self.components
+            ],
+            "seq_len": self.seq_len,
+            "flops_per_token": {"forward": self.flops_forward, "training": self.flops_training},
+            "cache_bytes": {
+                dtype: {
+                    "per_token": size.first_token,
+                    "per_token_at_full_context": size.last_token,
+                    "full_context": size.full,
+                }
+                for dtype, size in self.cache.items()
+            },
+        }
+
+
+def summarize(model_cls: type[nnx.Module], config: ModelConfig) -> Summary:
+    """Parameters, operations and cache of a model; nothing is computed or allocated.
+
+    FLOPs follow `config.flops_per_token` (forward and backward, rows of max_seq_len tokens), of which the
+    forward pass is a third: 2 for each weight of a matrix product against 6. What that count holds beyond the
+    kernels and the head is the attention of queries over keys. Table look-ups cost none.
+    """
+    graphdef, params = build.abstract_params(model_cls, config)
+    head_shape = jax.eval_shape(lambda params: nnx.merge(graphdef, params).head()[0], params).shape
+    groups = _grouped(build.flatten(params), head_shape)
+    flops = {name: 2.0 * sum(map(_matrix_weights, tensors)) for name, tensors in groups.items()}
+    flops[HEAD] = 2.0 * math.prod(head_shape)
+    components = [Component(name, tuple(groups[name]), flops[name]) for name in sorted(groups, key=_rank)]
+    training = config.flops_per_token(config.max_seq_len)
+    over_keys = training / 3 - sum(flops.values())
+    return Summary(
+        parameters=sum(part.parameters for part in components),
+        components=(*components, Component(OVER_KEYS, (), over_keys)),
+        seq_len=config.max_seq_len,
+        flops_forward=training / 3,
+        flops_training=training,
+        cache=_cache_sizes(graphdef, params, config.max_seq_len),
+    )
+
+
+def _cache_sizes(graphdef: nnx.GraphDef, params: build.Params, context: int) -> dict[str, CacheSize]:
+    """The cache's sizes in each of CACHE_DTYPES; empty for a model that has none."""
+    lengths = (1, 2, context - 1, context)
+
+    def caches(params: build.Params) -> dict[str, list[list[Any]]]:
+        module = nnx.merge(graphdef, params)
+        return {
+            dtype: [jax.tree.leaves(module.init_cache(1, n, jnp.dtype(dtype))) for n in lengths]
+            for dtype in CACHE_DTYPES
+        }
+
+    try:
+        abstract = jax.eval_shape(caches, params)
+    except NotImplementedError:
+        return {}
+    sizes = {}
+    for dtype, of_lengths in abstract.items():
+        one, two, before, full = (_num_bytes(leaves) for leaves in of_lengths)
+        sizes[dtype] = CacheSize(two - one, full - before, full)
+    return sizes
+
+
+def _num_bytes(leaves: list[jax.ShapeDtypeStruct]) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _grouped(flat: dict[str, Any], head_shape: tuple[int, ...]) -> dict[str, list[Tensors]]:
+    """Component -> its tensors; those of all layers that have the same place and shape are one entry."""
+    counts: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    for path, leaf in flat.items():
+        parts = ["*" if part.isdigit() else part for part in path.split("/")]
+        inner = parts[parts.index("*") + 1 :] if "*" in parts else parts
+        is_head = inner is parts and parts[-1] == "kernel" and leaf.shape == head_shape
+        key = (HEAD if is_head else _component(inner[0]), "/".join(parts), leaf.shape)
+        counts[key] = counts.get(key, 0) + 1
+    groups: dict[str, list[Tensors]] = {HEAD: []}
+    for (name, path, shape), count in counts.items():
+        groups.setdefault(name, []).append(Tensors(path, shape, count))
+    return groups
+
+
+def _component(module: str) -> str:
+    if module == "lm_head":  # its bias, too, and a kernel padded beyond the logits
+        return HEAD
+    return _LABELS["norm"] if "norm" in module else _LABELS.get(module, module.replace("_", " "))
+
+
+def _rank(component: str) -> int:
+    order = list(_LABELS.values())
+    return order.index(component) if component in order else len(order) + (component == HEAD)
+
+
+def _matrix_weights(tensors: Tensors) -> int:
+    """Weights that a token meets in a matrix product."""
+    return tensors.parameters if tensors.path.endswith("kernel") and len(tensors.shape) == 2 else 0
