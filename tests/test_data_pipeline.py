@@ -151,9 +151,7 @@ GOOD = json.dumps(RECORDS[0])
         ),
     ],
 )
-@pytest.mark.parametrize(
-    "write", [lambda p, b: p.write_bytes(b), lambda p, b: p.write_bytes(gzip.compress(b))]
-)
+@pytest.mark.parametrize("write", [lambda p, b: p.write_bytes(b), lambda p, b: p.write_bytes(gzip.compress(b))])
 def test_a_malformed_line_is_named(tmp_path, line, fault, write):
     path = tmp_path / "bad.jsonl"
     write(path, f"{GOOD}\n\n{line}\n{GOOD}\n".encode())
@@ -175,9 +173,7 @@ def test_unusable_files_are_named(tmp_path):
     for source in ("jsonl", "parquet"):
         assert message(source=source, path=str(bad)) == f"data.path: {bad} does not exist"
         assert message(source=source).startswith("data.path: is missing")
-    assert "data.path" in message(path=str(tmp_path)) and "data.path" in message(
-        source="parquet", path=str(tmp_path)
-    )
+    assert "data.path" in message(path=str(tmp_path)) and "data.path" in message(source="parquet", path=str(tmp_path))
     bad.write_bytes(b"")
     assert message(path=str(bad)) == f"{bad}: holds no records"
     bad.write_bytes(f"{GOOD}\n".encode() + b'{"cronica": "\xff"}\n')
@@ -203,9 +199,7 @@ def test_pairs_are_the_rows_of_the_records(pairs, tokenizer):
     assert pairs.tokens.dtype == np.uint16
     for index, record in enumerate(RECORDS):
         row, start = pairs.row(index), pairs.loss_starts[index]
-        ids, first = cronica.encode_pair(
-            tokenizer, record["stats_block"], record["style_label"], record["cronica"]
-        )
+        ids, first = cronica.encode_pair(tokenizer, record["stats_block"], record["style_label"], record["cronica"])
         assert row.tolist() == ids
         assert start == first
 

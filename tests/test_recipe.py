@@ -1,5 +1,6 @@
 """Recipes: strictness, layers, round trip, what may change on resume, and the recipes that ship."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,141 @@ def test_data_may_move(tmp_path):
         data = {"source": "jsonl", "path": str(tmp_path / name)}
         recipes.append(make_recipe({"name": "x", "model": {"name": "cronica-5m"}, "data": data}))
     assert resume_diff(*recipes) == []
+
+
+# Texts and chats
+
+TEXT = "data.kind=text"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.source=stories data.path=base.yaml", ["data.path", "stories"]),
+        ("data.source=stories data.split=test", ["data.split", "heldout"]),
+        ("data.source=stories data.num_pairs=3", ["data.num_pairs", "data.num_documents"]),
+        ("data.source=stories data.revision=x", ["data.revision", "hub"]),
+        ("data.source=stories data.separator=x", ["data.separator", "source text"]),
+        ("data.source=stories data.text_field=x", ["data.text_field"]),
+        ("data.source=stories data.format=dolly", ["data.format", "chat"]),
+        ("data.source=stories data.trim_to=8", ["data.trim_to", "document"]),
+        ("data.source=stories data.packing=bestfit", ["data.packing", "best_fit"]),
+        ("data.source=stories data.kind=chat", ["data.source stories", "conversations"]),
+        ("data.source=stories data.kind=cronicas", ["data.source stories", "data.kind"]),
+        ("data.source=stories data.chat_template=kodalite", ["data.chat_template", "chat"]),
+        ("data.kind=chat data.source=jsonl data.path=base.yaml data.packing=concat", ["data.packing concat"]),
+        (f"{TEXT} data.source=cronicas", ["data.source cronicas", "stories"]),
+        (f"{TEXT} data.source=hub", ["data.path is missing", "hub"]),
+        (f"{TEXT} data.source=parquet data.path=no.parquet", ["data.path", "no.parquet"]),
+        (f"{TEXT} data.source=jsonl data.path=base.yaml data.config=en", ["data.config", "hub"]),
+        ("data.sources=[]", ["data.sources", "at least one"]),
+        ("data.sources=[{source: stories}] data.source=stories", ["data.source", "data.sources", "exclude"]),
+        ("data.sources=[{source: stories, weight: 1}, {source: stories}]", ["data.sources", "weight"]),
+        ("data.sources=[{source: stories, weight: 1}, {source: stories, epochs: 2}]", ["data.sources", "epochs"]),
+        ("data.sources=[{source: stories, wieght: 1}]", ["data.sources.0.wieght", "data.sources.0.weight"]),
+        ("data.sources=[{source: jsonl}]", ["data.sources.0.path is missing"]),
+        ("data.sources=[{source: jsonl, path: no.jsonl}]", ["data.sources.0.path", "no.jsonl"]),
+        ("data.sources=[{source: stories, weight: -1}]", ["data.sources.0.weight", "above 0"]),
+        ("data.sources=stories", ["data.sources must be a list"]),
+        ("data.source=stories data.validation={source: stories, epochs: 2}", ["data.validation", "epochs"]),
+        ("data.source=stories data.validation={source: stories, path: x}", ["data.validation.path", "stories"]),
+        ("data.document_mask=true", ["data.document_mask", "crónicas"]),
+        ("data.streaming=false data.source=hub data.path=a/b", ["data.streaming", "crónicas"]),
+        ("tokenizer.kind=characters", ["tokenizer.kind", "crónica"]),
+        ("tokenizer.kind=characters tokenizer.vocab_size=50", ["tokenizer.vocab_size", "characters"]),
+        ("tokenizer.kind=characters tokenizer.strip_accents=true", ["tokenizer.strip_accents", "characters"]),
+        ("tokenizer.name=gpt2 tokenizer.path=base.yaml", ["tokenizer.path", "tokenizer.name", "exclude"]),
+        ("tokenizer.name=gpt2 tokenizer.train=true", ["tokenizer.name gpt2", "tokenizer.train"]),
+        ("tokenizer.name=gpt2 tokenizer.vocab_size=50", ["tokenizer.vocab_size", "tokenizer.name"]),
+        ("tokenizer.name=gpt2 tokenizer.strip_accents=true", ["tokenizer.strip_accents", "trained"]),
+        ("eval.prompt=Hello", ["eval.prompt", "crónica"]),
+    ],
+)
+def test_bad_data_sections_are_one_line_that_names_the_field(base, override, words):
+    # Values in braces hold spaces of their own.
+    parts = re.split(r" (?=[a-z]+\.[a-z_]+=)", override)
+    text = error_of(base, *parts)
+    assert text.startswith("command line: ")
+    for word in words:
+        assert word in text
+
+
+def test_published_data_sets_need_only_their_names(base):
+    known = {
+        "allenai/c4": ("text", "en", None),
+        "HuggingFaceFW/fineweb": ("text", "sample-10BT", None),
+        "roneneldan/TinyStories": ("text", None, None),
+        "DKYoon/SlimPajama-6B": ("text", None, None),
+        "emozilla/pg19": ("text", None, None),
+        "Salesforce/wikitext": ("text", "wikitext-103-raw-v1", None),
+        "databricks/databricks-dolly-15k": ("chat", None, "dolly"),
+        "OpenAssistant/oasst1": ("chat", None, "oasst1"),
+        "DanielRegaladoCardoso/cronicas-d2t": ("cronicas", None, None),
+    }
+    for name, expected in known.items():
+        data = load_recipe(base, [f"data.source={name}"]).data
+        assert (data.source, data.path) == ("hub", name)
+        assert (data.kind, data.config, data.format) == expected
+        assert load_recipe(base, ["data.source=hub", f"data.path={name}"]).data == data
+    assert load_recipe(base, ["data.source=allenai/c4", "data.config=de"]).data.config == "de"
+
+
+def test_sources_of_texts_are_one_list_however_they_are_spelt(base):
+    one = load_recipe(base, ["data.source=stories", "data.num_documents=7"]).data
+    assert (one.kind, one.packing) == ("text", "concat")
+    assert [(s.source, s.num_documents) for s in one.document_sources] == [("stories", 7)]
+    listed = load_recipe(base, ["data.sources=[{source: stories, num_documents: 7}]"]).data
+    assert [s.model_dump() for s in listed.document_sources] == [s.model_dump() for s in one.document_sources]
+    assert load_recipe(base, ["data.kind=text"]).data.source == "stories"
+
+
+def test_resolved_text_recipes_read_back(base):
+    (base.parent / "a.jsonl").write_text("{}\n")
+    for overrides in (
+        ["data.source=stories", "tokenizer.kind=characters", "optimizer.schedule=constant"],
+        ["data.sources=[{source: jsonl, path: a.jsonl, weight: 2}, {source: a/b, weight: 1}]"],
+        ["data.kind=chat", "data.source=jsonl", "data.path=a.jsonl", "tokenizer.name=gpt2", "model.vocab_size=60000"],
+        ["data.source=stories", "data.validation={source: jsonl, path: a.jsonl}", "optimizer.clip_norm=null"],
+    ):
+        recipe = load_recipe(base, overrides)
+        (base.parent / "resolved.yaml").write_text(recipe.to_yaml())
+        again = load_recipe(base.parent / "resolved.yaml", ["name=base"])
+        assert again.resolved() == recipe.resolved()
+        assert resume_diff(recipe, again) == []
+    assert recipe.data.validation.path == str(base.parent / "a.jsonl")
+
+
+def test_files_of_texts_may_move_and_sources_may_not_change(tmp_path):
+    def made(path, weight):
+        (tmp_path / path).write_text("{}\n")
+        sources = [{"source": "jsonl", "path": str(tmp_path / path), "weight": weight}, {"source": "a/b", "weight": 1}]
+        return make_recipe({"name": "x", "model": {"name": "cronica-5m"}, "data": {"sources": sources}})
+
+    assert resume_diff(made("here.jsonl", 2.0), made("there.jsonl", 2.0)) == []
+    assert len(resume_diff(made("here.jsonl", 2.0), made("here.jsonl", 3.0))) == 1
+    free = {"prepared_dir": "elsewhere", "workers": 3, "max_bad_records": 7}
+    base = {"name": "x", "model": {"name": "cronica-5m"}}
+    old, new = (make_recipe({**base, "data": {"source": "stories", **more}}) for more in ({}, free))
+    assert resume_diff(old, new) == []
+
+
+def test_published_text_runs_are_as_published():
+    found = {path.stem: load_recipe(path) for path in RECIPES}
+    numbers = {
+        name: (recipe.train.steps, recipe.data.batch_size, recipe.data.seq_len, recipe.optimizer.peak_lr)
+        for name, recipe in found.items()
+    }
+    assert numbers["tiny_lm"] == (5000, 16, 32, 1e-3)
+    assert numbers["kodalite_1b"] == (100_000, 16, 1024, 3e-4)
+    assert numbers["gelu_d12"] == (19_920, 256, 1024, 0.01)
+    assert numbers["bwetaf_97m"] == (6466, 256, 2048, 1.5e-3)
+    tiny, kodalite, bwetaf = (found[name] for name in ("tiny_lm", "kodalite_1b", "bwetaf_97m"))
+    assert (tiny.optimizer.schedule, tiny.optimizer.weight_decay, tiny.optimizer.clip_norm) == ("constant", 0.0, None)
+    assert (tiny.data.packing, tiny.characters) == ("windows", True)
+    assert (kodalite.optimizer.warmup_steps, kodalite.optimizer.final_lr, kodalite.data.seed) == (5000, 3e-5, 42)
+    optimizer = bwetaf.optimizer
+    assert (optimizer.warmup_init_lr, optimizer.final_lr, optimizer.warmup_steps) == (6e-4, 1.8e-4, 129)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.95, 0.98, 1.5e-8)
+    assert (optimizer.moments_dtype, optimizer.clip_norm) == ("bfloat16", None)
+    assert bwetaf.data.document_mask and not any(found[n].data.document_mask for n in ("kodalite_1b", "gelu_d12"))
+    assert not bwetaf.model.make_config().restart_positions

@@ -19,12 +19,13 @@ import zoo.convert
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import Cronica, CronicaConfig
+from zoo.recipe import OptimizerSection
 from zoo.train.mesh import axis_sizes, check_batch_size, make_mesh, put_batch
 from zoo.train.optimizers import make_optimizer, make_schedule
 from zoo.train.step import compute_dtype_for, init_opt_state, make_eval_step, make_train_step, opt_state_shardings
 
 GOLDEN = Path(__file__).parent / "golden" / "cronica_training"
-OPTIMIZER = SimpleNamespace(
+OPTIMIZER = OptimizerSection(
     peak_lr=3e-3, final_lr=3e-4, warmup_steps=5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
 )
 STEPS = 60
@@ -82,7 +83,7 @@ def test_forty_steps_are_the_originals():
 
 
 def test_learning_rate_is_zero_then_the_peak_then_half_a_cosine():
-    config = SimpleNamespace(peak_lr=3e-4, final_lr=3e-5, warmup_steps=100)
+    config = OptimizerSection(peak_lr=3e-4, final_lr=3e-5, warmup_steps=100)
     lr = make_schedule(config, 2000)
     wanted = {0: 0.0, 50: 1.5e-4, 100: 3e-4, 1050: 1.65e-4, 2000: 3e-5, 2500: 3e-5}
     assert {step: pytest.approx(float(lr(step)), rel=1e-5, abs=1e-12) for step in wanted} == wanted
@@ -98,7 +99,7 @@ def test_metrics_are_those_of_the_update_they_come_with():
         return (nll * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
 
     loss, gradients = jax.jit(jax.value_and_grad(plain))(params)
-    tight = SimpleNamespace(**{**vars(OPTIMIZER), "clip_norm": 1e-3})
+    tight = OPTIMIZER.model_copy(update={"clip_norm": 1e-3})
     training = Training(graphdef, params, tight)
     first = training.step(batch, 0)
     assert first["loss"] == pytest.approx(float(loss), abs=1e-5)

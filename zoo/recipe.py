@@ -16,24 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from zoo.errors import UserError
 from zoo.layered_yaml import flatten, read_layers
-from zoo.util import nearest
+from zoo.recipe_data import DataSection, SourceSection, TokenizerSection
+from zoo.recipe_errors import explain, sections, where
+from zoo.recipe_fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 
 FORMAT = 1  # of the recipe file; written into every run directory
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """A registry name; every other key overrides a field of that model's config dataclass."""
 
     model_config = ConfigDict(extra="allow")
@@ -51,125 +45,48 @@ class ModelSection(_Section):
         return registry.describe(self.name).make_config(**self.overrides)
 
 
-class TokenizerSection(_Section):
-    """Either trained on the run's texts (the default) or loaded from `path`, never both.
+class OptimizerSection(Section):
+    """AdamW. The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a cosine to
+    `final_lr` at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`).
 
-    `vocab_size` belongs to training; absent, it is the model's.
+    `moments_dtype`: in which both moments are kept. `clip_norm`: of the global gradient norm; null clips nothing.
     """
 
-    path: str | None = None
-    train: bool
-    vocab_size: PositiveInt | None = None
+    name: Literal["adamw"] = "adamw"
+    peak_lr: PositiveFloat = 3e-4
+    final_lr: NonNegativeFloat | None = None
+    warmup_steps: NonNegativeInt = 100
+    warmup_init_lr: NonNegativeFloat = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat | None = 1.0
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="before")
     @classmethod
-    def _train_unless_a_path_is_given(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("train") is None:
-            return {**data, "train": data.get("path") is None}
+    def _end_of_the_cosine(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("final_lr") is None and data.get("schedule", "cosine") == "cosine":
+            return {**data, "final_lr": 3e-5}
         return data
 
     @model_validator(mode="after")
-    def _path_or_train(self) -> "TokenizerSection":
-        if self.path is not None and self.train:
+    def _rates_fit_together(self) -> "OptimizerSection":
+        if self.schedule == "constant":
+            if self.final_lr is not None:
+                raise ValueError("optimizer.final_lr has no meaning for optimizer.schedule constant; leave it out")
+        elif self.final_lr > self.peak_lr:
+            raise ValueError(f"optimizer.final_lr {self.final_lr} is above optimizer.peak_lr {self.peak_lr}; lower it")
+        if self.warmup_init_lr > self.peak_lr:
             raise ValueError(
-                "tokenizer.path and tokenizer.train exclude each other; to load the file set "
-                "tokenizer.train: false, to train one leave tokenizer.path out"
-            )
-        if self.path is None and not self.train:
-            raise ValueError(
-                "tokenizer.train is false and tokenizer.path is not given; name a tokenizer.json in "
-                "tokenizer.path, or set tokenizer.train: true"
-            )
-        if self.path is not None and self.vocab_size is not None:
-            raise ValueError(
-                "tokenizer.vocab_size is for a tokenizer that is trained; the file in tokenizer.path has "
-                "its own size, so leave tokenizer.vocab_size out"
+                f"optimizer.warmup_init_lr {self.warmup_init_lr} is above optimizer.peak_lr {self.peak_lr}; lower it"
             )
         return self
 
 
-class DataSection(_Section):
-    """Where the training pairs come from and how rows of them are made.
-
-    `num_pairs`: how many are generated (source cronicas, default 16,000), or at most how many are read from
-    a file or hub data set (default: all). `batch_size`: global rows a step. `seq_len`: tokens a row.
-    `seed`: of the built-in corpus and of the order of examples. `trim_to`: columns behind a batch's last
-    target are dropped, its length rounded up to a multiple of this (0: rows keep seq_len).
-    """
-
-    source: Literal["cronicas", "jsonl", "parquet", "hub"] = "cronicas"
-    path: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    num_pairs: PositiveInt | None = None
-    seed: Seed = 0
-    seq_len: PositiveInt = 768
-    batch_size: PositiveInt = 8
-    shuffle: bool = True
-    trim_to: NonNegativeInt = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _corpus_size(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("num_pairs") is not None:
-            return data
-        return {**data, "num_pairs": 16_000} if data.get("source", "cronicas") == "cronicas" else data
-
-    @model_validator(mode="after")
-    def _fields_fit_the_source(self) -> "DataSection":
-        if self.source == "cronicas":
-            if self.path is not None:
-                raise ValueError(
-                    "data.path has no meaning for data.source cronicas, the built-in corpus; leave it out "
-                    "or set data.source to jsonl, parquet or hub"
-                )
-            if self.split not in ("train", "heldout", "unseen"):
-                raise ValueError(
-                    f"data.split must be 'train', 'heldout' or 'unseen' for data.source cronicas, got "
-                    f"{self.split!r}"
-                )
-        elif self.path is None:
-            what = "the data set's name on the hub" if self.source == "hub" else f"the {self.source} file"
-            raise ValueError(f"data.path is missing; data.source {self.source} wants {what} there")
-        if self.source in ("jsonl", "parquet") and self.split != "train":
-            raise ValueError(
-                f"data.split has no meaning for data.source {self.source}; leave it out, or name another "
-                f"file in data.path"
-            )
-        if self.source != "hub" and self.revision is not None:
-            raise ValueError("data.revision is for data.source hub; leave it out")
-        return self
-
-    @property
-    def file(self) -> str | None:
-        """The local file of the data, None for the built-in corpus and the hub."""
-        return self.path if self.source in ("jsonl", "parquet") else None
-
-
-class OptimizerSection(_Section):
-    """AdamW under a linear warm-up from 0 to `peak_lr` and a cosine down to `final_lr` at `train.steps`."""
-
-    name: Literal["adamw"] = "adamw"
-    peak_lr: Annotated[float, Field(gt=0)] = 3e-4
-    final_lr: Annotated[float, Field(ge=0)] = 3e-5
-    warmup_steps: NonNegativeInt = 100
-    schedule: Literal["cosine"] = "cosine"
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-
-    @model_validator(mode="after")
-    def _cosine_goes_down(self) -> "OptimizerSection":
-        if self.final_lr > self.peak_lr:
-            raise ValueError(
-                f"optimizer.final_lr {self.final_lr} is above optimizer.peak_lr {self.peak_lr}; lower it"
-            )
-        return self
-
-
-class TrainSection(_Section):
+class TrainSection(Section):
     """`compute_dtype: auto` is bfloat16 on accelerators and float32 on CPU."""
 
     steps: PositiveInt = 2000
@@ -179,7 +96,7 @@ class TrainSection(_Section):
     deterministic: bool = False
 
 
-class MeshSection(_Section):
+class MeshSection(Section):
     """Devices along each axis of the mesh; one of them may be -1 and takes the devices that are left."""
 
     data: int = -1
@@ -197,14 +114,14 @@ class MeshSection(_Section):
         return self
 
 
-class CheckpointSection(_Section):
+class CheckpointSection(Section):
     """A checkpoint `every` so many steps (and at the end); the newest `keep` stay."""
 
     every: PositiveInt = 500
     keep: PositiveInt = 2
 
 
-class LoggingSection(_Section):
+class LoggingSection(Section):
     """The run directory is `runs_dir`/<name>; metrics are logged `every` so many steps."""
 
     runs_dir: Annotated[str, Field(min_length=1)] = "runs"
@@ -212,21 +129,25 @@ class LoggingSection(_Section):
     tensorboard: bool = False
 
 
-class EvalSection(_Section):
-    """Held-out loss `every` so many steps (0: only at the end) over `num_pairs` pairs; at the end `cronicas`
-    generated and measured (0: none), and one more streamed to the terminal (`final_sample`)."""
+class EvalSection(Section):
+    """Held-out loss `every` so many steps (0: only at the end) over `num_pairs` pairs, or rows of text; at the end
+    `cronicas` generated and measured (0: none; crónica data alone) and a sample streamed to the terminal
+    (`final_sample`): one more crónica, or what a model of texts writes after `prompt` (absent: after the first words
+    of the held-out texts).
+    """
 
     every: NonNegativeInt = 0
     num_pairs: NonNegativeInt = 64
     cronicas: NonNegativeInt = 16
     max_new_tokens: PositiveInt = 400
-    temperature: Annotated[float, Field(ge=0)] = 0.85
+    temperature: NonNegativeFloat = 0.85
     top_k: NonNegativeInt = 50
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     final_sample: bool = True
+    prompt: Annotated[str, Field(min_length=1)] | None = None
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run. Make one with `load_recipe`, or `make_recipe` from a dictionary."""
 
     format: Literal[1] = FORMAT
@@ -246,15 +167,43 @@ class Recipe(_Section):
     def _cross_checks(self) -> "Recipe":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(
-                f"name must be letters, digits, '.', '_' or '-' (it names the run directory), got "
-                f"{self.name!r}"
+                f"name must be letters, digits, '.', '_' or '-' (it names the run directory), got {self.name!r}"
             )
         if self.optimizer.warmup_steps >= self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below train.steps "
                 f"{self.train.steps}; lower the one or raise the other"
             )
+        if self.data.kind == "cronicas":
+            if self.tokenizer.learns_texts:
+                raise ValueError(
+                    "tokenizer: crónica data train a BPE with special tokens of its own; leave tokenizer.kind, "
+                    "strip_accents, eos_token and special_tokens out"
+                )
+            if self.eval.prompt is not None:
+                raise ValueError("eval.prompt is for models of texts; a crónica's prompt is a match: leave it out")
         return self
+
+    @property
+    def characters(self) -> bool:
+        """Whether the model's vocabulary is to be the alphabet that the run finds in its texts."""
+        return self.tokenizer.kind == "characters" and "vocab_size" not in self.model.overrides
+
+    def settled(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
+        """The recipe with what it leaves open decided: the size of the alphabet, the number of tokens to prepare.
+
+        A run decides both when it first starts and keeps them in its recipe.yaml; what the recipe says itself stays.
+        """
+        update: dict[str, Any] = {}
+        if self.characters and vocab_size is not None:
+            update["model"] = self.model.model_copy(update={"vocab_size": vocab_size})
+        if self.data.kind != "cronicas" and self.data.max_tokens is None and max_tokens is not None:
+            update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
+        return self.model_copy(update=update)
+
+    def settled_like(self, old: "Recipe") -> "Recipe":
+        """The recipe with what it leaves open as it was decided in `old`, the recipe of a run that has begun."""
+        return self.settled(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
 
     @property
     def run_dir(self) -> Path:
@@ -272,9 +221,7 @@ class Recipe(_Section):
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
 
-def load_recipe(
-    path: str | os.PathLike, overrides: Sequence[str] = (), *, check_files: bool = True
-) -> Recipe:
+def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = (), *, check_files: bool = True) -> Recipe:
     """Read and validate a recipe file.
 
     Args:
@@ -303,11 +250,11 @@ def make_recipe(
     """Validate a recipe given as nested dictionaries. `source` and `origins` (dotted key -> where it was
     written) only serve the error messages. Raises UserError."""
     origins = origins or {}
-    content = {key: {} if value is None and key in _SECTIONS else value for key, value in content.items()}
+    content = {key: {} if value is None and key in sections(Recipe) else value for key, value in content.items()}
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(_explain(error, source, origins)) from None
+        raise UserError(explain(error, Recipe, source, origins, FORMAT)) from None
     recipe = _resolve_against_model(recipe, source, origins)
     return _absolute_paths(recipe, source, origins, check_files)
 
@@ -315,12 +262,12 @@ def make_recipe(
 def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     """What forbids going on with a run of recipe `old` under recipe `new`: a line a field; [] is nothing.
 
-    Refused: the model, the tokenizer, the data and their order, the optimizer's kind, the seed, the storage
-    dtype. Free to change: steps, learning rates and the other numbers of the optimizer, compute dtype, mesh,
-    logging, checkpoints, evaluation, and `data.path` (the file may move; its content is held by the
-    fingerprint in the checkpoint).
+    Refused: the model, the tokenizer, the data and their order, the optimizer's kind and the dtype of its moments,
+    the seed, the storage dtype. Free to change: steps, learning rates and the other numbers of the optimizer,
+    compute dtype, mesh, logging, checkpoints, evaluation, how data are prepared, and where local data lie (files may
+    move; their content is held by the fingerprint in the checkpoint).
     """
-    before, after = flatten(old.resolved()), flatten(new.resolved())
+    before, after = _comparable(old), _comparable(new)
     keys = [*before, *(key for key in after if key not in before)]
     return [
         f"{key}: {before.get(key, 'not set')} in the run, {after.get(key, 'not set')} in the recipe"
@@ -329,11 +276,29 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, flat, without the paths of local files inside `data.sources` and `data.validation`."""
+    flat = flatten(recipe.resolved())
+    data = recipe.data
+    for number, source in enumerate(data.sources or ()):
+        flat[f"data.sources.{number}"] = _without_local_path(source)
+    flat["data.sources"] = len(data.sources or ())
+    if data.validation is not None:
+        flat = {key: value for key, value in flat.items() if not key.startswith("data.validation")}
+        flat["data.validation"] = _without_local_path(data.validation)
+    return flat
+
+
+def _without_local_path(source: SourceSection) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude={"path"} if source.is_file else set(), exclude_none=True)
+
+
 def _fixed_for_a_run(key: str) -> bool:
-    if key == "data.path":
+    if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records"):
         return False
     return key.startswith(("model.", "tokenizer.", "data.")) or key in (
         "optimizer.name",
+        "optimizer.moments_dtype",
         "train.seed",
         "train.param_dtype",
     )
@@ -342,134 +307,54 @@ def _fixed_for_a_run(key: str) -> bool:
 # --------------------------------------------------------------------------------- checks beyond the schema
 
 
-def _where(origins: dict[str, str], key: str, source: str) -> str:
-    """The place that set `key`, or something in it."""
-    inside = (place for dotted, place in origins.items() if dotted.startswith(f"{key}."))
-    return origins.get(key) or next(inside, source)
-
-
 def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str]) -> Recipe:
     """Hold the model section against the model's config dataclass and fill what depends on the model."""
     try:
         config = recipe.model.make_config()
     except UserError as error:
         text = str(error)
-        field = next(
-            (f"model.{key}" for key in recipe.model.overrides if f"model.{key}" in text), "model.name"
-        )
+        field = next((f"model.{key}" for key in recipe.model.overrides if f"model.{key}" in text), "model.name")
         if field not in text:
             text = f"{field}: {text}"
-        raise UserError(f"{_where(origins, field, source)}: {text}") from None
+        raise UserError(f"{where(origins, field, source)}: {text}") from None
 
     if recipe.data.seq_len > config.max_seq_len:
         raise UserError(
-            f"{_where(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
+            f"{where(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
             f"model's max_seq_len {config.max_seq_len}; lower it, or raise model.max_seq_len"
         )
     tokenizer = recipe.tokenizer
     if tokenizer.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{_where(origins, 'tokenizer.vocab_size', source)}: tokenizer.vocab_size {tokenizer.vocab_size} "
+            f"{where(origins, 'tokenizer.vocab_size', source)}: tokenizer.vocab_size {tokenizer.vocab_size} "
             f"is larger than the model's vocab_size {config.vocab_size}; lower it, or raise model.vocab_size"
         )
-    if tokenizer.train and tokenizer.vocab_size is None:
+    if tokenizer.train and tokenizer.kind == "bpe" and tokenizer.vocab_size is None:
         tokenizer = tokenizer.model_copy(update={"vocab_size": config.vocab_size})
     return recipe.model_copy(update={"tokenizer": tokenizer})
 
 
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
-    update = {}
-    for key, section, path in (
-        ("data", recipe.data, recipe.data.file),
-        ("tokenizer", recipe.tokenizer, recipe.tokenizer.path),
-    ):
-        if path is None:
-            continue
-        absolute = Path(path).expanduser().absolute()
-        if check_files and not absolute.exists():
-            where = _where(origins, f"{key}.path", source)
-            raise UserError(f"{where}: {key}.path: there is no file {path} (looked for {absolute})")
-        update[key] = section.model_copy(update={"path": str(absolute)})
-    return recipe.model_copy(update=update)
+    def absolute(key: str, path: str) -> str:
+        full = Path(path).expanduser().absolute()
+        found = full.exists() or (any(letter in path for letter in "*?") and next(full.parent.glob(full.name), None))
+        if check_files and not found:
+            place = where(origins, key, source)
+            raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")
+        return str(full)
 
+    def moved(key: str, section: SourceSection) -> SourceSection:
+        if not section.is_file:
+            return section
+        return section.model_copy(update={"path": absolute(f"{key}.path", section.path)})
 
-# -------------------------------------------------------------------------------------------- error messages
-
-_SECTIONS = {
-    name: field.annotation
-    for name, field in Recipe.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
-}
-_TYPES = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "model_type": "a section of `field: value` lines",
-}
-_BOUNDS = {
-    "greater_than_equal": ("at least", "ge"),
-    "greater_than": ("above", "gt"),
-    "less_than_equal": ("at most", "le"),
-    "less_than": ("below", "lt"),
-    "string_too_short": ("of length at least", "min_length"),
-}
-
-
-def _explain(error: ValidationError, source: str, origins: dict[str, str]) -> str:
-    """The first problem pydantic found, as one line; how many more there are."""
-    problems = error.errors(include_url=False)
-    # A mistyped key often shows as a missing one too: the unknown key is the cause, so it comes first.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    loc = tuple(str(part) for part in first["loc"])
-    key, got, context = ".".join(loc), first["input"], first.get("ctx", {})
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        text = _unknown_key(loc, _siblings(loc))
-    elif kind == "missing":
-        text = f"{key} is missing; add it"
-    elif kind == "value_error":
-        text = str(context["error"])  # our own validators name the fields themselves
-        key = next((word.strip(":;,") for word in text.split() if word.strip(":;,") in origins), key)
-    elif kind == "literal_error" and key == "format":
-        text = f"format {got!r} is not one this version reads (it reads {FORMAT}); use a zoo that wrote it"
-    elif kind == "literal_error":
-        guess = nearest(str(got), re.findall(r"'([^']*)'", context["expected"]))
-        hint = f"; did you mean {guess}?" if guess else ""
-        text = f"{key} must be {context['expected']}, got {got!r}{hint}"
-    elif kind in _TYPES:
-        quote = " (put it in quotes)" if kind == "string_type" and isinstance(got, int | float) else ""
-        text = f"{key} must be {_TYPES[kind]}, got {got!r}{quote}"
-    elif kind in _BOUNDS:
-        words, bound = _BOUNDS[kind]
-        text = f"{key} must be {words} {context[bound]}, got {got!r}"
-    else:
-        text = f"{key}: {first['msg']}, got {got!r}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{_where(origins, key, source)}: {text}{more}"
-
-
-def _siblings(loc: tuple[str, ...]) -> list[str]:
-    if len(loc) == 1:
-        return [*Recipe.model_fields, "extends"]
-    section = _SECTIONS.get(loc[0])
-    return list(section.model_fields) if section else []
-
-
-def _unknown_key(loc: tuple[str, ...], siblings: list[str]) -> str:
-    """`unknown key train.stepz; did you mean train.steps?`"""
-    prefix, key = ".".join(loc[:-1]), loc[-1]
-    elsewhere = [
-        f"{name}.{key}"
-        for name, section in _SECTIONS.items()
-        if name != prefix and key in section.model_fields
-    ]
-    near = nearest(key, siblings)
-    if near:
-        hint = f"did you mean {prefix}.{near}?" if prefix else f"did you mean {near}?"
-    elif elsewhere:
-        hint = f"did you mean {elsewhere[0]}?"
-    else:
-        hint = f"known here: {', '.join(siblings)}"
-    return f"unknown key {'.'.join(loc)}; {hint}"
+    data, tokenizer, changed = recipe.data, recipe.tokenizer, {}
+    if data.file is not None:
+        changed["path"] = absolute("data.path", data.file)
+    if data.sources is not None:
+        changed["sources"] = [moved(f"data.sources.{number}", part) for number, part in enumerate(data.sources)]
+    if data.validation is not None:
+        changed["validation"] = moved("data.validation", data.validation)
+    if tokenizer.path is not None:
+        tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
+    return recipe.model_copy(update={"data": data.model_copy(update=changed), "tokenizer": tokenizer})

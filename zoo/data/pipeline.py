@@ -75,9 +75,7 @@ def eval_batches(pairs: Pairs, *, batch_size: int, seq_len: int, trim_to: int = 
         yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in batch.items()}
 
 
-def assemble(
-    pairs: Pairs, indices: np.ndarray, seq_len: int, *, trim_to: int = 0, rows: slice = slice(None)
-) -> Batch:
+def assemble(pairs: Pairs, indices: np.ndarray, seq_len: int, *, trim_to: int = 0, rows: slice = slice(None)) -> Batch:
     """The rows `rows` of the batch that consists of the pairs `indices`; see `make_loader`."""
     lengths = np.minimum(pairs.lengths[indices], seq_len + 1)
     starts = pairs.loss_starts[indices]

@@ -129,9 +129,7 @@ def read_parquet(path: str | Path) -> Iterator[dict]:
             with pyarrow.parquet.ParquetFile(file) as table:
                 missing = [field for field in FIELDS if field not in table.schema_arrow.names]
                 if missing:
-                    raise UserError(
-                        f"{file}: no column {missing[0]!r}; its columns: {table.schema_arrow.names}"
-                    )
+                    raise UserError(f"{file}: no column {missing[0]!r}; its columns: {table.schema_arrow.names}")
                 for batch in table.iter_batches():
                     yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:

@@ -1,17 +1,63 @@
-"""Tokenizers behind one interface: `load(path)` gives a `zoo.tokenizers.base.Tokenizer`."""
+"""Tokenizers of every kind behind one interface, `zoo.tokenizers.base.Tokenizer`."""
 
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from zoo.errors import UserError
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
 
 
 def load(path: str | os.PathLike) -> "Tokenizer":
-    """Read a tokenizer from a `tokenizer.json` or from a directory that holds one.
+    """Read a tokenizer from a file, or from a directory that holds one.
+
+    Read are: what `Tokenizer.save` writes, tokenizer.json (tokenizers), *.model (sentencepiece), *.tiktoken and
+    vocab.bpe beside encoder.json (GPT-2's, for tiktoken), yap.json (BwETAF's).
 
     Raises UserError when there is no such file or it cannot be used.
     """
+    path = Path(path)
+    file = _find(path) if path.is_dir() else path
+    if file is not None and file.name == "characters.json":
+        from zoo.tokenizers.characters import CharacterTokenizer
+
+        return CharacterTokenizer.from_file(file)
+    if file is not None and (file.suffix == ".tiktoken" or file.name == "vocab.bpe"):
+        from zoo.tokenizers.tiktoken_bpe import TiktokenTokenizer
+
+        return TiktokenTokenizer.from_file(file)
+    if file is not None and file.suffix == ".model":
+        from zoo.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+        return SentencePieceTokenizer.from_file(file)
     from zoo.tokenizers.hf import HFTokenizer
 
-    return HFTokenizer.from_file(path)
+    return HFTokenizer.from_file(path if file is None else file)
+
+
+def named(name: str) -> "Tokenizer":
+    """A known tokenizer: an encoding of tiktoken ("gpt2"), or a repository of the hub ("owner/name").
+
+    Raises UserError, saying where to put its file, when it cannot be fetched.
+    """
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        from zoo.tokenizers.hub import fetch
+
+        return load(fetch(name, ("tokenizer.json", "tokenizer.model")))
+    from zoo.tokenizers.tiktoken_bpe import TiktokenTokenizer
+
+    return TiktokenTokenizer.named(name)
+
+
+def _find(directory: Path) -> Path | None:
+    """The tokenizer's file in a directory; two that contradict each other are an error."""
+    for name in ("characters.json", "tokenizer.json", "tokenizer.tiktoken", "tokenizer.model", "vocab.bpe", "yap.json"):
+        if (directory / name).is_file():
+            return directory / name
+    found = [*sorted(directory.glob("*.model")), *sorted(directory.glob("*.tiktoken"))]
+    if len(found) > 1:
+        raise UserError(f"{directory}: holds several tokenizers ({', '.join(f.name for f in found)}); name the file")
+    return found[0] if found else None

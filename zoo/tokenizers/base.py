@@ -2,7 +2,9 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from zoo.errors import UserError
 
 _REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) a whole character
 
@@ -52,9 +54,40 @@ class Tokenizer(ABC):
         """Token ids of one text; see `encode_batch`."""
         return self.encode_batch([text], add_special=add_special)[0]
 
+    @property
+    def separator_ids(self) -> list[int]:
+        """What parts documents where there is neither BOS nor EOS to do it."""
+        return []
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, template: str = "kodalite", add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's next turn (`add_generation_prompt`) or closed.
+
+        Args:
+            messages: dicts of `role` ("user" and "assistant" by turns, the user first) and `content`.
+            template: see `zoo.tokenizers.chat.TEMPLATES`.
+
+        Raises UserError for another order of roles or an unknown template.
+        """
+        from zoo.tokenizers import chat
+
+        encode = chat.encode_prompt if add_generation_prompt else chat.encode_conversation
+        ids = encode(self, messages, template)
+        return ids if add_generation_prompt else ids[0]
+
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
         """A decoder that is fed one id at a time and hands out whole characters only."""
         return StreamDecoder(self, skip_special=skip_special)
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises UserError if the tokenizer has more entries than the model has rows."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer.path: the tokenizer has {tokenizer.vocab_size:,} entries, more than the model's "
+            f"vocab_size {vocab_size:,}; raise model.vocab_size or take another tokenizer"
+        )
 
 
 class StreamDecoder:

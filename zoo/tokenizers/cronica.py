@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.tokenizers.bpe import learn
 from zoo.tokenizers.hf import HFTokenizer
 from zoo.util import nearest
 
@@ -38,7 +39,6 @@ SPECIAL_TOKENS: tuple[str, ...] = (
 )
 
 VOCAB_SIZE = 8000
-_SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256  # specials and the single bytes: nothing learnt
 
 
 def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
@@ -47,34 +47,10 @@ def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
     NFC, no prefix space, pairs seen at least twice. The same texts give the same tokenizer, in any order.
     `training_text` makes the text of a record. Raises UserError when `texts` are too few for it.
     """
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import normalizers
 
-    if vocab_size < _SMALLEST_VOCAB:
-        raise UserError(
-            f"tokenizer.vocab_size: {vocab_size} is too small; the special tokens and the 256 bytes "
-            f"alone need {_SMALLEST_VOCAB}"
-        )
-    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    learnt = backend.get_vocab_size()
-    if learnt != vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size: the corpus is too small for {vocab_size:,} entries, it gives {learnt:,}; "
-            f"use more pairs (data.num_pairs) or a smaller vocabulary"
-        )
-    return HFTokenizer(backend.to_str(pretty=True))
+    content = learn(texts, vocab_size, special_tokens=SPECIAL_TOKENS, normalizer=normalizers.NFC(), unk_token="<unk>")
+    return HFTokenizer(content)
 
 
 def training_text(record: dict) -> str:

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -12,12 +12,15 @@ from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write, sha256_hex
 
-FILE_NAME = "tokenizer.json"
+FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+# BwETAF's file is a tokenizer.json by another name, with another file beside it for the parts.
+_CONFIG_OF = {"yap.json": "understanding_yap.json"}
 
-# A tokenizer.json does not say which of its special tokens plays which part; these are the usual spellings.
+# A tokenizer.json does not say which of its special tokens plays which part; where no file beside it does either,
+# these are the usual spellings.
 _SPELLINGS = {
     "bos": ("<bos>", "<s>", "<|bos|>", "<|begin_of_text|>"),
-    "eos": ("<eos>", "</s>", "<|eos|>", "<|end_of_text|>", "<|endoftext|>"),
+    "eos": ("<eos>", "</s>", "<|eos|>", "<|EOS|>", "<|end_of_text|>", "<|endoftext|>"),
     "pad": ("<pad>", "<|pad|>", "[PAD]"),
 }
 
@@ -28,8 +31,10 @@ class HFTokenizer(Tokenizer):
     Padding and truncation that the file may ask for are switched off: ids come as they are.
     """
 
-    def __init__(self, content: str, *, origin: str = FILE_NAME):
-        """`content` is the JSON text, `origin` its name in errors. Raises UserError if it cannot be used."""
+    def __init__(self, content: str, *, origin: str = FILE_NAME, parts: Mapping[str, str] | None = None):
+        """`content` is the JSON text, `origin` its name in errors; `parts` says which token plays which part, as
+        {"bos": ..., "eos": ..., "pad": ...} (those not named: none). Raises UserError if it cannot be used.
+        """
         try:
             self._backend = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception for every fault in a file
@@ -41,6 +46,7 @@ class HFTokenizer(Tokenizer):
         self._backend.encode_special_tokens = True
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
+        self._parts = None if parts is None else dict(parts)
         self.bos_id = self._find("bos")
         self.eos_id = self._find("eos")
         self.pad_id = self._find("pad")
@@ -57,9 +63,11 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"{path}: no such file; give a {FILE_NAME} or its directory") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a {FILE_NAME} ({error})") from None
-        return cls(content, origin=str(path))
+        return cls(content, origin=str(path), parts=_read_parts(path.with_name(_CONFIG_OF.get(path.name, CONFIG_NAME))))
 
     def _find(self, part: str) -> int | None:
+        if self._parts is not None:
+            return self._backend.token_to_id(self._parts[part]) if part in self._parts else None
         return next((self.special_tokens[s] for s in _SPELLINGS[part] if s in self.special_tokens), None)
 
     @functools.cached_property
@@ -68,7 +76,10 @@ class HFTokenizer(Tokenizer):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return sha256_hex(json.dumps(json.loads(self._content), sort_keys=True).encode("utf-8"))
+        content = json.dumps(json.loads(self._content), sort_keys=True)
+        return sha256_hex(
+            (content if self._parts is None else content + json.dumps(self._parts, sort_keys=True)).encode()
+        )
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         # The fast variant skips the character offsets, which nobody here reads.
@@ -88,9 +99,30 @@ class HFTokenizer(Tokenizer):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         atomic_write(directory / FILE_NAME, self._content)
+        if self._parts is not None:
+            config = {f"{part}_token": token for part, token in self._parts.items()}
+            atomic_write(directory / CONFIG_NAME, json.dumps(config, ensure_ascii=False, indent=1) + "\n")
 
     def __reduce__(self):
-        return type(self), (self._content,)
+        return _rebuild, (self._content, self._parts)
 
     def __repr__(self):
         return f"HFTokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]})"
+
+
+def _rebuild(content: str, parts: Mapping[str, str] | None) -> HFTokenizer:
+    return HFTokenizer(content, parts=parts)
+
+
+def _read_parts(path: Path) -> dict[str, str] | None:
+    """Which token plays which part, from a tokenizer_config.json; None if there is none or it does not say."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tokens = {part: content.get(f"{part}_token") for part in _SPELLINGS}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as the settings of a tokenizer ({error})") from None
+    # A token is given as its text, or as an object that describes it.
+    texts = {part: token.get("content") if isinstance(token, dict) else token for part, token in tokens.items()}
+    return {part: text for part, text in texts.items() if isinstance(text, str)} or None

@@ -1,5 +1,7 @@
 """A run from beginning to end: recipe -> data -> weights -> loop -> evaluation, a sample and a report.
 
+What differs between kinds of data is a `zoo.run.task.Task`: `cronica` and `text`.
+
 Everything that can be wrong with a recipe is found before anything is written; what the run directory then
 holds is listed in `zoo.run_directory`.
 """
@@ -9,22 +11,24 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zoo import __version__, registry, run_directory, tokenizers
 from zoo.checkpoints import Checkpoints
-from zoo.data import cronicas, pipeline
-from zoo.data import pairs as data_pairs
-from zoo.data.pairs import Pairs
 from zoo.data.sources import load_records
+from zoo.data.vocabulary import token_budget
 from zoo.errors import UserError
 from zoo.models import build
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, load_recipe
+from zoo.run import cronica, text
+from zoo.run.cronica import CronicaTask
+from zoo.run.task import Task
+from zoo.run.task import say as _say
+from zoo.run.text import TextTask
 from zoo.run_directory import shown
-from zoo.tokenizers import cronica as cronica_tokenizer
 from zoo.tokenizers.base import Tokenizer
 from zoo.train import mesh as meshes
 from zoo.train import step as steps
@@ -33,9 +37,6 @@ from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops
 from zoo.train.optimizers import make_optimizer, make_schedule
 from zoo.train.report import write_report
 from zoo.util import atomic_write
-
-if TYPE_CHECKING:
-    from zoo.language_model import LanguageModel
 
 
 def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False) -> int:
@@ -66,15 +67,23 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal) -> int:
     started = run_directory.is_started(recipe.run_dir)
     resume = started and not fresh
     if resume:
+        # What the recipe leaves open was decided when the run began.
+        recipe = recipe.settled_like(load_recipe(recipe.run_dir / "recipe.yaml", check_files=False))
         run_directory.refuse_other_recipe(recipe)
         result = run_directory.read_result(recipe.run_dir)
         if result is not None and result["step"] >= recipe.train.steps:
             _say(f"{shown(recipe.run_dir)}: finished at step {result['step']:,}; nothing is left to do")
             if result["sample"] is not None:
-                _say("\n{stats_block}\n\n[{style}]\n{cronica}".format(**result["sample"]))
+                _say((cronica if recipe.data.kind == "cronicas" else text).shown(result["sample"]))
             return 0
-    job = Job.prepare(recipe, resume=resume)
-    _say(job.description())
+    if dry_run and recipe.data.kind != "cronicas":
+        # Shards are made when training starts; a dry run writes nothing, so it stops before them.
+        _mesh(recipe)
+        _say(_planned(recipe))
+    else:
+        job = Job.prepare(recipe, resume=resume)
+        recipe = job.recipe
+        _say(job.description())
     if dry_run:
         doing = "go on" if resume else "start over" if started else "start"
         _say(f"dry run: would {doing} in {shown(recipe.run_dir)}; nothing was written")
@@ -90,45 +99,39 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal) -> int:
 class Job:
     """A recipe with everything it names loaded and held against each other. Make one with `prepare`."""
 
-    recipe: Recipe
-    config: Any
-    tokenizer: Tokenizer
-    pairs: Pairs
-    heldout: list[dict]
+    task: Task
     mesh: jax.sharding.Mesh
 
     @classmethod
     def prepare(cls, recipe: Recipe, *, resume: bool) -> "Job":
-        """Load data and tokenizer (of the run directory, where the run has begun); writes nothing."""
-        if recipe.train.deterministic:
-            # Read when JAX first looks for devices; a process that already did so keeps its setting.
-            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-            os.environ["XLA_FLAGS"] = flags.strip()
-        if recipe.logging.tensorboard:
-            check_tensorboard()
-        mesh = meshes.make_mesh(recipe.mesh)
-        meshes.check_batch_size(recipe.data.batch_size, mesh)
-        config = recipe.model.make_config()
-        # Axes that the mesh cannot divide show here, before the data take their time.
-        build.abstract_params(registry.describe(recipe.model.name).model_class(), config, mesh=mesh)
-        _say(f"reading the data: {recipe.data.source}")
-        records, heldout = _records(recipe)
-        tokenizer = _tokenizer(recipe, records, resume)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"tokenizer.path: the tokenizer has {tokenizer.vocab_size:,} entries, more than the model's "
-                f"vocab_size {config.vocab_size:,}; raise model.vocab_size or take another tokenizer"
-            )
-        _say(f"tokenising {len(records):,} pairs")
-        pairs = data_pairs.tokenise(records, tokenizer)
-        job = cls(recipe, config, tokenizer, pairs, heldout, mesh)
-        _say(f"data: {job.fit}")
-        return job
+        """Load data and tokenizer (of the run directory, where the run has begun).
+
+        Writes nothing into the run directory; tokens are prepared where the recipe keeps them.
+        """
+        mesh = _mesh(recipe)
+        _say(f"reading the data: {_sources(recipe)}")
+        task: Task
+        if recipe.data.kind == "cronicas":
+            records = load_records(recipe.data)
+            task = CronicaTask.prepare(recipe, records, _saved_tokenizer(recipe, resume), recipe.model.make_config())
+        else:
+            task = TextTask.prepare(recipe, _saved_tokenizer(recipe, resume))
+        return cls(task, mesh)
+
+    @property
+    def recipe(self) -> Recipe:
+        """With everything decided that it left open."""
+        return self.task.recipe
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the data and the model."""
+        return self.task.tokenizer
 
     @cached_property
-    def fit(self) -> data_pairs.Fit:
-        """How the rows hold the pairs."""
-        return data_pairs.measure_fit(self.pairs, self.recipe.data.seq_len)
+    def config(self) -> Any:
+        """The model's."""
+        return self.recipe.model.make_config()
 
     @cached_property
     def spec(self) -> registry.ModelSpec:
@@ -143,15 +146,15 @@ class Job:
         recipe, data = self.recipe, self.recipe.data
         count = build.count_params(self.spec.model_class(), self.config)
         positions = recipe.train.steps * data.batch_size * data.seq_len
-        epochs = recipe.train.steps * data.batch_size / len(self.pairs)
+        epochs = "" if self.task.epochs is None else f", {self.task.epochs:.1f} epochs"
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
         sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return {
             "Model": f"{recipe.model.name}, {count:,} parameters",
-            "Data": f"{data.source}{f' {data.path}' if data.path else ''}: {self.fit}",
+            "Data": self.task.description,
             "Tokenizer": f"{self.tokenizer.vocab_size:,} entries, SHA-256 {self.tokenizer.fingerprint[:12]}",
             "Plan": f"{recipe.train.steps:,} steps of {data.batch_size} x {data.seq_len} "
-            f"({'at most ' if data.trim_to else ''}{positions:,} tokens, {epochs:.1f} epochs)",
+            f"({'at most ' if data.trim_to else ''}{positions:,} tokens{epochs})",
             "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.compute_dtype).name}",
             "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
         }
@@ -215,11 +218,8 @@ class Job:
             raise UserError(
                 f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
             )
-        if meta["data_fingerprint"] != self.pairs.fingerprint:
-            raise UserError(
-                f"data: the training pairs are not those {where} was trained on; put the data back as they "
-                f"were (of a file, eval.num_pairs pairs are held out), or start over with --fresh"
-            )
+        if meta["data_fingerprint"] != self.task.fingerprint:
+            raise UserError(self.task.changed.format(where=where))
 
     def _trainer(self, graphdef, state: TrainState, shardings, checkpoints, log: MetricsLog) -> Trainer:
         recipe, data = self.recipe, self.recipe.data
@@ -234,22 +234,11 @@ class Job:
             compute_dtype=self.compute_dtype,
             seed=recipe.train.seed,
         )
-        batches = pipeline.make_loader(
-            self.pairs,
-            batch_size=data.batch_size,
-            seq_len=data.seq_len,
-            seed=data.seed,
-            start_example=state.step * data.batch_size,
-            shuffle=data.shuffle,
-            trim_to=data.trim_to,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
         peak, source = peak_flops()
         _say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
         return Trainer(
             step_fn=step_fn,
-            batches=batches,
+            batches=self.task.batches(state.step * data.batch_size),
             put=lambda batch: meshes.put_batch(batch, self.mesh),
             steps=recipe.train.steps,
             checkpoints=checkpoints,
@@ -270,85 +259,35 @@ class Job:
             "tokens_seen": state.tokens,
             "train_seconds": state.seconds,
             "key": jax.random.key_data(jax.random.key(self.recipe.train.seed)).tolist(),
-            "data_fingerprint": self.pairs.fingerprint,
+            "data_fingerprint": self.task.fingerprint,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "versions": _versions(),
         }
 
     def _heldout_loss(self, graphdef) -> Callback:
-        """Mean loss over held-out pairs, in nats a target."""
-        data = self.recipe.data
-        heldout = data_pairs.tokenise(self.heldout[: self.recipe.eval.num_pairs], self.tokenizer)
+        """Mean loss over held-out rows, in nats a target."""
         evaluate = steps.make_eval_step(graphdef, {}, mesh=self.mesh, compute_dtype=self.compute_dtype)
 
         def heldout_loss(params: Any, step: int) -> dict[str, float]:
-            batches = pipeline.eval_batches(
-                heldout, batch_size=data.batch_size, seq_len=data.seq_len, trim_to=data.trim_to
-            )
-            sums = [evaluate(params, meshes.put_batch(batch, self.mesh)) for batch in batches]
+            sums = [evaluate(params, meshes.put_batch(batch, self.mesh)) for batch in self.task.heldout_batches()]
             nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
             return {"heldout_loss": nll / max(count, 1.0)}
 
         return Callback(self.recipe.eval.every, heldout_loss)
 
     def _finish(self, graphdef, state: TrainState) -> None:
-        """Evaluate, tell one held-out match, write report and result; training is done and saved."""
+        """Evaluate, write a sample, report and result; training is done and saved."""
         from flax import nnx
 
-        from zoo.evaluate.report import markdown
         from zoo.language_model import LanguageModel
 
         run_dir = self.recipe.run_dir
         module = nnx.merge(graphdef, steps.cast_floats(state.params, self.compute_dtype))
-        lm = LanguageModel(module, self.tokenizer, self.spec, self.config)
-        sections: dict[str, str] = {}
-        evaluation = self._evaluation(lm) if self.recipe.eval.cronicas else None
-        if evaluation is not None:
-            sections["Evaluation"] = markdown(evaluation)
-        sample = self._sample(lm) if self.recipe.eval.final_sample else None
-        if sample is not None:
-            sections["A held-out match"] = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}".format(**sample)
-        self._report(f"Finished: {state.step:,} steps.", sections)
-        run_directory.write_result(run_dir, {"step": state.step, "evaluation": evaluation, "sample": sample})
+        finished = self.task.finish(LanguageModel(module, self.tokenizer, self.spec, self.config))
+        self._report(f"Finished: {state.step:,} steps.", finished.sections)
+        result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}
+        run_directory.write_result(run_dir, result)
         _say(f"finished: {shown(run_dir)}/report.md")
-
-    def _sampling(self) -> dict[str, Any]:
-        settings = self.recipe.eval
-        return {name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
-
-    def _evaluation(self, lm: "LanguageModel") -> dict[str, Any] | None:
-        """The crónica suite on a few held-out matches; None if the texts do not fit into the model."""
-        from zoo.evaluate import cronica
-
-        wanted = self.recipe.eval.cronicas
-        _say(f"writing {wanted} crónicas of held-out matches")
-        try:
-            result = cronica.evaluate(lm, num_cronicas=wanted, sets={"heldout": self.heldout}, **self._sampling())
-        except UserError as error:
-            _say(f"no evaluation: {error}")
-            return None
-        found = result["sets"]["heldout"]["generated"]
-        names = {"both": "both clubs named", "score": "score", "scorers": "scorers", "style_strict": "style"}
-        told = (f"{text} {found[name]['hits']} of {found[name]['total']}" for name, text in names.items())
-        _say(f"held-out matches: {', '.join(told)}")
-        return result
-
-    def _sample(self, lm: "LanguageModel") -> dict[str, str] | None:
-        """One crónica for the first held-out match, printed as it comes; None if the match does not fit."""
-        record = self.heldout[0]
-        stats, style = record["stats_block"].strip(), record["style_label"]
-        try:
-            pieces = lm.stream_cronica(stats, style, seed=self.recipe.train.seed, **self._sampling())
-        except UserError as error:
-            _say(f"no crónica of a held-out match: {error}")
-            return None
-        _say(f"\n{stats}\n\n[{style}]")
-        text = ""
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            text += piece
-        _say("\n")
-        return {"stats_block": stats, "style": style, "cronica": text.strip()}
 
     def _report(self, status: str, sections: dict[str, str] | None = None) -> None:
         recipe = self.recipe
@@ -356,33 +295,44 @@ class Job:
         write_report(recipe.run_dir, title=title, status=status, facts=self.facts(), sections=sections)
 
 
-def _records(recipe: Recipe) -> tuple[list[dict], list[dict]]:
-    """Training records and held-out ones, at least one.
-
-    The built-in corpus has a split of its own. Of other sources the last `eval.num_pairs` are held out, with
-    every other crónica of the same matches.
-    """
-    records, wanted = load_records(recipe.data), recipe.eval.num_pairs
-    if recipe.data.source == "cronicas" or not wanted:
-        number = max(wanted, recipe.eval.cronicas, 1)
-        return records, cronicas.generate(number, seed=recipe.data.seed, split="heldout")
-    blocks = {record["stats_block"] for record in records[-wanted:]}
-    training = [record for record in records if record["stats_block"] not in blocks]
-    if not training:
-        raise UserError(f"eval.num_pairs: {wanted} pairs are to be held out and nothing is left to train on; lower it")
-    return training, [record for record in records if record["stats_block"] in blocks]
+def _mesh(recipe: Recipe) -> jax.sharding.Mesh:
+    """The run's mesh. Raises UserError where model, batch and devices do not fit together."""
+    if recipe.train.deterministic:
+        # Read when JAX first looks for devices; a process that already did so keeps its setting.
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = flags.strip()
+    if recipe.logging.tensorboard:
+        check_tensorboard()
+    mesh = meshes.make_mesh(recipe.mesh)
+    meshes.check_batch_size(recipe.data.batch_size, mesh)
+    # Axes that the mesh cannot divide show here, before the data take their time.
+    build.abstract_params(registry.describe(recipe.model.name).model_class(), recipe.model.make_config(), mesh=mesh)
+    return mesh
 
 
-def _tokenizer(recipe: Recipe, records: list[dict], resume: bool) -> Tokenizer:
+def _saved_tokenizer(recipe: Recipe, resume: bool) -> Tokenizer | None:
+    """The tokenizer of a run that has begun."""
     saved = recipe.run_dir / "tokenizer"
     if resume and saved.exists():
         return tokenizers.load(saved)
     if resume and Checkpoints(recipe.run_dir / "checkpoints").latest() is not None:
         raise UserError(f"{shown(saved)} is missing but the run has checkpoints; put it back, or --fresh")
-    if recipe.tokenizer.path is not None:
-        return tokenizers.load(recipe.tokenizer.path)
-    _say(f"training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
-    return cronica_tokenizer.train(data_pairs.tokenizer_texts(records), recipe.tokenizer.vocab_size)
+    return None
+
+
+def _sources(recipe: Recipe) -> str:
+    data = recipe.data
+    if data.kind == "cronicas":
+        return data.source
+    return ", ".join(source.path or source.source for source in data.document_sources)
+
+
+def _planned(recipe: Recipe) -> str:
+    """What a dry run says of data that have not been prepared."""
+    data = recipe.settled(max_tokens=token_budget(recipe)).data
+    return (
+        f"Data:      {_sources(recipe)}; up to {data.max_tokens:,} tokens are prepared in {shown(data.prepared_path)}"
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -393,7 +343,3 @@ def _versions() -> dict[str, str]:
 def _command(recipe: Recipe) -> str:
     """What goes on with the run, whatever recipe file and overrides began it."""
     return f"zoo-train {shown(recipe.run_dir / 'recipe.yaml')}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

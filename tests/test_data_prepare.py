@@ -1,0 +1,431 @@
+"""Shards: what is prepared, that it goes on where it was stopped, and what becomes of bad data."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo.data import prepare as prepare_module
+from zoo.data import shards as shards_module
+from zoo.data import stories
+from zoo.data.prepare import Want, directory_of, encode, encode_chunk, pieces_of, prepare
+from zoo.data.shards import Shards, read_manifest
+from zoo.errors import UserError
+from zoo.recipe_data import DataSection, SourceSection
+from zoo.tokenizers import load
+from zoo.tokenizers.characters import CharacterTokenizer
+
+DATA = Path(__file__).parent / "data"
+TOKENIZER = load(DATA / "small.tiktoken")
+TEXTS = stories.generate(300)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 3000)
+    monkeypatch.setattr(prepare_module, "_CHUNK_ITEMS", 10)
+
+
+def data(tmp_path, **fields):
+    fields = {"source": "stories", "kind": "text", "prepared_dir": str(tmp_path / "prepared"), "workers": 1} | fields
+    return DataSection(**fields)
+
+
+def make(section, want, tokenizer=TOKENIZER, said=None):
+    said = [] if said is None else said
+    return Shards(prepare(section.document_sources[0], section, tokenizer, want, say=said.append))
+
+
+def documents(found):
+    return [found.document(i).tolist() for i in range(found.manifest.documents)]
+
+
+def rows(texts, tokenizer=TOKENIZER):
+    return [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+
+
+def test_documents_keep_their_borders(tmp_path):
+    found = make(data(tmp_path), Want(tokens=20_000))
+    number = found.manifest.documents
+    assert documents(found) == rows(TEXTS[:number])
+    # Not one document more than is wanted.
+    assert sum(map(len, rows(TEXTS[: number - 1]))) < 20_000 <= found.manifest.tokens
+    assert len(found.manifest.shards) > 3
+    assert all(shard.tokens >= 3000 for shard in found.manifest.shards[:-1])
+    found.verify()
+    assert found.manifest.tokenizer == TOKENIZER.fingerprint
+
+
+def test_what_shards_hold_does_not_depend_on_how_they_came_about(tmp_path):
+    whole = make(data(tmp_path), Want(tokens=20_000))
+    other = data(tmp_path, prepared_dir=str(tmp_path / "other"))
+    for tokens in (1, 2500, 2600, 9000, 20_000):
+        grown = make(other, Want(tokens=tokens))
+        number = Want(tokens=tokens).documents_of(whole)
+        assert grown.manifest.documents == number
+        # A run that needs so much sees the same, before and after more was prepared.
+        assert grown.fingerprint(number) == whole.fingerprint(number)
+    assert grown.manifest.shards == whole.manifest.shards
+    assert files(grown) == set(map(name, grown.manifest.shards))
+    assert len({whole.fingerprint(number) for number in range(1, 40)}) == 39
+
+
+def name(shard):
+    return shard.name
+
+
+def files(found):
+    return {path.name.split(".")[0] for path in found.directory.glob("*.npy")}
+
+
+def test_a_second_time_nothing_is_done(tmp_path):
+    make(data(tmp_path), Want(tokens=9000))
+    said = []
+    make(data(tmp_path), Want(tokens=9000), said=said)
+    make(data(tmp_path), Want(tokens=500), said=said)
+    assert said == []
+
+
+def test_another_tokenizer_source_or_file_has_shards_of_its_own(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((DATA / "stories.jsonl").read_bytes())
+    base = data(tmp_path, source="jsonl", path=str(path))
+    found = {directory_of(base.document_sources[0], base, TOKENIZER)}
+    found.add(directory_of(base.document_sources[0], base, load(DATA / "small.model")))
+    for fields in ({"text_field": "id"}, {"source": "text"}, {"source": "stories", "path": None}):
+        other = data(tmp_path, **({"source": "jsonl", "path": str(path)} | fields))
+        found.add(directory_of(other.document_sources[0], other, TOKENIZER))
+    path.write_bytes((DATA / "stories.jsonl").read_bytes()[:-1] + b" \n")
+    found.add(directory_of(base.document_sources[0], base, TOKENIZER))
+    assert len(found) == 6
+    seeded = {directory_of(d.document_sources[0], d, TOKENIZER) for d in (data(tmp_path, seed=s) for s in (0, 1))}
+    assert len(seeded) == 2
+
+
+def test_processes_give_what_one_gives(tmp_path, monkeypatch):
+    alone = list(encode(iter(TEXTS[:100]), data(tmp_path), TOKENIZER))
+    monkeypatch.setattr(prepare_module, "_ALONE", 1000)
+    before = set(multiprocessing.active_children())
+    several = list(encode(iter(TEXTS[:100]), data(tmp_path, workers=2), TOKENIZER))
+    assert len(alone) == len(several) == 10
+    for one, other in zip(alone, several, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.lengths, other.lengths)
+    assert set(multiprocessing.active_children()) <= before
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
+    whole = make(data(tmp_path), Want(tokens=20_000))
+    other = data(tmp_path, prepared_dir=str(tmp_path / "other"))
+    real, calls = prepare_module.encode_chunk, [0]
+
+    def interrupt(*args):
+        calls[0] += 1
+        if calls[0] % 3 == 0:
+            raise Interrupted
+        return real(*args)
+
+    monkeypatch.setattr(prepare_module, "encode_chunk", interrupt)
+    kept = []
+    for _ in range(100):
+        try:
+            found = make(other, Want(tokens=20_000))
+            break
+        except Interrupted:
+            kept.append(read_manifest(directory_of(other.document_sources[0], other, TOKENIZER)).tokens)
+    assert len(kept) > 2 and kept == sorted(kept) and kept[0] > 0
+    assert documents(found) == documents(whole)
+    assert found.manifest.shards == whole.manifest.shards
+
+
+def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
+    """SIGKILL between a shard's files and the manifest, when the shard before was written anew."""
+    program = f"""
+        import os, signal
+        from zoo.data import prepare, shards
+        from zoo.recipe_data import DataSection
+        from zoo.tokenizers import load
+
+        data = DataSection(source="stories", kind="text", prepared_dir={str(tmp_path / "prepared")!r}, workers=1)
+        tokenizer = load({str(DATA / "small.tiktoken")!r})
+        prepare.prepare(data.document_sources[0], data, tokenizer, prepare.Want(tokens=2000), say=print)
+        write = shards.write_shard
+
+        def die(*args):
+            write(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        shards.write_shard = die
+        prepare.prepare(data.document_sources[0], data, tokenizer, prepare.Want(tokens=6000), say=print)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    section = data(tmp_path)
+    directory = directory_of(section.document_sources[0], section, TOKENIZER)
+    Shards(directory).verify()  # what the manifest lists is whole
+    found = make(section, Want(tokens=6000))
+    assert documents(found) == rows(TEXTS[: found.manifest.documents])
+    assert files(found) == set(map(name, found.manifest.shards))
+
+
+def test_two_at_once_do_the_work_once(tmp_path):
+    said, results = [[], []], [None, None]
+
+    def work(i):
+        results[i] = make(data(tmp_path), Want(tokens=9000), said=said[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert documents(results[0]) == documents(results[1])
+    assert sum(line.startswith("prepared") for lines in said for line in lines) == 1
+
+
+def test_workers_go_when_their_parent_is_killed(tmp_path):
+    program = f"""
+        import itertools, os, signal, sys
+        from zoo.data import prepare
+        from zoo.recipe_data import DataSection
+        from zoo.tokenizers import load
+
+        prepare._ALONE = 1
+        data = DataSection(source="stories", kind="text", workers=2)
+        tokenizer = load({str(DATA / "small.tiktoken")!r})
+        import multiprocessing
+        for number, _ in enumerate(prepare.encode(itertools.repeat("a b c " * 1000), data, tokenizer)):
+            if number == 5:
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    children = [int(pid) for pid in done.stdout.split()]
+    assert len(children) == 2, done.stderr
+    gone = threading.Event()
+    for _ in range(300):
+        if not any(alive(pid) for pid in children):
+            return
+        gone.wait(0.1)
+    pytest.fail(f"still running: {[pid for pid in children if alive(pid)]}")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+# Bad data
+
+
+def write_lines(tmp_path, lines):
+    (tmp_path / "a.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    return {"source": "jsonl", "path": str(tmp_path / "a.jsonl")}
+
+
+def line(text):
+    return json.dumps({"text": text}).encode()
+
+
+def test_bad_and_empty_documents_are_counted_and_passed_over(tmp_path):
+    lines = [line("one"), line(""), b"{bad", line(" \n"), b'{"text": "\xff"}', line("two"), b'{"x": 1}']
+    said = []
+    found = make(data(tmp_path, **write_lines(tmp_path, lines)), Want(), said=said)
+    assert documents(found) == rows(["one", "two"])
+    assert found.manifest.skipped == {"bad": 3, "empty": 2}
+    assert found.manifest.exhausted
+    assert "2 empty passed over" in said[-1] and "3 bad passed over" in said[-1]
+
+
+def test_too_many_bad_ones_stop_in_one_line_again_and_again(tmp_path):
+    lines = [line("one"), *[b"{bad"] * 4, line("two")]
+    section = data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=2)
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            make(section, Want())
+        text = str(caught.value)
+        assert "3 records" in text and "data.max_bad_records 2" in text and "\n" not in text
+    assert documents(make(data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=4), Want())) == rows(
+        ["one", "two"]
+    )
+
+
+def test_a_source_without_a_document_is_named(tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds no document that could be used"):
+            make(data(tmp_path, **write_lines(tmp_path, [line(""), b"{"])), Want())
+
+
+def test_a_character_outside_the_alphabet_makes_a_document_bad(tmp_path):
+    tokenizer = CharacterTokenizer("abc")
+    lines = [line("abc"), line("xyz"), line("cab")]
+    found = make(data(tmp_path, **write_lines(tmp_path, lines)), Want(), tokenizer)
+    assert found.manifest.skipped == {"bad": 1}
+    assert [tokenizer.decode(ids) for ids in documents(found)] == ["abc", "cab"]  # no line feed to part them
+
+
+def test_a_very_long_document_is_one_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "LONGEST_PIECE", 1000)
+    text = " ".join(TEXTS[:20])
+    pieces = list(pieces_of(text))
+    assert "".join(pieces) == text and len(pieces) > 5 and max(map(len, pieces)) <= 1000
+    assert all(piece[0].isspace() for piece in pieces[1:])
+    assert "".join(pieces_of("x" * 4321)) == "x" * 4321
+    found = make(data(tmp_path, **write_lines(tmp_path, [line("a"), line(text), line("b")])), Want())
+    assert found.manifest.documents == 3
+    assert TOKENIZER.decode(found.document(1)) == text
+
+
+@pytest.mark.slow
+def test_eleven_million_characters_without_a_space_do_not_hang(tmp_path):
+    for kind in ("tiktoken", "model"):
+        tokenizer = load(DATA / f"small.{kind}")
+        encoded = encode_chunk(["ab" * 5_500_000], tokenizer, "text", None)
+        assert tokenizer.decode(encoded.tokens[:-1]).replace(" ", "") == "ab" * 5_500_000
+
+
+@pytest.mark.parametrize("part", ["tokens", "lengths"])
+def test_a_damaged_shard_is_named(tmp_path, part):
+    found = make(data(tmp_path), Want(tokens=9000))
+    path = sorted(found.directory.glob(f"*.{part}.npy"))[1]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Shards(found.directory).verify()
+    assert path.name.split(".")[0] in str(caught.value) or "do not add up" in str(caught.value)
+    path.write_bytes(content[:-8])
+    with pytest.raises(UserError, match=path.name):
+        Shards(found.directory)
+    path.unlink()
+    with pytest.raises(UserError, match=path.name):
+        Shards(found.directory)
+
+
+def test_only_the_shards_in_use_are_verified(tmp_path):
+    found = make(data(tmp_path), Want(tokens=9000))
+    last = found.manifest.shards[-1]
+    path = found.directory / f"{last.name}.tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    again = Shards(found.directory)
+    again.verify(again.shards_of(found.manifest.documents - last.documents))
+    with pytest.raises(UserError, match="damaged"):
+        again.verify(again.shards_of(found.manifest.documents - last.documents + 1))
+
+
+def test_unusable_manifests_are_named(tmp_path):
+    found = make(data(tmp_path), Want(tokens=900))
+    path = found.directory / "manifest.json"
+    content = json.loads(path.read_text())
+    for bad, words in (("{", "cannot be read"), (json.dumps({**content, "format": 9}), "format 9"), ("[]", "cannot")):
+        path.write_text(bad)
+        with pytest.raises(UserError, match=words):
+            make(data(tmp_path), Want(tokens=900))
+
+
+def test_shards_are_a_source_of_their_own(tmp_path):
+    found = make(data(tmp_path), Want(tokens=9000))
+    section = data(tmp_path, source="shards", path=str(found.directory))
+    assert documents(make(section, Want())) == documents(found)
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        make(section, Want(), load(DATA / "small.model"))
+    chats = DataSection(kind="chat", source="shards", path=str(found.directory))
+    with pytest.raises(UserError, match="hold texts"):
+        make(chats, Want())
+
+
+def test_shards_elsewhere_are_copied_once(tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    found = make(data(tmp_path), Want(tokens=4000))
+    bucket = fsspec.filesystem("memory")
+    bucket.put(f"{found.directory}/", "/bucket/stories/", recursive=True)
+    section = data(tmp_path, source="shards", path="memory://bucket/stories")
+    copy = make(section, Want())
+    assert documents(copy) == documents(found)
+    assert tmp_path / "cache" in copy.directory.parents
+    copy.verify()
+    # More was prepared there meanwhile: what is new comes, what is here stays.
+    before = {path.name: path.stat().st_mtime_ns for path in copy.directory.glob("*.npy")}
+    bucket.put(f"{make(data(tmp_path), Want(tokens=9000)).directory}/", "/bucket/stories/", recursive=True)
+    grown = make(section, Want())
+    assert grown.manifest.tokens >= 9000
+    kept = [name for name in before if (grown.directory / name).is_file()]
+    assert kept and all((grown.directory / name).stat().st_mtime_ns == before[name] for name in kept)
+    with pytest.raises(UserError, match=r"^data\.path: memory://bucket/nothing cannot be fetched"):
+        make(data(tmp_path, source="shards", path="memory://bucket/nothing"), Want())
+    with pytest.raises(UserError, match=r"^data\.path: nosuch://bucket/x"):
+        make(data(tmp_path, source="shards", path="nosuch://bucket/x"), Want())
+
+
+def test_a_source_ends_where_num_documents_says(tmp_path):
+    found = make(data(tmp_path, num_documents=17), Want(tokens=10**9, documents=17))
+    assert documents(found) == rows(TEXTS[:17])
+
+
+def test_bos_goes_before_and_eos_behind(tmp_path):
+    tokenizer = load(DATA / "small.model")
+    found = make(data(tmp_path), Want(tokens=500), tokenizer)
+    assert found.document(0).tolist() == [1, *tokenizer.encode(TEXTS[0]), 2]
+
+
+def test_chats_carry_their_loss_masks(tmp_path):
+    section = DataSection(
+        kind="chat", source="jsonl", path=str(DATA / "chat.jsonl"), prepared_dir=str(tmp_path), workers=1
+    )
+    found = make(section, Want())
+    found.verify()
+    learnt = []
+    for i in range(3):
+        start, stop = found.offsets[i], found.offsets[i + 1]
+        mask = np.empty(stop - start, np.float32)
+        found.read_loss(int(start), int(stop), mask)
+        learnt.append(TOKENIZER.decode(found.document(i)[mask == 1]))
+    assert learnt == [
+        "A small animal with long ears.\n<|end|>",
+        "Why did the duck cross the road?To get to the other side.\n<|end|>",
+        "ñ, a, n, d, ú.\n<|end|>",
+    ]
+
+
+def test_a_pinned_revision_is_kept(tmp_path, monkeypatch):
+    """What was the newest when preparing began is what it goes on with."""
+    from zoo.data import documents as documents_module
+
+    monkeypatch.setattr(documents_module.hub, "unreachable", lambda: None)
+    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "abc123")
+    asked = []
+
+    def read(source, kind, *, seed, start):
+        asked.append((source.revision, start))
+        return iter(TEXTS[start:])
+
+    monkeypatch.setattr(documents_module, "read", read)
+    section = data(tmp_path, source="hub", path="a/b")
+    first = make(section, Want(tokens=2000))
+    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "newer")
+    make(section, Want(tokens=9000))
+    assert asked == [("abc123", 0), ("abc123", first.manifest.documents)]
+
+
+def test_sources_that_are_no_text_are_refused():
+    with pytest.raises(UserError, match="holds tokens"):
+        next(prepare_module.documents.read(SourceSection(source="shards", path="x"), "text"))

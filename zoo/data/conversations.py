@@ -1,0 +1,66 @@
+"""Records of chat data as conversations: lists of {"role", "content"}, user and assistant by turns.
+
+Sources: `messages` (the usual column of such dicts), `dolly` (databricks/databricks-dolly-15k) and `oasst1`
+(OpenAssistant/oasst1, a table of messages that form trees).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.tokenizers import chat
+
+Conversation = list[dict[str, str]]
+
+FIELDS = {
+    "messages": ("messages",),
+    "dolly": ("instruction", "context", "response"),
+    "oasst1": ("message_id", "parent_id", "role", "text", "lang"),
+}
+
+
+def from_record(record: Mapping[str, Any], layout: str) -> Conversation:
+    """The conversation in one record of layout `messages` or `dolly`. Raises UserError if there is none in it."""
+    return _dolly(record) if layout == "dolly" else _messages(record)
+
+
+def _messages(record: Mapping[str, Any]) -> Conversation:
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise UserError("field 'messages' is missing or not a list of messages")
+    conversation = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
+    chat.check(conversation, last="assistant")
+    return conversation
+
+
+def _dolly(record: Mapping[str, Any]) -> Conversation:
+    """The context goes behind the instruction, as KodaLite was tuned."""
+    instruction, response = record.get("instruction"), record.get("response")
+    if not isinstance(instruction, str) or not isinstance(response, str):
+        raise UserError("field 'instruction' or 'response' is missing")
+    context = (record.get("context") or "").strip()
+    text = f"{instruction}\n\nContext:\n{context}" if context else instruction
+    conversation = [{"role": "user", "content": text}, {"role": "assistant", "content": response}]
+    chat.check(conversation, last="assistant")
+    return conversation
+
+
+def from_trees(messages: Iterable[Mapping[str, Any]]) -> Iterator[Conversation]:
+    """For every English message of an assistant the path to it from the root, in the order of those messages.
+
+    Paths that do not begin with a user or have fewer than two messages are left out. All messages are held in memory.
+    """
+    table = {message["message_id"]: message for message in messages}
+    for message in table.values():
+        if message["role"] != "assistant" or message["lang"] != "en":
+            continue
+        path, at = [], message
+        while at is not None and len(path) <= len(table):  # a circle in damaged data must not hang
+            path.append(at)
+            at = table.get(at["parent_id"])
+        conversation = [
+            {"role": "user" if part["role"] == "prompter" else part["role"], "content": part["text"]}
+            for part in reversed(path)
+        ]
+        if len(conversation) >= 2 and conversation[0]["role"] == "user":
+            yield conversation

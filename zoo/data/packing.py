@@ -1,0 +1,205 @@
+"""Rows out of documents: which tokens stand in row i, for every i, without looking at the rows before.
+
+A row of `seq_len` targets holds `seq_len` + 1 tokens, given as spans of the documents' one long row of tokens. Each
+span lies within one document when rows know their documents (`document_mask`), else neighbours are joined to one.
+"""
+
+import heapq
+import io
+import itertools
+from bisect import bisect_right, insort
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from zoo.data.order import scatter_one
+from zoo.data.shards import Shards
+from zoo.errors import UserError
+from zoo.util import atomic_write, sha256_hex
+
+Span = tuple[int, int]
+
+ENDLESS = 1 << 40
+"""Rows of a layout that draws with replacement."""
+
+_BUFFER = 4096  # documents that best-fit packing chooses among
+
+
+class Layout(Protocol):
+    """Which spans of tokens are row i. `len` is the number of rows of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """The row's spans, [start, stop) in the long row of tokens; together at most seq_len + 1 tokens."""
+        ...
+
+
+class Concat:
+    """Documents joined end to end and cut every `seq_len` tokens; a row's last target is the next row's first token.
+
+    What is left at the end, less than a row, is not used.
+    """
+
+    def __init__(self, shards: Shards, first: int, last: int, seq_len: int, *, split: bool):
+        """Documents `first` to `last` (exclusive); `split`: a span for each document in a row."""
+        self._bounds = shards.offsets[first : last + 1]
+        self._seq_len, self._split = seq_len, split
+        self._rows = max(0, (int(self._bounds[-1]) - int(self._bounds[0]) - 1) // seq_len)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """See `Layout`."""
+        start = int(self._bounds[0]) + row * self._seq_len
+        return (
+            split_at(self._bounds, start, start + self._seq_len + 1)
+            if self._split
+            else [(start, start + self._seq_len + 1)]
+        )
+
+
+class Windows:
+    """Random windows with replacement over the joined documents: row i begins anywhere, decided by seed and i alone."""
+
+    def __init__(self, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int):
+        """Documents `first` to `last` (exclusive); `split`: a span for each document in a row."""
+        self._bounds = shards.offsets[first : last + 1]
+        self._seq_len, self._split, self._seed = seq_len, split, seed
+        self._places = max(0, int(self._bounds[-1] - self._bounds[0]) - seq_len)
+
+    def __len__(self) -> int:
+        return ENDLESS if self._places else 0
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """See `Layout`."""
+        start = int(self._bounds[0]) + scatter_one(row, self._seed) % self._places
+        stop = start + self._seq_len + 1
+        return split_at(self._bounds, start, stop) if self._split else [(start, stop)]
+
+
+class OneDocument:
+    """A document a row, from its beginning; what does not fit is cut off."""
+
+    def __init__(self, shards: Shards, first: int, last: int, seq_len: int):
+        """Documents `first` to `last` (exclusive)."""
+        self._bounds, self._width = shards.offsets[first : last + 1], seq_len + 1
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """See `Layout`."""
+        start, stop = int(self._bounds[row]), int(self._bounds[row + 1])
+        return [(start, min(stop, start + self._width))]
+
+
+class BestFit:
+    """Whole documents, several a row, so that every row begins with the beginning of one (as nanochat packs).
+
+    Of the next `_BUFFER` documents the longest that still fits goes into the row, until none does; the rest of the
+    row is padding. Only a document longer than a whole row is cut, and its end is not used.
+    """
+
+    def __init__(self, shards: Shards, first: int, last: int, seq_len: int, *, cache: Path | None = None):
+        """Documents `first` to `last` (exclusive); `cache`: a directory that keeps the index of rows."""
+        self._bounds, self._width = shards.offsets[first : last + 1], seq_len + 1
+        lengths = np.minimum(np.diff(self._bounds), self._width)
+        self._order, self._rows = _kept(cache, lengths, self._width)
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """See `Layout`."""
+        chosen = self._order[self._rows[row] : self._rows[row + 1]].tolist()
+        starts = ((document, int(self._bounds[document])) for document in chosen)
+        return [(start, min(int(self._bounds[document + 1]), start + self._width)) for document, start in starts]
+
+
+def split_at(bounds: np.ndarray, start: int, stop: int) -> list[Span]:
+    """[start, stop) cut at the bounds that lie inside."""
+    low, high = np.searchsorted(bounds, [start, stop], side="right")
+    cuts = [start, *bounds[low : max(low, high)].tolist(), stop]
+    return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
+
+
+def best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents make which row: (order int32 [documents], rows int64 [rows + 1]).
+
+    Row r is `order[rows[r]:rows[r + 1]]`. `lengths` (1 to `width`) of the documents in their order.
+    """
+    order: list[int] = []
+    rows = [0]
+    # Sorted by (length, -number): of equally long ones the first comes first.
+    buffer: list[tuple[int, int]] = []
+    coming = iter(enumerate(lengths.tolist()))
+    oldest: list[int] = []  # a heap of what is in the buffer, so that nothing waits for ever
+    taken: set[int] = set()
+
+    def fill() -> None:
+        while len(buffer) < _BUFFER and (found := next(coming, None)) is not None:
+            insort(buffer, (found[1], -found[0]))
+            heapq.heappush(oldest, found[0])
+
+    def take(at: int) -> int:
+        length, number = buffer.pop(at)
+        order.append(-number)
+        taken.add(-number)
+        return length
+
+    fill()
+    while buffer:
+        # The document that waits longest opens the row.
+        while oldest[0] in taken:
+            taken.discard(heapq.heappop(oldest))
+        first = heapq.heappop(oldest)
+        length = int(lengths[first])
+        left = width - take(bisect_right(buffer, (length, -first)) - 1)
+        taken.discard(first)
+        while left and (at := bisect_right(buffer, (left, 1)) - 1) >= 0:
+            left -= take(at)
+        rows.append(len(order))
+        fill()
+    return np.array(order, np.int32), np.array(rows, np.int64)
+
+
+def _kept(cache: Path | None, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """`best_fit`, from the file that keeps it where there is one."""
+    if cache is None or len(lengths) < 10_000:
+        return best_fit(lengths, width)
+    key = sha256_hex(np.ascontiguousarray(lengths, "<i8").tobytes() + f"{width} {_BUFFER}".encode())[:16]
+    path = cache / f"best_fit-{key}.npy"
+    if path.is_file():
+        try:
+            packed = np.load(path, allow_pickle=False)
+            order, rows = packed[: len(lengths)].astype(np.int32), packed[len(lengths) :]
+            if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
+                return order, rows
+        except (OSError, ValueError):
+            pass  # a damaged file is made anew
+    order, rows = best_fit(lengths, width)
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate([order.astype(np.int64), rows]))
+    cache.mkdir(exist_ok=True)
+    atomic_write(path, buffer.getvalue())
+    return order, rows
+
+
+def make_layout(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:
+    """The layout of that name over documents `first` to `last`. Raises UserError where they make no row."""
+    if packing == "concat":
+        layout: Layout = Concat(shards, first, last, seq_len, split=split)
+    elif packing == "windows":
+        layout = Windows(shards, first, last, seq_len, split=split, seed=seed)
+    elif packing == "document":
+        layout = OneDocument(shards, first, last, seq_len)
+    else:
+        layout = BestFit(shards, first, last, seq_len, cache=shards.directory / "rows")
+    if not len(layout):
+        tokens = int(shards.offsets[last] - shards.offsets[first])
+        raise UserError(f"data: {tokens:,} tokens make no row of {seq_len}; give more data or lower data.seq_len")
+    return layout

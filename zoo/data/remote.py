@@ -1,0 +1,53 @@
+"""Prepared shards that lie elsewhere (gs://, s3://, https://): copied once into a local cache."""
+
+import os
+from pathlib import Path
+
+from zoo.data.shards import MANIFEST, read_manifest
+from zoo.errors import UserError
+from zoo.tokenizers.hub import first_line
+from zoo.util import sha256_hex
+
+
+def cache_directory() -> Path:
+    """Where copies are kept: $ZOO_CACHE, or ~/.cache/zoo."""
+    return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "zoo") / "shards"
+
+
+def fetch(url: str) -> Path:
+    """The local copy of a directory of shards; what of it is missing is fetched.
+
+    The manifest is fetched every time, so that shards added to it come too. Whether what came is whole, the hashes in
+    the manifest tell (`Shards.verify`). Raises UserError when the place cannot be reached or is no such directory.
+    """
+    import fsspec
+
+    url = url.rstrip("/")
+    directory = cache_directory() / f"{Path(url).name}-{sha256_hex(url.encode())[:12]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        _copy(system, f"{path}/{MANIFEST}", directory / MANIFEST)
+        manifest = read_manifest(directory)
+        parts = ("tokens", "lengths", "loss") if manifest.loss_masks else ("tokens", "lengths")
+        for shard in manifest.shards:
+            for part in parts:
+                name = f"{shard.name}.{part}.npy"  # its name holds its hash: it never changes
+                if not (directory / name).is_file():
+                    _copy(system, f"{path}/{name}", directory / name)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"data.path: {url} needs another package ({first_line(error)}); install it") from None
+    except Exception as error:  # each file system has kinds of its own
+        raise UserError(f"data.path: {url} cannot be fetched ({first_line(error)}); check the address") from None
+    return directory
+
+
+def _copy(system, source: str, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        system.get_file(source, str(temporary))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,253 @@
+"""Prepared data on disk: tokens of whole documents in shards of a fixed size, and a manifest of them.
+
+    <directory>/manifest.json        what was prepared from what with which tokenizer; a hash a shard
+    <directory>/N.tokens.npy         uint16 or uint32: the tokens of the shard's documents, one behind the other
+    <directory>/N.lengths.npy        uint32: how many of them belong to each document
+    <directory>/N.loss.npy           uint8, chat data alone: 1 where the token is a target that bears loss
+
+N is the shard's number and the beginning of its hash. The arrays are memory-mapped and read where a row needs them. A
+shard ends with the first document that takes it to `SHARD_TOKENS`; only the last one may be smaller. So what the shards
+hold does not depend on how often preparing was interrupted, nor on how much more was prepared later.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.util import atomic_write
+
+FORMAT, MANIFEST = 1, "manifest.json"
+SHARD_TOKENS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a manifest. `items`: of the source, read until its end, those passed over included."""
+
+    name: str
+    documents: int
+    tokens: int
+    items: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards holds.
+
+    Attributes:
+        source: what was read, as plain JSON; its `revision` is the commit where the source has one.
+        tokenizer: fingerprint of the tokenizer; `vocab_size` its size.
+        loss_masks: whether the shards say which tokens bear loss.
+        shard_tokens: the size of a full shard.
+        shards: in order.
+        exhausted: whether the source was read to its end.
+        skipped: items passed over until the end of the last shard, by reason: "empty" and "bad".
+    """
+
+    source: dict[str, Any]
+    tokenizer: str
+    vocab_size: int
+    loss_masks: bool
+    shard_tokens: int
+    shards: tuple[Shard, ...] = ()
+    exhausted: bool = False
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the tokens: the smallest that holds the vocabulary."""
+        return token_dtype(self.vocab_size)
+
+    @property
+    def tokens(self) -> int:
+        """In all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        """In all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    def write(self, directory: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        atomic_write(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest dtype that holds the ids of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read manifest.json. Raises UserError if there is none or it is not one."""
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format")
+        if version != FORMAT:
+            raise UserError(f"{path}: format {version!r}; this version reads {FORMAT}: prepare the data anew")
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        return Manifest(**content, shards=shards)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the directory holds no prepared shards") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a manifest of shards ({error!r}); delete it and prepare anew"
+        ) from None
+
+
+def write_shard(
+    directory: Path, number: int, tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None, items: int
+) -> Shard:
+    """Write the files of shard `number` and fsync them; it counts once a manifest lists it."""
+    sha256 = content_hash(tokens, lengths, loss)
+    name = f"{number:05d}-{sha256[:8]}"  # a shard that is written anew never takes the place of one that is listed
+    arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
+    for part, array in arrays.items():
+        temporary = directory / f".{name}.{part}.tmp"
+        with temporary.open("wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(directory / f"{name}.{part}.npy")
+    return Shard(name, len(lengths), len(tokens), items, sha256)
+
+
+def delete_unlisted(directory: Path, manifest: Manifest) -> None:
+    """Delete shards that the manifest does not list: left over from a kill, or written anew."""
+    listed = {shard.name for shard in manifest.shards}
+    for path in (*directory.glob("*.npy"), *directory.glob(".*.tmp")):
+        if path.name.split(".")[0] not in listed:
+            path.unlink(missing_ok=True)
+
+
+def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:
+    """SHA-256 of what a shard holds."""
+    digest = hashlib.sha256()
+    for array, dtype in ((tokens, f"<u{tokens.dtype.itemsize}"), (lengths, "<u4"), (loss, "u1")):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array, dtype).data)
+    return digest.hexdigest()
+
+
+class Shards:
+    """The shards of a directory, memory-mapped, as one long row of tokens.
+
+    Attributes:
+        manifest: see `Manifest`.
+        offsets: int64 [documents + 1]; document i is `read(offsets[i], offsets[i + 1])`.
+    """
+
+    def __init__(self, directory: Path):
+        """Raises UserError when the manifest or a shard is missing or has another size than the manifest says."""
+        self.directory, self.manifest = directory, read_manifest(directory)
+        parts = ("tokens", "lengths", "loss") if self.manifest.loss_masks else ("tokens", "lengths")
+        arrays = {part: [self._map(shard, part) for shard in self.manifest.shards] for part in parts}
+        self._tokens, self._lengths, self._loss = arrays["tokens"], arrays["lengths"], arrays.get("loss")
+        self.offsets = np.zeros(self.manifest.documents + 1, np.int64)
+        if self._lengths:
+            np.cumsum(np.concatenate(self._lengths), out=self.offsets[1:])
+        self._starts = list(itertools.accumulate((shard.tokens for shard in self.manifest.shards), initial=0))
+        self._first = list(itertools.accumulate((shard.documents for shard in self.manifest.shards), initial=0))
+        if self.offsets[-1] != self._starts[-1]:
+            raise UserError(f"{directory}: the lengths of the documents do not add up to the tokens; prepare it anew")
+
+    def _map(self, shard: Shard, part: str) -> np.ndarray:
+        path = self.directory / f"{shard.name}.{part}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {self._remedy(shard)}") from None
+        size = shard.documents if part == "lengths" else shard.tokens
+        dtype = {"tokens": self.manifest.dtype, "lengths": np.dtype(np.uint32), "loss": np.dtype(np.uint8)}[part]
+        if array.shape != (size,) or array.dtype != dtype:
+            raise UserError(
+                f"{path}: holds {array.dtype} {list(array.shape)}, the manifest says {dtype} [{size}]; "
+                f"{self._remedy(shard)}"
+            )
+        return np.asarray(array)  # the plain view of the map: slicing a memmap costs several times as much
+
+    def _remedy(self, shard: Shard) -> str:
+        return f"delete {self.directory} (or get shard {shard.name} again) and run again"
+
+    def verify(self, shards: int | None = None) -> None:
+        """Hold the first `shards` (None: all) against the hashes of the manifest; UserError names a damaged one."""
+        chosen = self.manifest.shards[:shards]
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock
+            for shard, found in zip(chosen, pool.map(self._hash, range(len(chosen))), strict=True):
+                if found != shard.sha256:
+                    raise UserError(
+                        f"{self.directory}: shard {shard.name} is damaged (its SHA-256 is not that of the manifest); "
+                        f"{self._remedy(shard)}"
+                    )
+
+    def _hash(self, number: int, documents: int | None = None) -> str:
+        """Of a shard, or of its first documents."""
+        lengths = self._lengths[number][:documents]
+        size = int(lengths.sum(dtype=np.int64))
+        loss = None if self._loss is None else self._loss[number][:size]
+        return content_hash(self._tokens[number][:size], lengths, loss)
+
+    def fingerprint(self, documents: int) -> str:
+        """SHA-256 (64 hexadecimal digits) of the first `documents`, whatever else the shards hold.
+
+        It is made of the hashes in the manifest, which `verify` holds against the files.
+        """
+        digest = hashlib.sha256()
+        for number, shard in enumerate(self.manifest.shards):
+            inside = min(documents - self._first[number], shard.documents)
+            if inside <= 0:
+                break
+            whole = inside == shard.documents
+            digest.update((shard.sha256 if whole else self._hash(number, inside)).encode())
+        return digest.hexdigest()
+
+    def shards_of(self, documents: int) -> int:
+        """How many shards the first `documents` lie in."""
+        return bisect.bisect_left(self._first, documents)
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Copy the tokens from `start` to `stop` of the whole row into `out`, int32 [stop - start]."""
+        self._copy(self._tokens, start, stop, out)
+
+    def read_loss(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Copy which of these tokens bear loss (1 or 0), where `manifest.loss_masks` says that shards know."""
+        self._copy(self._loss, start, stop, out)
+
+    def _copy(self, arrays: list[np.ndarray], start: int, stop: int, out: np.ndarray) -> None:
+        number = bisect.bisect_right(self._starts, start) - 1
+        done = 0
+        while start < stop:
+            base, end = self._starts[number], min(stop, self._starts[number + 1])
+            out[done : done + end - start] = arrays[number][start - base : end - base]
+            done, start, number = done + end - start, end, number + 1
+
+    def arrays(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Tokens, lengths (int64) and loss of one shard."""
+        loss = None if self._loss is None else np.array(self._loss[number])
+        return np.array(self._tokens[number]), np.array(self._lengths[number], np.int64), loss
+
+    def document(self, index: int) -> np.ndarray:
+        """int32 tokens of a document."""
+        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
+        out = np.empty(stop - start, np.int32)
+        self.read(start, stop, out)
+        return out
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(np.diff(self.offsets).max(initial=0))
