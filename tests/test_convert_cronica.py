@@ -14,6 +14,7 @@ from zoo.convert import cronica, safe_pickle
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import CronicaConfig
+from zoo.tokenizers import cronica as cronica_tokens
 
 GOLDEN = Path(__file__).parent / "golden" / "cronica"
 
@@ -57,8 +58,8 @@ def test_highest_number_is_read(tmp_path):
 def test_round_trip(tmp_path, protocol):
     loaded = zoo.convert.load(write(tmp_path / "in.pkl", content(), protocol))
     config = CronicaConfig(**loaded.config)
-    (tmp_path / "tok").write_text('{"version": "1.0"}')
-    file = cronica.save(tmp_path / "out", config=config, params=loaded.params, step=7, tokenizer_path=tmp_path / "tok")
+    tokenizer = cronica_tokens.train(["El partido"] * 9, 276)
+    file = cronica.save(tmp_path / "out", config=config, params=loaded.params, step=7, tokenizer=tokenizer)
     assert file.name == "ckpt_000007.pkl"
     ours, theirs = pickle.loads(file.read_bytes()), content()
     their_fields = {k: v for k, v in theirs["config"].items() if k != "args"}
@@ -136,7 +137,7 @@ def broken(change):
         (lambda c: c["params"]["layers"][1].pop("wq"), r"layers\[1\]\.wq is missing"),
         (
             lambda c: c["params"].update(tok_embed=np.zeros((160, 64), int)),
-            "tok_embed is missing or no array",
+            "tok_embed is no array of floating-point numbers but of int64",
         ),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -250,22 +249,6 @@ def test_published_checkpoint():
         published = zoo.load(path)
         tokens, logits = (np.load(GOLDEN / f"{name}.npy") for name in ("tokens", "logits"))
         np.testing.assert_allclose(published.logits(tokens), logits, atol=1e-4)
-
-
-def test_a_name_fetches_the_published_files_or_says_what_it_wanted(monkeypatch):
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: asked.append(name) or str(GOLDEN))
-    assert load("cronica-5m").config.vocab_size == 160
-    assert asked == ["DanielRegaladoCardoso/cronica-jax-5m"]
-
-    def unreachable(name):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError) as caught:
-        load("cronica-5m")
-    for part in ("cronica-jax-5m", "ckpt_002000.pkl", "no route to host", "zoo.create('cronica-5m')"):
-        assert part in str(caught.value)
 
 
 def test_what_is_nothing_is_refused(tmp_path):

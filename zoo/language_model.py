@@ -6,10 +6,9 @@
 
 import dataclasses
 import functools
-import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +18,20 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zoo import convert, registry, tokenizers
-from zoo.checkpoints import Checkpoints
+from zoo import loading, registry
+from zoo.casting import Casting
+from zoo.convert import portable
 from zoo.data.match import Match, parse_block, to_block
 from zoo.errors import UserError
-from zoo.generate.sampling import Sampling
-from zoo.generate.text import Generation, TextRun, TextStream
+from zoo.generate import chat as conversations
+from zoo.generate.settings import Settings, resolve
+from zoo.generate.text import Generation, TextStream, continue_all, stream_text
 from zoo.models import build
 from zoo.models.config import ModelConfig
-from zoo.recipe import load_recipe
 from zoo.tokenizers import cronica as cronica_tokens
-from zoo.util import atomic_write, nearest
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
-
-FORMAT = 1  # of portable directories
-CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_DIR = "zoo.json", "model.safetensors", "tokenizer"
 
 # The published card's settings, with room for the longest texts.
 CRONICA_SETTINGS = {"temperature": 0.85, "top_k": 50, "top_p": 0.9, "max_new_tokens": 400}
@@ -60,17 +56,30 @@ class LanguageModel:
     """A model ready to be used.
 
     Attributes:
-        module: the nnx.Module; it computes in the dtype of its parameters.
+        module: the nnx.Module; by itself it computes in the dtype of its parameters.
         tokenizer: see `zoo.tokenizers.base.Tokenizer`; None after `zoo.create`: then prompts are token ids.
         spec: the registry's entry.
         config: the module's config, a frozen dataclass.
+        origin: the files it was loaded from, None for random weights.
     """
 
     def __init__(
-        self, module: nnx.Module, tokenizer: "Tokenizer | None", spec: registry.ModelSpec, config: ModelConfig
+        self,
+        module: nnx.Module,
+        tokenizer: "Tokenizer | None",
+        spec: registry.ModelSpec,
+        config: ModelConfig,
+        *,
+        compute_dtype: DTypeLike | None = None,
+        origin: "loading.Weights | None" = None,
     ):
-        """Raises UserError if the tokenizer has more entries than the model has rows."""
+        """`compute_dtype`: of the calls here, None is that of the parameters. `origin`: what was loaded.
+
+        Raises UserError if the tokenizer has more entries than the model has rows.
+        """
         self.module, self.tokenizer, self.spec, self.config = module, tokenizer, spec, config
+        self.origin = origin
+        self._computing = module if compute_dtype is None else Casting(module, jnp.dtype(compute_dtype))
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} entries, the model only {self.config.vocab_size}; "
@@ -84,72 +93,124 @@ class LanguageModel:
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         stop: int | str | Sequence[int | str] | None = None,
+        ignore_eos: bool | None = None,
+        preset: str | None = None,
+        n: int | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 32,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> Generation | list[Generation]:
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a prompt, or each of a list of prompts.
 
         Args:
             prompts: text, token ids, or a list of such. Text begins with the tokenizer's BOS if it has one.
-            max_new_tokens: at most that many, and never past the model's max_seq_len.
-            temperature, top_k, top_p: see `zoo.generate.sampling.Sampling`; temperature 0 is greedy.
+            max_new_tokens: at most that many (default 128), and never past what the model can hold.
+            temperature, top_k, top_p, min_p, repetition_penalty, logit_bias: see
+                `zoo.generate.sampling.Sampling`, also for the defaults (plain sampling) and the order in which
+                they count; temperature 0 is greedy.
             stop: ids or strings that end a text, besides the tokenizer's EOS. They are not part of it.
+            ignore_eos: whether a text goes on after the tokenizer's EOS (default: no).
+            preset: "original" takes the settings of the model's card where none is given here.
+            n: if given, that many texts a prompt, and the result of each prompt is a list of them.
             seed: of every prompt, or one each. A prompt with its seed gives the same text alone and in a list
-                (to float rounding): for several samples of one prompt, repeat it with several seeds.
-            batch_size: prompts decoded at a time.
-            on_progress: called with prompts done and their number, at the start and after each batch.
+                (to float rounding); of several texts, number i is what seed + i gives.
+            batch_size: texts decoded at a time.
+            on_progress: called with texts done and their number, at the start and after each batch.
 
         Raises:
             UserError: an empty or too long prompt, an impossible setting.
         """
         single = _is_single(prompts)
         rows = [self._encode(prompt) for prompt in ([prompts] if single else prompts)]
-        sampling = Sampling(temperature, top_k, top_p)
         seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(rows):
             raise UserError(f"{len(seeds)} seeds for {len(rows)} prompts; give one seed, or one for each prompt")
-        found: list[Generation | None] = [None] * len(rows)
-        # Rows of like length share a batch; sizes are chosen for the longest, so one program serves them all.
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        longest = max(map(len, rows), default=0)
-        if on_progress:
-            on_progress(0, len(order))
-        for at in range(0, len(order), batch_size):
-            batch = order[at : at + batch_size]
-            run = self._run(
-                [rows[i] for i in batch], sampling, [seeds[i] for i in batch], stop, max_new_tokens, longest
-            )
-            for i, generation in zip(batch, run.finish(), strict=True):
-                found[i] = generation
-            if on_progress:
-                on_progress(min(at + batch_size, len(order)), len(order))
+        if n is not None and n < 1:
+            raise UserError(f"n is {n}; it must be at least 1")
+        count = n or 1
+        settings = self._settings(
+            preset,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            logit_bias=logit_bias,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )
+        found = continue_all(
+            self._computing,
+            self.tokenizer,
+            [row for row in rows for _ in range(count)],
+            settings,
+            seeds=[first + i for first in seeds for i in range(count)],
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+        if n is not None:
+            found = [found[at : at + n] for at in range(0, len(found), n)]
         return found[0] if single else found
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop: int | str | Sequence[int | str] | None = None,
-        seed: int = 0,
-    ) -> TextStream:
+    def stream(self, prompt: Prompt, *, preset: str | None = None, seed: int = 0, **settings: Any) -> TextStream:
         """The text that `generate` would give, in pieces of whole characters as they come.
 
         An iterator of str; its `generation` is what has come so far, and at the end what `generate` returns.
+        `settings` are those of `generate`, from `max_new_tokens` to `ignore_eos`.
         """
-        sampling = Sampling(temperature, top_k, top_p)
         self._need_tokenizer()
-        ids = self._encode(prompt)
-        return TextStream(self._run([ids], sampling, [seed], stop, max_new_tokens, len(ids)))
+        return stream_text(
+            self._computing, self.tokenizer, self._encode(prompt), self._settings(preset, **settings), seed
+        )
+
+    @property
+    def chat_template(self) -> str:
+        """How the model's conversations are marked. Raises UserError for a model that saw none."""
+        return conversations.template_of(self.spec.name, None if self.origin is None else Path(self.origin.path))
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        template: str | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Generation:
+        """The assistant's reply to a conversation.
+
+        Args:
+            messages: dicts of `role` ("user" and "assistant" by turns, the last one the user's, before them
+                perhaps one "system") and `content`; or the user's only message as text.
+            template: how turns are marked, see `zoo.tokenizers.chat.TEMPLATES`; None is the model's own.
+            seed, settings: as in `stream`; what is not given is as on the card of a model made for chats.
+                A reply ends where the template ends it, besides `stop`.
+
+        Raises:
+            UserError: a model without a template, other roles, a conversation that is too long.
+        """
+        ids, resolved = self._conversation(messages, template, settings)
+        return continue_all(self._computing, self.tokenizer, [ids], resolved, seeds=[seed])[0]
+
+    def stream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        template: str | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> TextStream:
+        """The text of `chat` in pieces as they come; the arguments are the same."""
+        ids, resolved = self._conversation(messages, template, settings)
+        return stream_text(self._computing, self.tokenizer, ids, resolved, seed)
 
     def cronica(
         self,
@@ -180,15 +241,15 @@ class LanguageModel:
         """`cronica` for many (stats, style) at once, several times quicker than one by one.
 
         `settings` are those of `cronica` (the same defaults; `seed` may be one a pair) and the `batch_size`
-        and `on_progress` of `generate`.
+        and `on_progress` of `generate`; with a `preset`, its own are the defaults.
         """
         prompts = [self.cronica_prompt(stats, style) for stats, style in pairs]
-        return self.generate(prompts, stop=self._end_of_cronica(), **(CRONICA_SETTINGS | settings))
+        return self.generate(prompts, stop=self._end_of_cronica(), **_cronica_settings(settings))
 
     def stream_cronica(self, stats: str | Match, style: str, **settings: Any) -> TextStream:
         """The text of `cronica` in pieces as they come; `settings` are those of `cronica`."""
         prompt = self.cronica_prompt(stats, style)
-        return self.stream(prompt, stop=self._end_of_cronica(), **(CRONICA_SETTINGS | settings))
+        return self.stream(prompt, stop=self._end_of_cronica(), **_cronica_settings(settings))
 
     def cronica_prompt(self, stats: str | Match, style: str) -> list[int]:
         """Token ids of the prompt of a crónica; errors as in `cronica`."""
@@ -201,7 +262,7 @@ class LanguageModel:
     def logits(self, tokens: Any) -> jax.Array:
         """Float32 logits [T, V] or [B, T, V] of token ids [T] or [B, T]."""
         tokens = np.asarray(tokens, np.int32)
-        graphdef, params = nnx.split(self.module)
+        graphdef, params = nnx.split(self._computing)
         logits = _logits(params, jnp.atleast_2d(tokens), graphdef=graphdef)
         return logits[0] if tokens.ndim == 1 else logits
 
@@ -219,37 +280,47 @@ class LanguageModel:
 
         Raises UserError if `directory` already holds something else.
         """
-        from safetensors.flax import save_file
+        params = nnx.to_pure_dict(nnx.state(self.module))
+        portable.save(directory, name=self.spec.name, config=self.config, params=params, tokenizer=self.tokenizer)
 
-        directory = Path(directory)
-        if directory.exists() and not (directory / CONFIG_FILE).is_file() and any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty and holds no {CONFIG_FILE}; choose another directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        flat = build.flatten(nnx.to_pure_dict(nnx.state(self.module)))
-        temporary = directory / f"{WEIGHTS_FILE}.tmp"
-        save_file(flat, temporary)
-        temporary.replace(directory / WEIGHTS_FILE)
-        if self.tokenizer is not None:
-            self.tokenizer.save(directory / TOKENIZER_DIR)
-        content = {
-            "format": FORMAT,
-            "model": self.spec.name,
-            "config": self.config.to_dict(),
-            "tokenizer": None if self.tokenizer is None else TOKENIZER_DIR,
-        }
-        atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+    def export(
+        self,
+        directory: str | os.PathLike,
+        format: str = "hf",
+        *,
+        name: str | None = None,
+        dtype: DTypeLike | None = None,
+        quantization: str | None = None,
+        bits: int | None = None,
+    ) -> Path:
+        """Write what other programs open, with a model card; returns the directory.
 
-    def _run(self, rows, sampling, seeds, stop, max_new_tokens, longest) -> TextRun:
-        return TextRun(
-            self.module,
-            self.tokenizer,
-            rows,
-            sampling=sampling,
-            seeds=seeds,
-            stop=stop,
-            max_new_tokens=max_new_tokens,
-            longest_prompt=longest,
-        )
+        Args:
+            directory: created; must hold nothing yet.
+            format: hf, gguf, mlx, or an original program's own: cronica, bwetaf, nanochat, koda, tiny.
+            name: in the card and of a GGUF file; None is the registry's.
+            dtype, quantization, bits: see `zoo.export.export`.
+
+        Raises:
+            UserError: the format cannot express the model; the text says why. Nothing has been written then.
+        """
+        from zoo.export import Exported, export
+
+        params = nnx.to_pure_dict(nnx.state(self.module))
+        path, step = (None, None) if self.origin is None else (self.origin.path, self.origin.step)
+        model = Exported(name or self.spec.name, self.spec, self.config, params, self.tokenizer, path, step)
+        return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
+
+    def _settings(self, preset: str | None, **given: Any) -> Settings:
+        return resolve(self.spec.name, preset, given)
+
+    def _conversation(self, messages, template, settings) -> tuple[list[int], Settings]:
+        self._need_tokenizer()
+        template = template or self.chat_template
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        ids = conversations.encode(self.tokenizer, messages, template)
+        return ids, conversations.settings(self.spec.name, template, settings)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -262,13 +333,21 @@ class LanguageModel:
             raise UserError(f"this {self.spec.name} has no tokenizer; give token ids, or load trained weights")
 
 
-def create(name: str, *, seed: int = 0, dtype: DTypeLike | None = None, **config_overrides: Any) -> LanguageModel:
+def create(
+    name: str,
+    *,
+    seed: int = 0,
+    dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    **config_overrides: Any,
+) -> LanguageModel:
     """A registered model with random weights and no tokenizer: prompts are token ids.
 
     Args:
         name: see `zoo.list_models`.
         seed: of the weights.
-        dtype: of parameters and computation; None is float32.
+        dtype, compute_dtype, mesh: as in `load`.
         config_overrides: fields of the model's config.
 
     Raises:
@@ -276,117 +355,40 @@ def create(name: str, *, seed: int = 0, dtype: DTypeLike | None = None, **config
     """
     spec = registry.describe(name)
     config = spec.make_config(**config_overrides)
-    graphdef, params = build.create_params(spec.model_class(), config, seed, dtype=_dtype(dtype))
-    return LanguageModel(nnx.merge(graphdef, params), None, spec, config)
+    graphdef, params = build.create_params(spec.model_class(), config, seed, mesh=mesh, dtype=_dtype(dtype))
+    return LanguageModel(nnx.merge(graphdef, params), None, spec, config, compute_dtype=compute_dtype)
 
 
-def load(name_or_path: str | os.PathLike, *, dtype: DTypeLike | None = None) -> LanguageModel:
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    revision: str | None = None,
+    **config_overrides: Any,
+) -> LanguageModel:
     """Load trained weights with their tokenizer.
 
     Args:
         name_or_path: a run directory (its newest good checkpoint, weights alone), a directory that `save`
-            wrote, a published crónica checkpoint or the directory it lies in, or a registry name: then the
-            published files are fetched from the hub or its cache. What a path is, its files tell.
-        dtype: of parameters and computation; None is float32.
+            wrote, published files or the directory they lie in (docs/checkpoints.md lists the formats), a
+            registry name, or owner/repository on the hub. What a path is, its files tell; of a repository only
+            the files needed are fetched, once.
+        dtype: parameters are stored in it; None is float32.
+        compute_dtype: calls compute in it; None is `dtype`.
+        mesh: parameters are laid on it, each as soon as it is read; None is the default device.
+        revision: branch, tag or commit on the hub.
+        config_overrides: config fields to change, such as rope_dtype; shapes must stay.
 
     Raises:
-        UserError: nothing there, nothing that zoo reads, or files that do not fit together.
+        UserError: nothing there, nothing that zoo reads, or files that do not fit together or are damaged.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return _load_path(path, _dtype(dtype))
-    name = str(name_or_path)
-    if name not in registry.list_models():
-        near = nearest(name, registry.list_models())
-        hint = f"did you mean {near!r}?" if near else f"models are: {', '.join(registry.list_models())}"
-        raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
-    return _load_path(_download(registry.describe(name)), _dtype(dtype))
-
-
-def _load_path(path: Path, dtype: DTypeLike) -> LanguageModel:
-    if (path / CONFIG_FILE).is_file():
-        return _load_portable(path, dtype)
-    if (path / "recipe.yaml").is_file():
-        return _load_run(path, dtype)
-    if convert.detect_format(path) is not None:
-        loaded = convert.load(path)
-        tokenizer = None if loaded.tokenizer_path is None else tokenizers.load(loaded.tokenizer_path)
-        return _assemble(loaded.model_name, loaded.config, build.flatten(loaded.params), tokenizer, dtype, path)
-    raise UserError(
-        f"{path} is no run directory (recipe.yaml), no portable one ({CONFIG_FILE}) and in no published "
-        f"format that zoo reads ({', '.join(convert.FORMATS)})"
-    )
-
-
-def _load_run(path: Path, dtype: DTypeLike) -> LanguageModel:
-    section = load_recipe(path / "recipe.yaml", check_files=False).model
-    spec, config = registry.describe(section.name), section.make_config()
-    graphdef, abstract = build.abstract_params(spec.model_class(), config, dtype=dtype)
-    found = Checkpoints(path / "checkpoints").restore_params(abstract)
-    if found is None:
-        raise UserError(f"{path} has no checkpoint yet; go on training it with zoo-train")
-    return LanguageModel(nnx.merge(graphdef, found.params), tokenizers.load(path / TOKENIZER_DIR), spec, config)
-
-
-def _load_portable(path: Path, dtype: DTypeLike) -> LanguageModel:
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
-
-    file = path / CONFIG_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version, name, values = content["format"], content["model"], content["config"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: cannot be read as a portable model's description ({error!r})") from None
-    if version != FORMAT:
-        raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
-    try:
-        flat = load_file(path / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path / WEIGHTS_FILE}: cannot be read ({error})") from None
-    tokenizer = tokenizers.load(path / content["tokenizer"]) if content.get("tokenizer") else None
-    return _assemble(name, values, flat, tokenizer, dtype, path)
-
-
-def _assemble(
-    name: str,
-    values: dict[str, Any],
-    flat: dict[str, Any],
-    tokenizer: "Tokenizer | None",
-    dtype: DTypeLike,
-    path: Path,
-) -> LanguageModel:
-    """The model `name` with the parameters `flat` (path -> array), held against its shapes."""
-    spec = registry.describe(name)
-    config = spec.config_class().from_dict(values)
-    graphdef, abstract = build.abstract_params(spec.model_class(), config, dtype=dtype)
-    wanted = build.flatten(abstract)
-    for parameter in sorted({*wanted, *flat}):
-        here = flat[parameter].shape if parameter in flat else "missing"
-        there = wanted[parameter].shape if parameter in wanted else "no such parameter"
-        if here != there:
-            raise UserError(f"{path}: {parameter} is {here} in the weights, but {there} in {name} of that config")
-    params = build.unflatten({parameter: jnp.asarray(flat[parameter], dtype) for parameter in wanted})
-    return LanguageModel(nnx.merge(graphdef, params), tokenizer, spec, config)
-
-
-def _download(spec: registry.ModelSpec) -> Path:
-    """The directory of the published files of `spec`, fetched from the hub or found in its cache."""
-    import huggingface_hub
-
-    repository = spec.source.removeprefix("https://huggingface.co/")
-    files = spec.facts.get("files", registry.NOT_STATED)
-    wanted = f"{spec.name}: its weights are in {spec.source} (files: {files})"
-    if repository == spec.source:
-        raise UserError(f"{wanted}; fetch them and load the directory; zoo.create({spec.name!r}) has random weights")
-    try:
-        return Path(huggingface_hub.snapshot_download(repository))
-    except Exception as error:  # no network, no such repository, no right to it: the remedy is the same
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{wanted}, which could not be reached ({reason}); download them and load their directory, "
-            f"or take zoo.create({spec.name!r}) for random weights"
-        ) from None
+    found = loading.find(name_or_path, revision=revision, overrides=config_overrides)
+    tokenizer = found.tokenizer()
+    graphdef, params = found.read(dtype=_dtype(dtype), mesh=mesh)
+    module = nnx.merge(graphdef, params)
+    return LanguageModel(module, tokenizer, found.spec, found.config, compute_dtype=compute_dtype, origin=found)
 
 
 def _dtype(dtype: DTypeLike | None) -> DTypeLike:
@@ -400,6 +402,10 @@ def _logits(params, tokens, *, graphdef):
 
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+
+
+def _cronica_settings(given: dict[str, Any]) -> dict[str, Any]:
+    return given if given.get("preset") else CRONICA_SETTINGS | given
 
 
 def _block(stats: str | Match) -> str:

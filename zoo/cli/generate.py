@@ -1,57 +1,131 @@
 """`zoo generate MODEL`."""
 
+import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from zoo.language_model import LanguageModel
+
+# Options that `zoo chat` has too.
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, for a crónica 0.85.")]
+TopK = Annotated[int | None, typer.Option(help="0 keeps all. Default: 0, for a crónica 50.")]
+TopP = Annotated[float | None, typer.Option(help="1 keeps all. Default: 1, for a crónica 0.9.")]
+MinP = Annotated[float | None, typer.Option(help="0 keeps all. Default: 0.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="1 is none. Default: 1.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends a text; may be given several times.")]
+RopeScaling = Annotated[
+    str | None, typer.Option(metavar="ntk:FACTOR", help="Stretch the context of a Llama model, such as ntk:2.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16. Default: float32.")]
 
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")],
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="Text to go on from; - reads it from stdin.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="Text to go on from; - reads it from stdin.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A prompt a line, of .jsonl the field `prompt`; - is stdin."),
     ] = None,
     stats: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A match's stats block instead of a prompt; - is stdin."),
     ] = None,
     style: Annotated[str | None, typer.Option(help="With --stats: one of the 8 crónica styles.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="original: the settings on the model's card; other options change them.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Default: 128, for a crónica 400.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, for a crónica 0.85.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps all. Default: 0, for a crónica 50.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1 keeps all. Default: 1, for a crónica 0.9.")] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Texts a prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at a time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, a line each.")] = False,
+    rope_scaling: RopeScaling = None,
+    dtype: Dtype = None,
 ) -> None:
     """Write on from a prompt, or write the crónica of a match; the text comes as it is written.
+
+    Several prompts (or --n) are written in batches, and shown as [prompt]text.
 
     \b
     Examples:
       zoo generate runs/cronica_5m --stats match.txt --style rioplatense_apasionado
       zoo generate runs/cronica_5m "El partido" --temperature 0
+      zoo generate gelu-d12 --preset original --prompts prompts.txt --json > texts.jsonl
+      zoo generate kodalite-1.3b "Once upon a time" --rope-scaling ntk:2 --stop "The end"
     """
-    from zoo.errors import UserError
-
-    if (prompt is None) == (stats is None):
-        raise UserError("give a PROMPT, or --stats FILE with --style")
+    if sum((bool(prompt), prompts is not None, stats is not None)) != 1:
+        raise UserError("give a PROMPT, or --prompts FILE, or --stats FILE with --style")
     if (stats is None) != (style is None):
         raise UserError("--stats and --style go together: one names the match's file, the other a crónica style")
-    text = _read(stats, "--stats") if stats else _read(Path("-"), "PROMPT") if prompt == "-" else prompt
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    from zoo.language_model import load
-
-    lm = load(model)
+    if stats is not None:
+        texts = [_read(stats, "--stats")]
+    elif prompts is not None:
+        texts = _read_prompts(prompts)
+    else:
+        texts = [_read(Path("-"), "PROMPT") if text == "-" else text for text in prompt]
+    settings = given(
+        preset=preset,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or None,
+    )
+    lm = open_model(model, rope_scaling, dtype)
     started = time.perf_counter()
-    stream = lm.stream_cronica(text, style, **settings) if stats else lm.stream(text, **settings)
-    show(stream, started)
+    if len(texts) == 1 and n == 1 and not as_json and prompts is None:
+        settings["seed"] = seed
+        show(lm.stream_cronica(texts[0], style, **settings) if stats else lm.stream(texts[0], **settings), started)
+        return
+    settings |= {"seed": seed, "n": n, "batch_size": batch_size, "on_progress": _progress}
+    groups = lm.cronicas([(texts[0], style)], **settings) if stats else lm.generate(texts, **settings)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(item.tokens) for group in groups for item in group)
+    for text, group in zip(texts, groups, strict=True):
+        for number, item in enumerate(group):
+            if as_json:
+                print(json.dumps(_record(text, item, seed + number), ensure_ascii=False))
+            else:
+                print(f"[{text}]{item.text}\n" if not stats else f"{item.text}\n")
+    rate = f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
+    print(f"{len(texts) * n:,} texts, {rate}", file=sys.stderr)
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """The settings that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "LanguageModel":
+    """Load a model as the options say."""
+    from zoo.generate.rope_scaling import overrides
+    from zoo.language_model import load
+    from zoo.loading import find
+
+    try:
+        fields = {} if rope_scaling is None else overrides(find(model).config, rope_scaling)
+        return load(model, dtype=dtype, **fields)
+    except TypeError as error:
+        if dtype is not None and "data type" in str(error):
+            raise UserError(f"--dtype is {dtype!r}; give float32, bfloat16 or float16") from None
+        raise
 
 
 def show(stream, started: float, transform=None) -> None:
@@ -69,9 +143,36 @@ def show(stream, started: float, transform=None) -> None:
     print(f"{tokens} tokens: the first after {first - started:.1f} s{rate}", file=sys.stderr)
 
 
-def _read(path: Path, what: str) -> str:
-    from zoo.errors import UserError
+def _record(prompt: str, item, seed: int) -> dict[str, Any]:
+    found = {"prompt": prompt, "seed": seed, "text": item.text, "finish": item.finish}
+    return {**found, "tokens": item.tokens, "logprobs": item.logprobs}
 
+
+def _progress(done: int, total: int) -> None:
+    """How many texts are written: one line that changes on a terminal, nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} texts", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    lines = [(number, line) for number, line in enumerate(_read(path, "--prompts").splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts: {path} holds no prompt")
+    if path.suffix != ".jsonl":
+        return [line for _, line in lines]
+    found = []
+    for number, line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"--prompts: {path}, line {number} is no JSON: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise UserError(f"--prompts: {path}, line {number} has no text in a field `prompt`")
+        found.append(record["prompt"])
+    return found
+
+
+def _read(path: Path, what: str) -> str:
     if str(path) == "-":
         return sys.stdin.read()
     try:

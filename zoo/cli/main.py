@@ -12,9 +12,15 @@ from zoo.cli.common import new_app, run_command
 COMMANDS = {
     "list": "zoo.cli.list_models:list_models",
     "describe": "zoo.cli.describe:describe",
+    "diff": "zoo.cli.diff:diff",
     "generate": "zoo.cli.generate:generate",
+    "chat": "zoo.cli.chat:chat",
     "cronica": "zoo.cli.cronica:cronica",
     "eval": "zoo.cli.eval:evaluate",
+    "data": "zoo.cli.data:app",
+    "convert": "zoo.cli.convert:convert",
+    "inspect": "zoo.cli.inspect_:inspect",
+    "verify": "zoo.cli.verify:verify",
 }
 
 
@@ -45,6 +51,9 @@ def build_app(names: Sequence[str]) -> typer.Typer:
     for name in names:
         module, function = COMMANDS[name].split(":")
         command = getattr(importlib.import_module(module), function)
+        if isinstance(command, typer.Typer):  # a group of commands
+            app.add_typer(command, name=name)
+            continue
         # Typer would cut a first paragraph of its own finding at 45 letters.
         app.command(name, short_help=" ".join(command.__doc__.split("\n\n")[0].split()))(command)
     return app

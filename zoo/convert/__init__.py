@@ -1,7 +1,8 @@
-"""Published formats: one module each, with `detect(path)`, `load(path)` and `save(directory, ...)`.
+"""Published formats: one module each, with `detect(path)`, `examine(path)`, `load(path)` and `save(directory, ...)`.
 
 Formats are told apart by what is in the files, not by their names. The originals' own names for parameters
-and config fields occur in these modules only.
+and config fields occur in these modules only; `to_original` and `from_original` of each carry parameters, and
+gradients, from one naming to the other.
 """
 
 import importlib
@@ -9,12 +10,12 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from zoo.convert.base import Loaded
+from zoo.convert.base import Loaded, Published
 from zoo.errors import UserError
 
-FORMATS = ("cronica",)
+FORMATS = ("portable", "cronica", "bwetaf", "nanochat", "kodalite", "tiny", "gguf", "mlx", "llama")
 
-__all__ = ["FORMATS", "Loaded", "detect_format", "load"]
+__all__ = ["FORMATS", "Loaded", "Published", "detect_format", "examine", "load"]
 
 
 def detect_format(path: str | os.PathLike) -> ModuleType | None:
@@ -26,11 +27,16 @@ def detect_format(path: str | os.PathLike) -> ModuleType | None:
     return None
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """Read a published model. UserError when there is nothing, or nothing zoo knows."""
+def examine(path: str | os.PathLike) -> Published:
+    """What lies at `path`, without its arrays. UserError when there is nothing, or nothing zoo knows."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such file or directory")
     module = detect_format(path)
     if module is None:
         raise UserError(f"{path}: not in a published format zoo reads (known: {', '.join(FORMATS)})")
-    return module.load(path)
+    return module.examine(path)
+
+
+def load(path: str | os.PathLike) -> Loaded:
+    """Read a published model whole. Errors as in `examine`, and for tensors that do not fit or are damaged."""
+    return examine(path).load()

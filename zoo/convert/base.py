@@ -1,8 +1,50 @@
-"""What reading a published format gives."""
+"""What every published format has in common: named tensors on disk, and rules that carry them over.
 
-from dataclasses import dataclass
+A format's module says which tensors a file holds (`Published.tensors`) and where each parameter of the model
+comes from (`Published.rules`). Holding the two against the model's shapes, reading tensor by tensor and
+writing back are the same for all formats and are done here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from zoo import registry
+from zoo.convert.layouts import AS_IS, Layout
+from zoo.errors import UserError
+from zoo.models import build
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights may be stored as
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file; `read` gives it as a NumPy array of that shape and dtype, anew on every call."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where one of our parameters stands in a published file.
+
+    theirs: the name of the tensor there. layout: how it lies there. With `index`, our scalar is that element
+    of a vector that they keep for all layers together.
+    """
+
+    theirs: str
+    layout: Layout = AS_IS
+    index: int | None = None
+
+
+Rules = Mapping[str, Rule]
+"""Our parameter path -> the rule for it."""
 
 
 @dataclass(frozen=True)
@@ -20,3 +62,144 @@ class Loaded:
     params: dict[Any, Any]
     tokenizer_path: Path | None
     step: int | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model whose files have been opened and understood, but whose tensors have not been read.
+
+    kind: what the files are, in words. file: what errors name. model_name, config, tokenizer_path and step
+    as in `Loaded`. tensors: what the files hold, by their own names. rules: where our parameters are in them.
+    ignored: names of tensors that are no parameters (tables, random states).
+    """
+
+    kind: str
+    file: Path
+    model_name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    rules: Rules
+    tokenizer_path: Path | None = None
+    step: int | None = None
+    ignored: frozenset[str] = field(default_factory=frozenset)
+
+    def with_rules(self, rules: Rules) -> "Published":
+        """The same with other rules."""
+        return replace(self, rules=rules)
+
+    def with_config(self, overrides: Mapping[str, Any]) -> "Published":
+        """The same with other values for some config fields; UserError for an unknown or impossible one."""
+        return replace(self, config=full_config(self.model_name, {**self.config, **overrides}))
+
+    @cached_property
+    def wanted(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters of the model with this config, by our paths."""
+        spec = registry.describe(self.model_name)
+        config = spec.config_class().from_dict(self.config)
+        _, abstract = build.abstract_params(spec.model_class(), config)
+        return {path: tuple(leaf.shape) for path, leaf in build.flatten(abstract).items()}
+
+    def problems(self) -> list[str]:
+        """What keeps the model from being loaded: missing, misshapen, extra tensors and those of no float."""
+        found, used = [], set(self.ignored)
+        lengths = _vector_lengths(self.rules)
+        for path, shape in self.wanted.items():
+            rule = self.rules.get(path)
+            if rule is None:
+                found.append(f"the format has no place for {path}")
+                continue
+            if rule.theirs in used:
+                continue
+            used.add(rule.theirs)
+            tensor = self.tensors.get(rule.theirs)
+            needed = rule.layout.shape(shape) if rule.index is None else (lengths[rule.theirs],)
+            if tensor is None:
+                found.append(f"{rule.theirs} is missing")
+            elif tensor.dtype.name not in FLOATS:
+                found.append(f"{rule.theirs} is no array of floating-point numbers but of {tensor.dtype.name}")
+            elif tensor.shape != needed:
+                found.append(f"{rule.theirs} has shape {tensor.shape}, its config says {needed}")
+        found += [f"{name} is not part of the model" for name in self.tensors if name not in used]
+        return found
+
+    def check(self) -> None:
+        """Raise UserError with the first of the `problems`."""
+        problems = self.problems()
+        if problems:
+            more = f" (and {len(problems) - 1} more; `zoo inspect` lists them)" if len(problems) > 1 else ""
+            raise UserError(f"{self.file}: {problems[0]}{more}")
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Our path and the parameter in its stored dtype, one after the other; only one is held here.
+
+        Raises UserError for a tensor that does not fit, cannot be read, or holds NaN or infinity.
+        """
+        self.check()
+        for path in self.wanted:
+            rule = self.rules[path]
+            try:
+                array = self.tensors[rule.theirs].read()
+            except UserError:
+                raise
+            except Exception as error:  # each library has its own way to say that a file is damaged
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+                raise UserError(f"{self.file}: {rule.theirs} cannot be read ({reason})") from None
+            if array.shape != self.tensors[rule.theirs].shape:
+                raise UserError(f"{self.file}: {rule.theirs} has another shape than the file's head says")
+            if not all_finite(array):
+                raise UserError(f"{self.file}: {rule.theirs} holds NaN or infinity; the weights are damaged")
+            yield path, array[rule.index] if rule.index is not None else rule.layout.to_ours(array)
+
+    def load(self) -> Loaded:
+        """All parameters, as float32."""
+        flat = {path: np.array(array, np.float32, order="C") for path, array in self.arrays()}
+        return Loaded(self.model_name, self.config, build.unflatten(flat), self.tokenizer_path, self.step)
+
+
+def full_config(model_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of that model's config class: `values`, checked, over the class's defaults."""
+    return registry.describe(model_name).config_class().from_dict(dict(values)).to_dict()
+
+
+def to_original(rules: Rules, params: Any) -> dict[str, np.ndarray]:
+    """Parameters (or their gradients: the rules only move elements) by the original's names and layouts."""
+    flat = build.flatten(params)
+    found: dict[str, Any] = {}
+    for path, rule in rules.items():
+        array = np.asarray(flat[path])
+        if rule.index is None:
+            found[rule.theirs] = np.ascontiguousarray(rule.layout.to_theirs(array))
+        else:
+            found.setdefault(rule.theirs, {})[rule.index] = array
+    return {
+        name: np.stack([value[i] for i in range(len(value))]) if isinstance(value, dict) else value
+        for name, value in found.items()
+    }
+
+
+def from_original(rules: Rules, tensors: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+    """The nested dict of parameters (or gradients) from the original's names and layouts."""
+    flat = {}
+    for path, rule in rules.items():
+        array = np.asarray(tensors[rule.theirs])
+        flat[path] = array[rule.index] if rule.index is not None else rule.layout.to_ours(array)
+    return build.unflatten(flat)
+
+
+def all_finite(array: np.ndarray, step: int = 1 << 20) -> bool:
+    """Whether no element is NaN or infinite; looks at `step` elements at a time to need little memory."""
+    flat = array.reshape(-1)
+    native = array.dtype.kind == "f"
+    for at in range(0, flat.size, step):
+        part = flat[at : at + step]
+        if not np.isfinite(part if native else part.astype(np.float32)).all():
+            return False
+    return True
+
+
+def _vector_lengths(rules: Rules) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for rule in rules.values():
+        if rule.index is not None:
+            lengths[rule.theirs] = max(lengths.get(rule.theirs, 0), rule.index + 1)
+    return lengths

@@ -9,16 +9,18 @@ import math
 import os
 import pickle
 import pickletools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.convert import safe_pickle
-from zoo.convert.base import Loaded
+from zoo.convert import base, files, safe_pickle
+from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
-from zoo.models import build
-from zoo.models.cronica import Cronica, CronicaConfig
+from zoo.models.cronica import CronicaConfig
+from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write
 
 MODEL_NAME = "cronica-5m"
@@ -56,30 +58,37 @@ def detect(path: str | os.PathLike) -> bool:
     return _checkpoint(Path(path)) is not None
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """Read a checkpoint, or the one with the highest number in a directory.
+def examine(path: str | os.PathLike) -> Published:
+    """Read a checkpoint, or the one with the highest number in a directory; a pickle can only be read whole.
 
-    UserError for a file that is no such checkpoint, whose tensors do not have the shapes its config says,
-    or that asks for objects which are no arrays (see `safe_pickle`).
+    UserError for a file that is no such checkpoint, or that asks for objects which are no arrays (see
+    `safe_pickle`).
     """
     file = _checkpoint(Path(path))
     if file is None:
         raise UserError(f"{path}: holds no crónica checkpoint (ckpt_NNNNNN.pkl)")
-    content = safe_pickle.loads(file.read_bytes(), str(file))
+    content = safe_pickle.loads(files.inside(file.parent, file.name).read_bytes(), str(file))
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     for name in ("params", "config"):
         if not isinstance(content.get(name), dict):
             raise UserError(f"{file}: {name!r} is missing or no dictionary")
-    config = _config(content["config"], file)
-    tokenizer = file.parent / "tokenizer.json"
-    return Loaded(
+    config = _config(content["config"], file).to_dict()
+    return Published(
+        kind="cronica-jax (pickle of arrays)",
+        file=file,
         model_name=MODEL_NAME,
-        config=config.to_dict(),
-        params=_params(content["params"], config, file),
-        tokenizer_path=tokenizer if tokenizer.is_file() else None,
+        config=config,
+        tensors=_tensors(content["params"], config, file),
+        rules=rules(config),
+        tokenizer_path=files.existing(file.parent, "tokenizer.json"),
         step=_step(content.get("step"), file),
     )
+
+
+def load(path: str | os.PathLike) -> Loaded:
+    """`examine`, with the parameters as the model has them; UserError where they do not fit its config."""
+    return examine(path).load()
 
 
 def save(
@@ -88,7 +97,7 @@ def save(
     config: CronicaConfig,
     params: dict[Any, Any],
     step: int = 0,
-    tokenizer_path: str | os.PathLike | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Write `ckpt_NNNNNN.pkl`, config.json and, where given, tokenizer.json; returns the checkpoint's path.
 
@@ -96,11 +105,9 @@ def save(
     """
     if not math.isclose(config.norm_eps, CronicaConfig().norm_eps):
         raise UserError(f"model.norm_eps: the cronica format knows only 1e-5, this model has {config.norm_eps}")
-    flat = {name: np.asarray(leaf, np.float32) for name, leaf in build.flatten(params).items()}
-    theirs: dict[str, Any] = {name: flat[ours] for name, ours in TOP_NAMES.items()}
-    theirs["layers"] = [
-        {name: flat[f"layers/{i}/{ours}"] for name, ours in LAYER_NAMES.items()} for i in range(config.num_layers)
-    ]
+    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in to_original(params, config.to_dict()).items()}
+    theirs: dict[str, Any] = {name: arrays[name] for name in TOP_NAMES}
+    theirs["layers"] = [{name: arrays[f"layers[{i}].{name}"] for name in LAYER_NAMES} for i in range(config.num_layers)]
     their_config = {name: getattr(config, ours) for name, ours in CONFIG_NAMES.items()}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -108,9 +115,27 @@ def save(
     content = {"step": step, "params": theirs, "config": their_config}
     atomic_write(file, pickle.dumps(content, protocol=4))
     atomic_write(directory / "config.json", json.dumps(their_config, indent=2) + "\n")
-    if tokenizer_path is not None:
-        atomic_write(directory / "tokenizer.json", Path(tokenizer_path).read_bytes())
+    if tokenizer is not None:
+        atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
     return file
+
+
+def rules(config: Mapping[str, Any]) -> Rules:
+    """Where each parameter of a model of this config stands: "tok_embed", "layers[0].wq"."""
+    found = {ours: Rule(theirs) for theirs, ours in TOP_NAMES.items()}
+    for i in range(config["num_layers"]):
+        found |= {f"layers/{i}/{ours}": Rule(f"layers[{i}].{theirs}") for theirs, ours in LAYER_NAMES.items()}
+    return found
+
+
+def to_original(params: Any, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters or gradients by cronica-jax's names, "layers[0].wq"."""
+    return base.to_original(rules(config), params)
+
+
+def from_original(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[Any, Any]:
+    """Our nested parameters or gradients from cronica-jax's."""
+    return base.from_original(rules(config), tensors)
 
 
 def _checkpoint(path: Path) -> Path | None:
@@ -159,23 +184,16 @@ def _step(value: Any, file: Path) -> int | None:
         raise UserError(f"{file}: 'step' is {value!r}, not a number") from None
 
 
-def _params(theirs: dict[str, Any], config: CronicaConfig, file: Path) -> dict[Any, Any]:
+def _tensors(theirs: dict[str, Any], config: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     layers = theirs.get("layers")
-    if not isinstance(layers, list | tuple) or len(layers) != config.num_layers:
-        raise UserError(f"{file}: 'layers' is not a list of {config.num_layers}, as its config says")
-    found = {ours: (name, theirs.get(name)) for name, ours in TOP_NAMES.items()}
+    if not isinstance(layers, list | tuple) or len(layers) != config["num_layers"]:
+        raise UserError(f"{file}: 'layers' is not a list of {config['num_layers']}, as its config says")
+    found = {name: value for name, value in theirs.items() if name != "layers"}
     for i, layer in enumerate(layers):
         if not isinstance(layer, dict):
             raise UserError(f"{file}: layers[{i}] is no dictionary")
-        for name, ours in LAYER_NAMES.items():
-            found[f"layers/{i}/{ours}"] = (f"layers[{i}].{name}", layer.get(name))
-    _, abstract = build.abstract_params(Cronica, config)
-    flat = {}
-    for ours, wanted in build.flatten(abstract).items():
-        name, array = found[ours]
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise UserError(f"{file}: {name} is missing or no array of floating-point numbers")
-        if array.shape != wanted.shape:
-            raise UserError(f"{file}: {name} has shape {array.shape}, its config says {wanted.shape}")
-        flat[ours] = array.astype(np.float32, copy=False)
-    return build.unflatten(flat)
+        found |= {f"layers[{i}].{name}": value for name, value in layer.items()}
+    for name, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{file}: {name} is a {type(value).__name__}, not an array")
+    return {name: Tensor(array.shape, array.dtype, lambda array=array: array) for name, array in found.items()}

@@ -19,10 +19,14 @@ _NUMERIC = ("numpy._core.numeric", "numpy.core.numeric")
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if module in _MULTIARRAY and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)
+        if module == "numpy" and name == "dtype":
+            return np.dtype
+        if module == "numpy" and name == "ndarray":
+            return _ARRAY  # only ever the first argument of _reconstruct; calling it could claim any memory
+        if module in _MULTIARRAY and name == "_reconstruct":
+            return _empty_array
+        if module in _MULTIARRAY and name == "scalar":
+            return np._core.multiarray.scalar
         if module in _NUMERIC and name == "_frombuffer":  # how pickle protocol 5 stores an array
 
             def from_buffer(buffer, dtype, shape, order):
@@ -30,6 +34,16 @@ class _ArrayUnpickler(pickle.Unpickler):
 
             return from_buffer
         raise _RefusedError(f"{module}.{name}")
+
+
+_ARRAY = object()
+
+
+def _empty_array(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What every pickled array begins as; its shape and data come with its state."""
+    if kind is not _ARRAY or shape != (0,):
+        raise _RefusedError(f"an array of shape {shape} without data")
+    return np.ndarray((0,), code)
 
 
 class _RefusedError(Exception):

@@ -6,18 +6,19 @@ after as many steps as a stream wants at a time. Sizes are rounded up to buckets
 length rarely compiles anew.
 """
 
-import functools
+import contextlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 
 from zoo.errors import UserError
-from zoo.generate.sampling import Sampling, SamplingShape, sample
+from zoo.generate.programs import Plan, Structure, decode, prefill
+from zoo.generate.sampling import Sampling
 
+PREFILL_CHUNK = 512  # tokens of a row that are prefilled at a time at most: scores are [chunk, cache]
 MAX_STOP_IDS = 8  # stop ids are padded to this many, so that their number does not recompile
 
 
@@ -25,6 +26,12 @@ def bucket(length: int) -> int:
     """`length` rounded up to one of 16, 20, 24, 28, 32, 40, ...: four a doubling, 25% more at most."""
     step = max(4, 1 << max(0, (length - 1).bit_length() - 3))
     return max(16, -(-length // step) * step)
+
+
+def chunks_of(width: int) -> tuple[int, int]:
+    """How many chunks a prompt of `width` is read in, and how long each is (a multiple of 16 if there are several)."""
+    number = -(-width // PREFILL_CHUNK)
+    return number, width if number == 1 else -(-width // (16 * number)) * 16
 
 
 class Decoding:
@@ -36,14 +43,8 @@ class Decoding:
         finished: a row's reason, "stop" (a stop id came) or "length" (no more allowed), None while it runs.
     """
 
-    def __init__(self, graphdef, params, state, inputs, shape: SamplingShape, num_rows: int):
-        self._graphdef, self._params, self._state, self._inputs, self._shape = (
-            graphdef,
-            params,
-            state,
-            inputs,
-            shape,
-        )
+    def __init__(self, structure: Structure, params, state, inputs, plan: Plan, num_rows: int):
+        self._structure, self._params, self._state, self._inputs, self._plan = structure, params, state, inputs, plan
         self._num_rows = num_rows
         self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
         self.logprobs: list[list[float]] = [[] for _ in range(num_rows)]
@@ -59,16 +60,11 @@ class Decoding:
         """Decode at most `steps` tokens a row (None: to the end); nothing happens when all are finished."""
         if not self.running:
             return
-        room = self._state["out"].shape[1]
-        until = room if steps is None else min(room, int(self._step) + steps)
-        self._state = _decode(
-            self._params,
-            self._state,
-            self._inputs,
-            jnp.int32(until),
-            graphdef=self._graphdef,
-            shape=self._shape,
-        )
+        until = self._plan.room if steps is None else min(self._plan.room, int(self._step) + steps)
+        with _mesh_of(self._params):
+            self._state = decode(
+                self._params, self._state, self._inputs, jnp.int32(until), structure=self._structure, plan=self._plan
+            )
         self._collect()
 
     def stop(self, row: int, *, keep: int) -> None:
@@ -100,6 +96,7 @@ def start(
     stop_ids: Sequence[int] = (),
     num_ids: int | None = None,
     max_len: int | None = None,
+    window: int | None = None,
     longest_prompt: int = 0,
 ) -> Decoding:
     """Prefill `prompts` and draw the first new token of each.
@@ -111,7 +108,9 @@ def start(
         seeds: a row's own seed: equal prompts and seeds give equal rows, whatever the other rows are.
         stop_ids: tokens that end a row, at most MAX_STOP_IDS.
         num_ids: ids from here on are never drawn (rows of the table that the tokenizer does not use).
-        max_len: prompt and new tokens together stay within it (the model's max_seq_len); None: no bound.
+        max_len: prompt and new tokens together stay within it; None: no bound.
+        window: each token is computed from the `window` tokens before it alone, at positions from 0 and
+            without a cache; for models that have no positions beyond. None: from all of them, with one.
         longest_prompt: sizes are chosen for a prompt at least that long: batches with equal values share
             their compiled programs.
 
@@ -121,35 +120,52 @@ def start(
     lengths = [len(prompt) for prompt in prompts]
     _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len)
     rows = 1 << (len(prompts) - 1).bit_length()
-    longest = max(longest_prompt, *lengths)
-    width = bucket(longest)
-    cache_len = max(width, bucket(longest + max_new_tokens))
-    tokens = np.zeros((rows, width), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : lengths[row]] = prompt
-    limits = [max_new_tokens if max_len is None else min(max_new_tokens, max_len - n) for n in lengths]
     spare = rows - len(prompts)  # rows that only fill the batch up: one pad token, finished from the start
+    read = prompts if window is None else [prompt[-window:] for prompt in prompts]
+    longest = max(longest_prompt, *lengths)
+    most = max_new_tokens if max_len is None else min(max_new_tokens, max_len - 1)
+    total = longest + most if max_len is None else min(longest + most, max_len)
+    if window is None:
+        number, size = chunks_of(bucket(longest))
+        width = number * size
+        plan = Plan(sampling.shape, cache_len=max(width, bucket(total)), room=bucket(most), chunk=size)
+    else:
+        width = window
+        plan = Plan(sampling.shape, cache_len=window, room=bucket(most), chunk=window, window=window)
+    tokens = np.zeros((rows, width), np.int32)
+    for row, prompt in enumerate(read):
+        tokens[row, : len(prompt)] = prompt
+    limits = [max_new_tokens if max_len is None else min(max_new_tokens, max_len - n) for n in lengths]
     stops = [*stop_ids, *[-1] * (MAX_STOP_IDS - len(stop_ids))]
+    vocab = module.config.vocab_size
     inputs = {
         "limits": jnp.asarray(limits + [0] * spare, jnp.int32),
         "stop_ids": jnp.asarray(stops, jnp.int32),
         "seeds": jnp.asarray(np.asarray([*seeds, *[0] * spare], np.int64) & 0xFFFFFFFF, jnp.uint32),
-        "num_ids": jnp.int32(np.iinfo(np.int32).max if num_ids is None else num_ids),
-        "temperature": jnp.float32(sampling.temperature),
-        "top_p": jnp.float32(sampling.top_p),
+        "num_ids": jnp.int32(vocab if num_ids is None else num_ids),
+        "numbers": sampling.numbers(vocab),
     }
-    graphdef, params = nnx.split(module)
-    state = _prefill(
-        params,
-        jnp.asarray(tokens),
-        jnp.asarray(lengths + [1] * spare, jnp.int32),
-        inputs,
-        graphdef=graphdef,
-        shape=sampling.shape,
-        cache_len=cache_len,
-        room=bucket(max_new_tokens),
-    )
-    return Decoding(graphdef, params, state, inputs, sampling.shape, len(prompts))
+    if sampling.shape.penalised:
+        seen = np.zeros((rows, vocab), bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, list(prompt)] = True
+        inputs["seen"] = jnp.asarray(seen)
+    graphdef, state = nnx.split(module)
+    structure, params = Structure(graphdef), nnx.to_pure_dict(state)  # plain dicts go into a call faster than a State
+    held = [len(prompt) for prompt in read] + [1] * spare
+    with _mesh_of(params):
+        state = prefill(
+            params, jnp.asarray(tokens), jnp.asarray(held, jnp.int32), inputs, structure=structure, plan=plan
+        )
+    return Decoding(structure, params, state, inputs, plan, len(prompts))
+
+
+def _mesh_of(params) -> contextlib.AbstractContextManager:
+    """A context in which the mesh of the parameters, if they lie on several devices, is the ambient one."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf.sharding, jax.sharding.NamedSharding) and leaf.sharding.mesh.size > 1:
+            return jax.set_mesh(leaf.sharding.mesh)
+    return contextlib.nullcontext()
 
 
 def _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len) -> None:
@@ -167,65 +183,6 @@ def _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len) -> None:
         if low < 0 or high >= vocab:
             raise UserError(f"prompt {row + 1} holds the id {low if low < 0 else high}; ids go from 0 to {vocab - 1}")
         if max_len is not None and lengths[row] >= max_len:
-            raise UserError(f"prompt {row + 1} has {lengths[row]} tokens; the model takes {max_len}, new ones included")
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "shape", "cache_len", "room"))
-def _prefill(params, tokens: Array, lengths: Array, inputs: dict, *, graphdef, shape, cache_len: int, room: int):
-    """The state after the prompts [B, T] and the first new token of each row."""
-    model = nnx.merge(graphdef, params)
-    rows, width = tokens.shape
-    cache = model.init_cache(rows, cache_len, model.dtype)
-    valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
-    hidden, cache = model.hidden(tokens, segment_ids=valid, cache=cache)
-    state = {
-        "cache": cache,
-        "keys": jax.vmap(jax.random.key)(inputs["seeds"]),
-        "step": jnp.int32(0),
-        "token": jnp.zeros(rows, jnp.int32),
-        "out": jnp.zeros((rows, room), jnp.int32),
-        "logprobs": jnp.zeros((rows, room), jnp.float32),
-        "count": jnp.zeros(rows, jnp.int32),
-        "stopped": jnp.zeros(rows, bool),
-        "done": inputs["limits"] == 0,
-    }
-    return _emit(model, state, hidden[jnp.arange(rows), lengths - 1], inputs, shape)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "shape"), donate_argnames=("state",))
-def _decode(params, state: dict, inputs: dict, until: Array, *, graphdef, shape: SamplingShape) -> dict:
-    """Step until `until` tokens have been drawn or every row is done."""
-    model = nnx.merge(graphdef, params)
-
-    def running(state):
-        return (state["step"] < until) & ~jnp.all(state["done"])
-
-    def step(state):
-        # A finished row's token is a pad: it is not written and its output is not read.
-        valid = (~state["done"]).astype(jnp.int32)[:, None]
-        hidden, cache = model.hidden(state["token"][:, None], segment_ids=valid, cache=state["cache"])
-        return _emit(model, {**state, "cache": cache}, hidden[:, 0], inputs, shape)
-
-    return jax.lax.while_loop(running, step, state)
-
-
-def _emit(model, state: dict, hidden: Array, inputs: dict, shape: SamplingShape) -> dict:
-    """Draw each row's next token from its last hidden state [B, D] and book it."""
-    logits = model.unembed(hidden)
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < inputs["num_ids"], logits, -jnp.inf)
-    step = state["step"]
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state["keys"], step)
-    token, logprob = sample(logits, keys, shape, inputs["temperature"], inputs["top_p"])
-    stops = jnp.any(token[:, None] == inputs["stop_ids"], axis=-1)
-    kept = ~state["done"] & ~stops
-    count = state["count"] + kept
-    return {
-        **state,
-        "step": step + 1,
-        "token": jnp.where(kept, token, 0),
-        "out": state["out"].at[:, step].set(jnp.where(kept, token, 0)),
-        "logprobs": state["logprobs"].at[:, step].set(jnp.where(kept, logprob, 0)),
-        "count": count,
-        "stopped": state["stopped"] | (~state["done"] & stops),
-        "done": state["done"] | stops | (count >= inputs["limits"]),
-    }
+            raise UserError(
+                f"prompt {row + 1} has {lengths[row]} tokens; the model takes {max_len}, new ones included: shorten it"
+            )

@@ -1,13 +1,23 @@
-"""Choosing the next token: temperature, then top-k, then top-p (Holtzman et al. 2020), or the likeliest."""
+"""Choosing the next token: biases and penalties, then temperature and filters, then a draw, or the likeliest.
+
+The order is fixed, that of transformers' generate and of every original program of the zoo:
+
+    logit bias, repetition penalty, temperature, top-k, top-p, min-p, draw
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from zoo.errors import UserError
+
+FEW = 1024  # candidates at most for which noise is drawn, see `_pick_by_noise`
+BLOCK = 256  # tokens whose probabilities are summed up together, see `_pick_by_share`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +25,24 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token (greedy): filters mean nothing.
+        temperature: logits are divided by it; 0 takes the likeliest token (greedy): the filters mean nothing
+            then, bias and penalty still count.
         top_k: only the k likeliest tokens are kept; 0 keeps all. Of equal ones the lower ids are kept.
         top_p: of those, the likeliest whose probabilities add up to p are kept, the one that crosses p
-            included; 1 keeps all.
+            included (Holtzman et al., arXiv:1904.09751); 1 keeps all. Equally likely ones are kept together.
+        min_p: of those, the ones at least min_p times as likely as the likeliest are kept (Nguyen et al.,
+            arXiv:2407.01082); 0 keeps all.
+        repetition_penalty: positive logits of tokens that stand in the prompt or have been drawn are divided
+            by it, negative ones multiplied (Keskar et al., arXiv:1909.05858); 1 changes nothing.
+        logit_bias: token id -> what is added to its logit; -inf forbids the token.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
@@ -32,60 +51,155 @@ class Sampling:
             raise UserError(f"top_k is {self.top_k}; give a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1 (1 keeps all tokens)")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p is {self.min_p}; give a number from 0 to 1 (0 keeps all tokens)")
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; give a number above 0 (1 changes nothing)"
+            )
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise UserError(f"logit_bias of token {token} is {bias}; give a number, or -inf to forbid the token")
 
     @property
     def shape(self) -> "SamplingShape":
-        """The part that a compiled program depends on; temperature and p are its inputs."""
-        if self.temperature == 0:
-            return SamplingShape(greedy=True, top_k=0, nucleus=False)
-        return SamplingShape(greedy=False, top_k=self.top_k, nucleus=self.top_p < 1)
+        """The part that a compiled program depends on; the numbers are its inputs."""
+        drawn = self.temperature > 0
+        return SamplingShape(
+            greedy=not drawn,
+            top_k=self.top_k if drawn else 0,
+            nucleus=drawn and self.top_p < 1,
+            floor=drawn and self.min_p > 0,
+            penalised=self.repetition_penalty != 1,
+            biased=bool(self.logit_bias),
+        )
+
+    def numbers(self, vocab_size: int) -> dict[str, Array]:
+        """What `sample` reads besides the shape. Raises UserError for the bias of an id outside the vocabulary."""
+        numbers = {
+            "temperature": jnp.float32(self.temperature),
+            "top_p": jnp.float32(self.top_p),
+            "min_p": jnp.float32(self.min_p),
+            "repetition_penalty": jnp.float32(self.repetition_penalty),
+        }
+        if self.logit_bias:
+            bias = np.zeros(vocab_size, np.float32)
+            for token, value in self.logit_bias.items():
+                if not 0 <= token < vocab_size:
+                    raise UserError(f"logit_bias names the id {token}; ids go from 0 to {vocab_size - 1}")
+                bias[token] = value
+            numbers["bias"] = jnp.asarray(bias)
+        return numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingShape:
-    """Which filters are on, see `Sampling.shape`."""
+    """What is on, see `Sampling.shape`: top-p (nucleus), min-p (floor), penalty, biases."""
 
     greedy: bool
     top_k: int
     nucleus: bool
+    floor: bool
+    penalised: bool
+    biased: bool
 
 
-def sample(logits: Array, keys: Array, shape: SamplingShape, temperature: Array, top_p: Array) -> tuple[Array, Array]:
+def sample(
+    logits: Array, keys: Array, shape: SamplingShape, numbers: dict[str, Array], seen: Array | None = None
+) -> tuple[Array, Array]:
     """Draw one token a row.
 
     Args:
         logits: float32 [B, V].
         keys: a JAX key a row, [B]; a row's draw depends on its own key and logits alone.
-        shape: which filters are on.
-        temperature, top_p: float32 scalars.
+        shape, numbers: those of a `Sampling`.
+        seen: bool [B, V], the tokens that the repetition penalty is for; needed where there is one.
     Returns:
         tokens int32 [B] and the natural log of each one's probability float32 [B], under the softmax of
-        `logits` themselves: before temperature and filters.
+        `logits` themselves: before bias, penalty, temperature and filters.
     """
+    adjusted = logits
+    if shape.biased:
+        adjusted = adjusted + numbers["bias"]
+    if shape.penalised:
+        penalty = numbers["repetition_penalty"]
+        adjusted = jnp.where(seen, jnp.where(adjusted > 0, adjusted / penalty, adjusted * penalty), adjusted)
     if shape.greedy:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        tokens = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
     else:
-        tokens = _draw(logits / temperature, keys, shape, top_p)
+        tokens = _draw(adjusted / numbers["temperature"], keys, shape, numbers)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _draw(logits: Array, keys: Array, shape: SamplingShape, top_p: Array) -> Array:
-    vocab = logits.shape[-1]
-    if 0 < shape.top_k < vocab:
+def _draw(logits: Array, keys: Array, shape: SamplingShape, numbers: dict[str, Array]) -> Array:
+    if 0 < shape.top_k < logits.shape[-1]:
         candidates, ids = jax.lax.top_k(logits, shape.top_k)
-    elif shape.nucleus:
-        ids = jnp.argsort(logits, axis=-1, descending=True)
-        candidates = jnp.take_along_axis(logits, ids, axis=-1)
     else:
         candidates, ids = logits, None
     if shape.nucleus:
-        probabilities = jax.nn.softmax(candidates, axis=-1)
-        before = jnp.pad(jnp.cumsum(probabilities, axis=-1)[:, :-1], ((0, 0), (1, 0)))
-        candidates = jnp.where(before > top_p, -jnp.inf, candidates)
-    # Gumbel-max: the argmax of logits with Gumbel noise is a draw from their softmax.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, candidates.shape[-1:], jnp.float32))(keys)
-    choice = jnp.argmax(candidates + noise, axis=-1).astype(jnp.int32)
+        candidates = jnp.where(_in_nucleus(candidates, numbers["top_p"]), candidates, -jnp.inf)
+    if shape.floor:
+        lowest = jnp.max(candidates, axis=-1, keepdims=True) + jnp.log(numbers["min_p"])
+        candidates = jnp.where(candidates < lowest, -jnp.inf, candidates)
+    pick = _pick_by_noise if candidates.shape[-1] <= FEW else _pick_by_share
+    choice = pick(candidates, keys)
     if ids is None:
         return choice
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _pick_by_noise(logits: Array, keys: Array) -> Array:
+    """Gumbel-max: the argmax of logits with Gumbel noise is a draw from their softmax."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def _pick_by_share(logits: Array, keys: Array) -> Array:
+    """One random number a row, looked up among the sums of blocks of tokens, then inside a block.
+
+    For whole vocabularies: noise for 50,000 tokens takes a CPU longer than a small model.
+    """
+    rows, vocab = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
+    sums = jnp.sum(weights, axis=-1)
+    share = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys) * jnp.sum(sums, axis=-1)
+    block, share = _first_beyond(sums, share)
+    token, _ = _first_beyond(weights[jnp.arange(rows), block], share)
+    return block * BLOCK + token
+
+
+def _first_beyond(weights: Array, share: Array) -> tuple[Array, Array]:
+    """Per row, the first place [B] where the running sum of `weights` [B, n] exceeds `share`, and what is left of it.
+
+    Never one of no weight, whatever rounding does: then the last one with some.
+    """
+    running = jnp.cumsum(weights, axis=-1)
+    beyond = (running > share[:, None]) & (weights > 0)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    place = jnp.where(jnp.any(beyond, axis=-1), jnp.argmax(beyond, axis=-1), last).astype(jnp.int32)
+    rows = jnp.arange(weights.shape[0])
+    return place, share - (running[rows, place] - weights[rows, place])
+
+
+def _in_nucleus(logits: Array, top_p: Array) -> Array:
+    """Which tokens [B, V] have at most `top_p` of the probability in tokens likelier than themselves.
+
+    The lowest probability that does is searched bit by bit: floats from 0 to 1 are in the order of their bits,
+    so that 30 halvings find it exactly. Sorting a whole vocabulary takes several times as long.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        above = jnp.sum(jnp.where(probabilities > threshold, probabilities, 0), axis=-1, keepdims=True)
+        enough = above <= top_p
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    low = jnp.zeros((*logits.shape[:-1], 1), jnp.int32)
+    one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
+    _, found = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, one)))
+    return probabilities >= jax.lax.bitcast_convert_type(found, jnp.float32)

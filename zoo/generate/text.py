@@ -1,7 +1,8 @@
 """Tokens out of the engine, made into text: whole characters, stop strings, streaming."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flax import nnx
@@ -9,10 +10,14 @@ from flax import nnx
 from zoo.errors import UserError
 from zoo.generate import engine
 from zoo.generate.sampling import Sampling
+from zoo.generate.settings import Settings
 from zoo.generate.stopping import StopText, split_stop
+from zoo.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 # Steps between two looks at the device: often enough for text to flow, seldom enough to cost little.
 STREAM_STEPS, STOP_STRING_STEPS = 4, 16
@@ -38,11 +43,82 @@ class Generation:
         return self.text
 
 
+def continue_all(
+    module: nnx.Module,
+    tokenizer: "Tokenizer | None",
+    rows: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    seeds: Sequence[int],
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Generation]:
+    """What the model writes after each of `rows` (token ids), in their order, `batch_size` at a time.
+
+    on_progress: called with rows done and their number, at the start and after each batch.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    found: list[Generation | None] = [None] * len(rows)
+    # Rows of like length share a batch; sizes are chosen for the longest, so one program serves them all.
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    longest = max(map(len, rows), default=0)
+    warn_of_length(module.config, longest, settings.max_new_tokens)
+    if on_progress:
+        on_progress(0, len(order))
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        run = run_of(
+            module, tokenizer, [rows[i] for i in batch], settings, [seeds[i] for i in batch], longest_prompt=longest
+        )
+        for i, generation in zip(batch, run.finish(), strict=True):
+            found[i] = generation
+        if on_progress:
+            on_progress(min(at + batch_size, len(order)), len(order))
+    return found
+
+
+def stream_text(
+    module: nnx.Module, tokenizer: "Tokenizer", row: Sequence[int], settings: Settings, seed: int
+) -> "TextStream":
+    """The text that `continue_all` gives for `row`, as it comes."""
+    warn_of_length(module.config, len(row), settings.max_new_tokens)
+    return TextStream(run_of(module, tokenizer, [row], settings, [seed]))
+
+
+def run_of(module, tokenizer, rows, settings: Settings, seeds, *, longest_prompt: int = 0) -> "TextRun":
+    """A `TextRun` with these settings."""
+    return TextRun(
+        module,
+        tokenizer,
+        rows,
+        sampling=settings.sampling,
+        seeds=seeds,
+        stop=settings.stop,
+        max_new_tokens=settings.max_new_tokens,
+        ignore_eos=settings.ignore_eos,
+        longest_prompt=longest_prompt,
+    )
+
+
+def warn_of_length(config: ModelConfig, longest_prompt: int, max_new_tokens: int) -> None:
+    """Log a warning if rows may become longer than those the model was trained on, as far as it allows that."""
+    limit = config.generation_limit
+    total = longest_prompt + max_new_tokens
+    if limit is not None and longest_prompt < limit and min(total, limit) > config.max_seq_len:
+        logger.warning(
+            "prompt and text may reach %d tokens; the model was trained on max_seq_len %d and writes worse beyond",
+            min(total, limit),
+            config.max_seq_len,
+        )
+
+
 class TextRun:
     """One batch of prompts (token ids) being continued.
 
     Without a tokenizer the texts stay empty and stop strings are impossible. Arguments as in
-    `zoo.generate.engine.start`; `stop` is ids and strings mixed, the tokenizer's EOS always belongs to it.
+    `zoo.generate.engine.start` and `zoo.generate.settings.Settings`; the tokenizer's EOS belongs to `stop`
+    unless `ignore_eos`. How long rows may become, the model's config says (`generation_limit`).
     """
 
     def __init__(
@@ -55,13 +131,15 @@ class TextRun:
         seeds: Sequence[int],
         stop: int | str | Sequence[int | str] | None,
         max_new_tokens: int,
+        ignore_eos: bool = False,
         longest_prompt: int = 0,
     ):
         ids, self._strings = split_stop(stop)
         if self._strings and tokenizer is None:
             raise UserError("stop strings need a tokenizer, and there is none; give token ids")
-        if tokenizer is not None and tokenizer.eos_id is not None:
+        if tokenizer is not None and tokenizer.eos_id is not None and not ignore_eos:
             ids.append(tokenizer.eos_id)
+        limit, trained = module.config.generation_limit, module.config.max_seq_len
         self._decoding = engine.start(
             module,
             rows,
@@ -70,7 +148,8 @@ class TextRun:
             seeds=seeds,
             stop_ids=sorted(set(ids)),
             num_ids=None if tokenizer is None else tokenizer.vocab_size,
-            max_len=module.config.max_seq_len,
+            max_len=limit,
+            window=trained if limit is None else None,
             longest_prompt=longest_prompt,
         )
         self._texts = [] if tokenizer is None else [_RowText(tokenizer, self._strings) for _ in rows]

@@ -27,9 +27,10 @@ class KVCache:
     carry: what else a model needs of the tokens before, a pytree of its own.
     """
 
-    k: tuple[Array, ...]
-    v: tuple[Array, ...]
-    lengths: Array
+    # Any, because in abstract evaluation these are no arrays.
+    k: tuple[Any, ...]
+    v: tuple[Any, ...]
+    lengths: Any
     carry: Any = None
     max_len: int = field(metadata=dict(static=True), default=0)
 

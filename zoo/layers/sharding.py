@@ -77,7 +77,7 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
-def param_shardings(state: nnx.State, mesh: Mesh) -> dict:
+def param_shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
     """The sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict."""
     shardings = nnx.to_pure_dict(state)
     for path, param in nnx.to_flat_state(state):

@@ -1,0 +1,401 @@
+"""Reading and writing BwETAF, nanochat, Koda, tiny-lm and Hugging Face Llama files; refusing what does not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import serialization
+from safetensors.numpy import load_file, save_file
+
+import zoo.convert
+from zoo import registry, tokenizers
+from zoo.convert import bwetaf, kodalite, llama, nanochat, tiny
+from zoo.errors import UserError
+from zoo.models import build
+from zoo.tokenizers.hf import HFTokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+READ = {
+    "bwetaf": ("bwetaf", bwetaf, "bwetaf-97m", None),
+    "gelu": ("gelu", nanochat, "gelu-d12", None),
+    "gelu-orbax": ("gelu/orbax", nanochat, "gelu-d12", 100),
+    "gelu-orbax-step": ("gelu/orbax/100", nanochat, "gelu-d12", 100),
+    "kodalite": ("kodalite", llama, "kodalite-1.3b", None),
+    "koda-safetensors": ("kodalite_native", kodalite, "kodalite-1.3b", None),
+    "koda-orbax": ("kodalite_native/step_000100.orbax", kodalite, "kodalite-1.3b", 100),
+    "tiny": ("tiny", tiny, "tiny-lm", None),
+}
+
+
+def config_of(loaded):
+    return registry.describe(loaded.model_name).config_class().from_dict(loaded.config)
+
+
+def assert_equal(one, other):
+    one, other = build.flatten(one), build.flatten(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]), name
+
+
+def copied(name, tmp_path):
+    target = tmp_path / "copy"
+    shutil.copytree(GOLDEN / name, target)
+    return target
+
+
+def edit_json(file, **changes):
+    content = json.loads(file.read_text())
+    content |= changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("name", READ)
+def test_formats_are_told_apart_and_read_whole(name):
+    place, module, model, step = READ[name]
+    assert zoo.convert.detect_format(GOLDEN / place) is module
+    found = zoo.convert.examine(GOLDEN / place)
+    assert found.problems() == [] and found.step == step and found.model_name == model
+    loaded = found.load()
+    flat = build.flatten(loaded.params)
+    assert {path: leaf.shape for path, leaf in flat.items()} == found.wanted
+    assert all(leaf.dtype == np.float32 for leaf in flat.values())
+
+
+def test_the_two_files_of_a_model_hold_the_same():
+    assert_equal(nanochat.load(GOLDEN / "gelu").params, nanochat.load(GOLDEN / "gelu/orbax").params)
+    native = GOLDEN / "kodalite_native"
+    flax, orbax = kodalite.load(native), kodalite.load(native / "step_000100.orbax")
+    assert_equal(flax.params, orbax.params)
+    assert flax.config == orbax.config
+
+
+def test_koda_state_alone_tells_its_config(tmp_path):
+    shutil.copytree(GOLDEN / "kodalite_native/step_000100.orbax", tmp_path / "step_000100.orbax")
+    alone, beside = kodalite.load(tmp_path), kodalite.load(GOLDEN / "kodalite_native")
+    assert alone.config == beside.config and alone.step == 100
+
+
+def test_orbax_of_gelu_falls_back_on_its_metadata(tmp_path):
+    shutil.copytree(GOLDEN / "gelu/orbax/100", tmp_path / "100")
+    assert nanochat.load(tmp_path).config == nanochat.load(GOLDEN / "gelu/orbax").config
+    shutil.rmtree(tmp_path / "100/metadata")
+    with pytest.raises(UserError, match=r"config\.json.*fetch it"):
+        nanochat.examine(tmp_path)
+
+
+def test_both_spellings_of_a_llama_config(tmp_path):
+    target = copied("kodalite", tmp_path)
+    older = llama.load(target)
+    (target / "config_transformers5.json").rename(target / "config.json")
+    assert llama.load(target).config == older.config
+    assert older.config["rope_theta"] == 10000.0 and older.config["norm_eps"] == 1e-6
+
+
+SAVED = {
+    "bwetaf": ("bwetaf", bwetaf, bwetaf),
+    "gelu": ("gelu", nanochat, nanochat),
+    "kodalite": ("kodalite", llama, llama),
+    "koda": ("kodalite_native", kodalite, kodalite),
+    "koda-to-hf": ("kodalite_native", kodalite, llama),
+    "tiny": ("tiny", tiny, tiny),
+}
+
+
+def small_tokenizer():
+    return HFTokenizer(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+                "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+                "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "Ġ": 2, "Ġa": 3}, "merges": [["Ġ", "a"]]},
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SAVED)
+def test_round_trip_is_bit_identical(name, dtype, tmp_path):
+    place, reader, writer = SAVED[name]
+    loaded = reader.load(GOLDEN / place)
+    config = config_of(loaded)
+    flat = {path: leaf.astype(dtype) for path, leaf in build.flatten(loaded.params).items()}
+    writer.save(tmp_path / "out", config=config, params=build.unflatten(flat), step=7, tokenizer=small_tokenizer())
+    assert zoo.convert.detect_format(tmp_path / "out") is writer
+    again = writer.examine(tmp_path / "out")
+    stored = {str(again.tensors[rule.theirs].dtype) for rule in again.rules.values()}
+    assert stored == {"float32" if name == "tiny" else dtype}
+    assert_equal(again.load().params, build.unflatten({path: leaf.astype("float32") for path, leaf in flat.items()}))
+    assert config_of(again.load()).to_dict() == config.to_dict()
+    if writer is not nanochat:  # which has no place for one
+        assert tokenizers.load(again.tokenizer_path).encode("a b a") == small_tokenizer().encode("a b a")
+    if writer is nanochat:
+        assert again.step == 7
+
+
+def test_names_of_tensors_are_those_of_the_originals(tmp_path):
+    """The files written have the very tensors of the files read: names, shapes and bits."""
+    for place, module, file in (
+        ("kodalite", llama, "model.safetensors"),
+        ("kodalite_native", kodalite, "model.safetensors"),
+    ):
+        loaded = module.load(GOLDEN / place)
+        module.save(tmp_path / place, config=config_of(loaded), params=loaded.params)
+        ours, theirs = load_file(tmp_path / place / file), load_file(GOLDEN / place / file)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    loaded = bwetaf.load(GOLDEN / "bwetaf")
+    bwetaf.save(tmp_path / "b", config=config_of(loaded), params=loaded.params)
+    ours, theirs = (
+        serialization.msgpack_restore((place / "good_stuff.pkl").read_bytes())
+        for place in (tmp_path / "b", GOLDEN / "bwetaf")
+    )
+    assert_equal(ours, theirs)
+    loaded = tiny.load(GOLDEN / "tiny")
+    tiny.save(tmp_path / "t", config=config_of(loaded), params=loaded.params)
+    ours, theirs = np.load(tmp_path / "t/params.npz"), np.load(GOLDEN / "tiny/params.npz")
+    assert set(ours) == set(theirs) and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "gradients"),
+    [
+        ("bwetaf", bwetaf, "grads_f32.npz"),
+        ("gelu", nanochat, "grads.npz"),
+        ("kodalite", llama, "grads.npz"),
+        ("tiny", tiny, "grads.npz"),
+    ],
+)
+def test_gradients_go_there_and_back(name, module, gradients):
+    config = module.load(GOLDEN / name).config
+    theirs = dict(np.load(GOLDEN / name / gradients))
+    ours = module.from_original(theirs, config)
+    shapes = {path: leaf.shape for path, leaf in build.flatten(ours).items()}
+    assert shapes == module.examine(GOLDEN / name).wanted
+    back = module.to_original(ours, config)
+    assert back.keys() == theirs.keys()
+    assert all(np.array_equal(back[key], theirs[key]) for key in theirs)
+
+
+def test_sharded_directory(tmp_path):
+    target = copied("kodalite", tmp_path)
+    tensors = load_file(target / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, target / file)
+    (target / "model.safetensors").unlink()
+    index = target / "model.safetensors.index.json"
+    weight_map = {name: file for file, held in parts.items() for name in held}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert_equal(llama.load(target).params, llama.load(GOLDEN / "kodalite").params)
+    index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "../../etc/passwd"}}))
+    with pytest.raises(UserError, match=r"passwd|leads out"):
+        llama.load(target)
+    index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "gone.safetensors"}}))
+    with pytest.raises(UserError, match=r"lists gone\.safetensors, which is not there"):
+        llama.load(target)
+    index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(UserError, match="lacks lm_head"):
+        llama.load(target)
+
+
+def hf_llama(directory, **fields):
+    """A directory that transformers itself wrote, with weights away from their initial values."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **heads, **fields}))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(directory)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fields", "ours"),
+    [
+        ({}, {"tie_embeddings": False, "attention_bias": False, "mlp_bias": False}),
+        ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
+        ({"attention_bias": True, "mlp_bias": True}, {"attention_bias": True, "attention_out_bias": True}),
+        ({"head_dim": 8, "rms_norm_eps": 1e-3}, {"head_dim": 8, "norm_eps": 1e-3}),
+        ({"rope_theta": 500.0}, {"rope_theta": 500.0}),
+    ],
+)
+def test_llamas_of_transformers(tmp_path, fields, ours):
+    import torch
+
+    if "rope_theta" in fields:  # transformers 5 has it in a dictionary
+        fields = {"rope_parameters": {"rope_type": "default", "rope_theta": fields["rope_theta"]}}
+    model = hf_llama(tmp_path / "hf", **fields)
+    lm = zoo.load(tmp_path / "hf")
+    assert ours.items() <= lm.config.to_dict().items()
+    tokens = np.random.default_rng(0).integers(0, 40, (2, 20))
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(lm.logits(tokens), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.*linear"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters.*llama3"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"sliding_window": 16}, "sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": ...}, "lacks hidden_size"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
+        ({"num_hidden_layers": 3}, r"layers\.2\.\S+ is missing"),
+        ({"num_hidden_layers": 1}, r"layers\.1\.\S+ is not part of the model"),
+        ({"intermediate_size": 130}, r"down_proj.weight has shape \(64, 128\), its config says \(64, 130\)"),
+        ({"num_key_value_heads": 3}, "num_kv_heads"),
+    ],
+)
+def test_llamas_that_do_not_fit_are_refused_by_name(tmp_path, changes, named):
+    target = copied("kodalite", tmp_path)
+    edit_json(target / "config.json", **changes)
+    with pytest.raises(UserError, match=named) as caught:
+        zoo.convert.load(target)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "named"),
+    [
+        ("bwetaf", bwetaf.CONFIG, {"num_heads": [4, 4]}, "num_heads"),
+        ("bwetaf", bwetaf.CONFIG, {"gqa_repeats": 3}, "gqa_repeats"),
+        ("bwetaf", bwetaf.CONFIG, {"rotary": True}, "'rotary' is not one of BwETAF's"),
+        ("bwetaf", bwetaf.CONFIG, {"ff_dim": 50}, r"blocks_0\.d2\.w has shape \(48, 32\)"),
+        ("gelu", "config.json", {"n_layer": ...}, "lacks n_layer"),
+        ("gelu", "config.json", {"mlp": "swiglu"}, "mlp is 'swiglu'"),
+        ("gelu", "config.json", {"n_head": 5}, "n_embd 48 is no multiple of n_head 5"),
+        ("gelu", "config.json", {"n_layer": 5}, r"resid_lambdas has shape \(3,\), its config says \(5,\).*zoo inspect"),
+        ("kodalite_native", "config.json", {"moe": 1}, "'moe' is not one of Koda's"),
+        ("kodalite_native", "config.json", {"num_heads": 0}, "num_heads is 0"),
+        ("tiny", "config.json", {"n_layers": 3}, "n_layers is 3, but the arrays"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused_by_name(tmp_path, name, file, changes, named):
+    target = copied(name, tmp_path)
+    edit_json(target / file, **changes)
+    with pytest.raises(UserError, match=named) as caught:
+        zoo.convert.load(target)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_published_spelling_of_flash_attention_is_read(tmp_path):
+    target = copied("bwetaf", tmp_path)
+    edit_json(target / bwetaf.CONFIG, use_flash_attention=False, res_scale=1.0)
+    assert_equal(bwetaf.load(target).params, bwetaf.load(GOLDEN / "bwetaf").params)
+
+
+def halved(params):
+    flat = build.flatten(params)
+    return build.unflatten({path: (leaf * 0.5).astype(ml_dtypes.bfloat16) for path, leaf in flat.items()})
+
+
+def optimizer_state(**more):
+    loaded = bwetaf.load(GOLDEN / "bwetaf")
+    flat = bwetaf.to_original(halved(loaded.params), loaded.config)
+    moments = {
+        key: {"params": build.unflatten({name.replace(".", "/"): array for name, array in flat.items()})}
+        for key in ("mu", "nu")
+    }
+    count = np.asarray(9, np.int32)
+    return loaded, {"0": {"count": count, **moments}, "1": {}, "2": {"count": count}, **more}
+
+
+def test_bwetaf_optimizer(tmp_path):
+    loaded, state = optimizer_state()
+    (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
+    found = bwetaf.load_optimizer(tmp_path, loaded.config)
+    assert found["count"] == 9
+    expected = {path: leaf.astype(np.float32) for path, leaf in build.flatten(halved(loaded.params)).items()}
+    assert_equal(found["mu"], build.unflatten(expected))
+    assert_equal(found["nu"], build.unflatten(expected))
+    for more, named in (
+        ({"3": {"trace": np.zeros(3, np.float32)}}, r"3\.trace belongs to no AdamW"),
+        ({"2": {"count": np.asarray(8, np.int32)}}, "counts disagree"),
+    ):
+        _, state = optimizer_state(**more)
+        (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
+        with pytest.raises(UserError, match=named):
+            bwetaf.load_optimizer(tmp_path, loaded.config)
+    del state["0"]["nu"]["params"]["emb"]
+    state["2"] = {}
+    (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
+    with pytest.raises(UserError, match=r"nu does not fit the model \(emb\.embedding\)"):
+        bwetaf.load_optimizer(tmp_path, loaded.config)
+
+
+def torch_file(path, content):
+    torch = pytest.importorskip("torch")
+    torch.save(content, path)
+    return path
+
+
+def test_torch_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(array) for name, array in load_file(GOLDEN / "gelu/model.safetensors").items()}
+    theirs = json.loads((GOLDEN / "gelu/config.json").read_text())
+    config = {name: theirs[name] for name in {**nanochat.REQUIRED, **nanochat.OPTIONAL}}
+    file = torch_file(tmp_path / "gelu.pt", {"config": config, "state_dict": state})
+    assert zoo.convert.detect_format(file) is nanochat
+    assert_equal(nanochat.load(file).params, nanochat.load(GOLDEN / "gelu").params)
+    halves = {name.removeprefix("model."): value.bfloat16() for name, value in state.items()}
+    half = nanochat.load(torch_file(tmp_path / "half.pt", {"config": config, "model": halves}))
+    expected = build.flatten(nanochat.load(GOLDEN / "gelu").params)
+    for path, leaf in build.flatten(half.params).items():
+        assert np.array_equal(leaf, expected[path].astype(ml_dtypes.bfloat16).astype(np.float32))
+    with pytest.raises(UserError, match="no 'config'"):
+        nanochat.load(torch_file(tmp_path / "bare.pt", state))
+
+
+class Attack:
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.directory),)
+
+
+def test_a_torch_file_runs_nothing(tmp_path):
+    witness = tmp_path / "witness"
+    file = torch_file(tmp_path / "evil.pt", {"config": {}, "state_dict": Attack(witness)})
+    with pytest.raises(UserError, match=r"evil\.pt: refused by torch\.load"):
+        nanochat.load(file)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "changes", "named"),
+    [
+        ("bwetaf", bwetaf, {"norm_eps": 1e-6}, "norm_eps"),
+        ("bwetaf", bwetaf, {"embed_rope": False}, "embed_rope"),
+        ("gelu", nanochat, {"smear": False}, "smear"),
+        ("gelu", nanochat, {"activation": "relu_squared"}, "activation"),
+        ("kodalite_native", kodalite, {"norm_eps": 1e-5}, "norm_eps"),
+        ("kodalite", llama, {"rope_dtype": "bfloat16"}, "rope_dtype"),
+        ("tiny", tiny, {"norm_eps": 1e-6}, "norm_eps"),
+    ],
+)
+def test_what_a_format_cannot_say_is_not_written(tmp_path, name, module, changes, named):
+    loaded = zoo.convert.load(GOLDEN / name)
+    config = registry.describe(loaded.model_name).config_class().from_dict(loaded.config | changes)
+    with pytest.raises(UserError, match=named):
+        module.save(tmp_path / "out", config=config, params=loaded.params)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,202 @@
+"""`zoo chat MODEL`."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model
+from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from zoo.language_model import LanguageModel
+
+HELP = '''/reset           forget the conversation (the system text stays)
+/system TEXT     what stands before the first message; without TEXT there is none
+/save FILE       write the conversation as JSON (zoo chat MODEL --history FILE goes on with it)
+/exit            leave; so does Ctrl-D
+"""              begins a message of several lines, which ends with """; so does a \\ at a line's end
+Ctrl-C           stops a reply'''
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")],
+    template: Annotated[str | None, typer.Option(help="How turns are marked. Default: the model's own.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Put before the first message.")] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A conversation to go on with, as /save writes it.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of a reply. Default: the card's, else 128.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the card's, else 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps all. Default: the card's, else 0.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 keeps all. Default: the card's, else 1.")] = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other replies.")] = 0,
+    rope_scaling: RopeScaling = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with a model. Replies come as they are written; /help lists what else can be typed.
+
+    When a conversation grows longer than the model's context, its oldest turns are left out.
+
+    \b
+    Examples:
+      zoo chat kodalite-1.3b
+      zoo chat runs/kodalite_sft --temperature 0 --system "Answer in one sentence."
+      echo "What is a zoo?" | zoo chat kodalite-1.3b
+    """
+    from zoo.generate import chat as conversations
+
+    messages = [] if history is None else conversations.read(history)
+    if messages and messages[0]["role"] == "system":
+        system, messages = system or messages[0]["content"], messages[1:]
+    settings = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    lm = open_model(model, rope_scaling, dtype)
+    session = Session(lm, template or lm.chat_template, settings, seed)
+    session.system, session.messages = system or None, messages
+    session.run()
+
+
+class Session:
+    """A conversation on the terminal.
+
+    Attributes:
+        messages: the turns so far, user and assistant in turn; those too old for the context are gone.
+        system: the system text or None.
+    """
+
+    def __init__(self, lm: "LanguageModel", template: str, settings: dict[str, Any], seed: int):
+        self.lm, self.template, self.settings, self.seed = lm, template, settings, seed
+        self.messages: list[dict[str, str]] = []
+        self.system: str | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: note(HELP),
+            "/reset": self._reset,
+            "/system": self._system,
+            "/save": self._save,
+        }
+
+    def run(self) -> None:
+        """Read and reply until the input ends."""
+        if sys.stdin.isatty():
+            _edit_lines()
+            note(f"{self.lm.spec.name}; /help lists commands, Ctrl-D leaves")
+        while True:
+            try:
+                text = read_message()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                note("\n(Ctrl-D or /exit leaves)")
+                continue
+            word, _, rest = text.strip().partition(" ")
+            if word in ("/exit", "/quit"):
+                return
+            try:
+                if word in self._commands:
+                    self._commands[word](rest.strip())
+                elif word.startswith("/"):
+                    note(f"unknown command {word}; /help lists them")
+                elif text.strip():
+                    self.reply(text.strip())
+            except UserError as error:
+                note(str(error))
+
+    def reply(self, text: str) -> None:
+        """Print the model's reply to a message of the user; Ctrl-C ends it, and what has come counts."""
+        asked = {"role": "user", "content": text}
+        written = ""
+        try:
+            stream = self.lm.stream_chat(
+                self._fitting(asked), template=self.template, seed=self.seed + len(self.messages), **self.settings
+            )
+            for piece in stream:
+                print(piece, end="", flush=True)
+                written += piece
+            print(flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)
+            note("(stopped)")
+        if written.strip():
+            self.messages += [asked, {"role": "assistant", "content": written.strip()}]
+        else:
+            note("(no reply; your message is forgotten)")
+
+    def all_messages(self) -> list[dict[str, str]]:
+        """The conversation, with its system text if there is one."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
+    def _fitting(self, asked: dict[str, str]) -> list[dict[str, str]]:
+        """The conversation with the new message, without the turns for which there is no room."""
+        from zoo.generate import chat as conversations
+
+        reply = conversations.settings(self.lm.spec.name, self.template, self.settings).max_new_tokens
+        room = self.lm.config.max_seq_len - reply
+        kept, dropped = conversations.fit(self.lm.tokenizer, [*self.all_messages(), asked], self.template, room)
+        if dropped:
+            note(f"({dropped} oldest messages left out: they do not fit into {self.lm.config.max_seq_len} tokens)")
+            del self.messages[:dropped]
+        return kept
+
+    def _reset(self, _: str) -> None:
+        self.messages = []
+        note("(forgotten)")
+
+    def _system(self, text: str) -> None:
+        self.system = text or None
+        note("(no system text)" if not text else "(set; /reset begins anew with it)" if self.messages else "(set)")
+
+    def _save(self, name: str) -> None:
+        from zoo.generate import chat as conversations
+
+        if not name:
+            raise UserError("/save needs the name of a file")
+        conversations.save(Path(name).expanduser(), self.all_messages())
+        note(f"({len(self.messages)} messages written to {name})")
+
+
+def read_message() -> str:
+    """The next message: a line, lines that end with a backslash and the next one, or lines between triple quotes.
+
+    Raises EOFError at the end of the input.
+    """
+    line = input("> " if sys.stdin.isatty() else "")
+    lines = []
+    if line.lstrip().startswith('"""'):
+        line = line.lstrip()[3:]
+        while not line.rstrip().endswith('"""'):
+            lines.append(line)
+            line = _next_line()
+        lines.append(line.rstrip()[:-3])
+    else:
+        while line.endswith("\\"):
+            lines.append(line[:-1])
+            line = _next_line()
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def note(text: str) -> None:
+    """Print what is not part of the conversation."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _next_line() -> str:
+    return input("| " if sys.stdin.isatty() else "")
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history in `input`, where the platform has them."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401

@@ -1,0 +1,26 @@
+"""`zoo verify NAME`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `zoo list` with published weights.")],
+    wikitext: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For gelu-d12: the test split of wikitext-103-raw-v1 as text.")
+    ] = None,
+) -> None:
+    """Check downloaded weights against what their authors publish: size, and for gelu-d12 what it writes.
+
+    Exit code 1 if anything differs.
+
+    \b
+    Example:
+      zoo verify gelu-d12 --wikitext wiki.test.raw
+    """
+    from zoo import verification
+    from zoo.cli.convert import print_checks
+
+    print_checks(verification.published(name, wikitext=wikitext))

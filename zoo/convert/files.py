@@ -1,0 +1,173 @@
+"""Opening files that others wrote: they may be broken, claim too much, or lead elsewhere."""
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from zoo.convert.base import Tensor
+from zoo.errors import UserError
+
+LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The file `name` of `directory`; UserError if the name or a symbolic link leads out of it.
+
+    The hub's cache keeps a snapshot's files as links into the `blobs` beside it: those are inside.
+    """
+    path = directory / name
+    root, real = directory.resolve(), path.resolve()
+    blobs = [folder.parent.parent / "blobs" for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
+    if not any(real.is_relative_to(allowed) for allowed in (root, *blobs[:1])):
+        raise UserError(f"{path}: leads out of its directory, to {real}; copy the file there if you trust it")
+    return path
+
+
+def existing(directory: Path, name: str) -> Path | None:
+    """`inside`, or None where there is no such file."""
+    path = directory / name
+    return inside(directory, name) if path.is_file() or path.is_symlink() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. UserError if it cannot be read or is none."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB, which no such file is")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not an object with fields")
+    return content
+
+
+def peek_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is none: for telling formats apart."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError:
+        return {}
+
+
+def open_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Reading one gives a view of the mapped file, which takes no memory."""
+    try:
+        with safe_open(path, framework="np") as file:  # checks the head: sizes, overlaps, the file's length
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            kinds = {
+                name: (tuple(part.get_shape()), np.dtype(_SAFETENSORS_DTYPES.get(part.get_dtype(), "V1")))
+                for name, part in found.items()
+            }
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = json.loads(stream.read(length))
+        content = np.memmap(path, np.uint8, "r")[8 + length :] if kinds else np.empty(0, np.uint8)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({_first_line(error)})") from None
+    return {
+        name: Tensor(shape, dtype, _reader(content, head[name]["data_offsets"], shape, dtype))
+        for name, (shape, dtype) in kinds.items()
+    }
+
+
+def _reader(content, offsets, shape, dtype):
+    start, end = offsets
+    return lambda: content[start:end].view(dtype).reshape(shape)
+
+
+def open_sharded(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors of `model.safetensors`, or of all files that `model.safetensors.index.json` lists.
+
+    Also gives the file that errors about them should name. UserError if neither is there, or the index names
+    files or tensors that are not.
+    """
+    single, index = existing(directory, SINGLE), existing(directory, INDEX)
+    if single is not None:
+        return single, open_safetensors(single)
+    if index is None:
+        raise UserError(f"{directory}: holds neither {SINGLE} nor {INDEX}")
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{index}: has no weight_map from tensor names to file names")
+    shards = {}
+    for name in sorted(set(where.values())):
+        if existing(directory, name) is None:
+            raise UserError(f"{index}: lists {name}, which is not there; fetch it as well")
+        shards[name] = open_safetensors(inside(directory, name))
+    found = {}
+    for tensor, name in where.items():
+        if tensor not in shards[name]:
+            raise UserError(f"{directory / name}: lacks {tensor}, which {index.name} says it holds")
+        found[tensor] = shards[name][tensor]
+    return index, found
+
+
+def has_safetensors(directory: Path) -> bool:
+    """Whether the directory holds weights as `open_sharded` reads them."""
+    return any((directory / name).exists() for name in (SINGLE, INDEX))
+
+
+def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name and rename it."""
+    from safetensors.numpy import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, metadata)
+    temporary.chmod(0o644)  # the library writes for its owner alone
+    temporary.replace(path)
+
+
+def open_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz file. Only heads are read; object arrays and lengths that do not agree are refused."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](stream)
+                    head = stream.tell()
+                if dtype.hasobject or info.file_size != head + math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"{info.filename} is no plain array of the length it says")
+                name = info.filename.removesuffix(".npy")
+                found[name] = Tensor(tuple(shape), dtype, _npz_reader(path, name))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as npz ({_first_line(error)})") from None
+    return found
+
+
+def _npz_reader(path, name):
+    def read():
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[name]
+
+    return read
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,284 @@
+"""GGUF files of Llama-shaped models, as llama.cpp reads them (github.com/ggml-org/llama.cpp), and back.
+
+llama.cpp turns neighbouring pairs of a head where zoo's Llama turns its halves, so q and k are permuted. Needs the
+package `gguf` (pip install 'zoo-nnx[gguf]'). Q4_K_M is made by llama.cpp's own quantiser, where it is installed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.convert import base
+from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.huggingface import LlamaShaped
+from zoo.convert.layouts import TRANSPOSED, Layout, interleaved
+from zoo.convert.tokenizer_files import tokenizer_json
+from zoo.errors import UserError
+from zoo.tokenizers.base import Tokenizer
+
+MODEL_NAME = "kodalite-1.3b"
+MAGIC = b"GGUF"
+TYPES = ("F16", "Q8_0", "Q4_K_M")
+QUANTISER = "llama-quantize"  # llama.cpp's program
+
+TOP_NAMES = {"embed/embedding": "token_embd.weight", "final_norm/scale": "output_norm.weight"}
+LAYER_NORMS = {"attn_norm/scale": "attn_norm.weight", "mlp_norm/scale": "ffn_norm.weight"}
+LAYER_LINEARS = {
+    "attn/q": "attn_q",
+    "attn/k": "attn_k",
+    "attn/v": "attn_v",
+    "attn/o": "attn_output",
+    "mlp/gate": "ffn_gate",
+    "mlp/up": "ffn_up",
+    "mlp/down": "ffn_down",
+}
+BIASES = {"attention_bias": ("attn/q", "attn/k", "attn/v"), "attention_out_bias": ("attn/o",)}
+
+# Ollama's template, for the one chat template that zoo writes.
+MODELFILE = """FROM ./{file}
+TEMPLATE \"\"\"{{{{- range .Messages }}}}{{{{ if eq .Role "user" }}}}<|user|>
+{{{{ .Content }}}}
+<|assistant|>
+{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}<|endoftext|>{{{{ end }}}}{{{{ end }}}}\"\"\"
+PARAMETER stop "<|end|>"
+PARAMETER stop "<|endoftext|>"
+PARAMETER temperature 0.7
+PARAMETER top_k 40
+PARAMETER num_ctx {context}
+"""
+
+
+def detect(path: str | os.PathLike) -> bool:
+    """Whether `path` is a GGUF file, or a directory with one alone."""
+    file = _file(Path(path))
+    if file is None:
+        return False
+    with file.open("rb") as stream:
+        return stream.read(4) == MAGIC
+
+
+def examine(path: str | os.PathLike) -> Published:
+    """What lies at `path`; no array is read. UserError if it is no Llama or does not fit."""
+    gguf = _package()
+    file = _file(Path(path))
+    if file is None:
+        raise UserError(f"{path}: is no GGUF file")
+    try:
+        reader = gguf.GGUFReader(file)
+        tensors = {item.name: _tensor(item, gguf) for item in reader.tensors}
+        config = _config(reader, file, tensors)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{file}: cannot be read as GGUF ({reason})") from None
+    return Published(
+        kind="GGUF (llama.cpp)",
+        file=file,
+        model_name=MODEL_NAME,
+        config=config,
+        tensors=tensors,
+        rules=rules(config),
+    )
+
+
+def load(path: str | os.PathLike) -> Loaded:
+    """`examine`, with all parameters read, quantised ones as the numbers they stand for."""
+    return examine(path).load()
+
+
+def save(directory: Path, model: LlamaShaped, *, name: str, kind: str = "F16") -> Path:
+    """Write `<name>-<kind>.gguf` (and a Modelfile where there is a chat template); returns the file.
+
+    kind: one of TYPES; norms and biases stay float32. UserError for what llama.cpp does not compute.
+    """
+    gguf = _package()
+    if kind not in TYPES:
+        raise UserError(f"gguf: there is no type {kind!r} here; known: {', '.join(TYPES)}")
+    quantiser = shutil.which(QUANTISER)
+    if kind == "Q4_K_M" and quantiser is None:
+        raise UserError(f"gguf: Q4_K_M is made by llama.cpp's {QUANTISER}, which is not on the path; take Q8_0 or F16")
+    ours = model.config.to_dict()
+    if ours["mlp_bias"]:
+        raise UserError("model.mlp_bias: llama.cpp's Llama has no biases in its MLP")
+    if ours["rope_dtype"] != "float32":
+        raise UserError("model.rope_dtype: llama.cpp computes rotary angles in float32; load with rope_dtype='float32'")
+    file = directory / f"{name}-{kind}.gguf"
+    written = directory / f"{name}-F16.gguf" if kind == "Q4_K_M" else file
+    _write(gguf, written, model, "F16" if kind == "Q4_K_M" else kind, name)
+    if written != file:
+        result = subprocess.run([quantiser, written, file, kind], capture_output=True, text=True)
+        written.unlink()
+        if result.returncode:
+            raise UserError(
+                f"gguf: {QUANTISER} failed: {(result.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            )
+    if model.chat_template is not None:
+        text = MODELFILE.format(file=file.name, context=model.config.max_seq_len)
+        (directory / "Modelfile").write_text(text, encoding="utf-8")
+    return file
+
+
+def rules(config: Mapping[str, Any]) -> Rules:
+    """Where each parameter of a Llama of this config stands."""
+    found = {ours: Rule(theirs) for ours, theirs in TOP_NAMES.items()}
+    with_bias = {module for switch, modules in BIASES.items() if config[switch] for module in modules}
+    pairs = interleaved(config["head_dim"])
+    turned = Layout(lambda x: pairs.to_ours(x.T), lambda x: pairs.to_theirs(x).T, lambda shape: shape[::-1])
+    for i in range(config["num_layers"]):
+        for ours, theirs in LAYER_NORMS.items():
+            found[f"layers/{i}/{ours}"] = Rule(f"blk.{i}.{theirs}")
+        for ours, theirs in LAYER_LINEARS.items():
+            rotated = ours in ("attn/q", "attn/k")
+            found[f"layers/{i}/{ours}/kernel"] = Rule(f"blk.{i}.{theirs}.weight", turned if rotated else TRANSPOSED)
+            if ours in with_bias:
+                name = f"blk.{i}.{theirs}.bias"
+                found[f"layers/{i}/{ours}/bias"] = Rule(name, pairs) if rotated else Rule(name)
+    if not config["tie_embeddings"]:
+        found["lm_head/kernel"] = Rule("output.weight", TRANSPOSED)
+    return found
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("GGUF files need the package gguf; pip install 'zoo-nnx[gguf]'") from None
+    return gguf
+
+
+def _file(path: Path) -> Path | None:
+    if path.is_file():
+        return path
+    found = list(path.glob("*.gguf")) if path.is_dir() else []
+    return found[0] if len(found) == 1 else None
+
+
+def _tensor(item: Any, gguf: Any) -> Tensor:
+    shape = tuple(int(size) for size in reversed(item.shape))
+
+    def read() -> np.ndarray:
+        if item.tensor_type in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32):
+            return np.asarray(item.data).reshape(shape)
+        return gguf.quants.dequantize(item.data, item.tensor_type).reshape(shape)
+
+    half = item.tensor_type == gguf.GGMLQuantizationType.F16
+    return Tensor(shape, np.dtype(np.float16 if half else np.float32), read)
+
+
+def _config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    if fields.get("general.architecture") != "llama":
+        raise UserError(f"{file}: general.architecture is {fields.get('general.architecture')!r}; zoo reads llama")
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UserError(f"{file}: llama.rope.scaling.type is {scaling!r}; zoo's Llama has no such thing")
+    heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
+    ours = {
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "num_layers": fields["llama.block_count"],
+        "embed_dim": width,
+        "num_heads": heads,
+        "num_kv_heads": fields.get("llama.attention.head_count_kv", heads),
+        "head_dim": fields.get("llama.attention.key_length", width // heads),
+        "mlp_dim": fields["llama.feed_forward_length"],
+        "max_seq_len": fields["llama.context_length"],
+        "rope_theta": fields.get("llama.rope.freq_base", 10000.0),
+        "norm_eps": _shortest(fields["llama.attention.layer_norm_rms_epsilon"]),
+        "tie_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_out_bias": "blk.0.attn_output.bias" in tensors,
+    }
+    return base.full_config(MODEL_NAME, ours)
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is this float32: GGUF stores no wider ones."""
+    return float(str(np.float32(value)))
+
+
+def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str, name: str) -> None:
+    ours = model.config.to_dict()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name(name)
+    writer.add_vocab_size(ours["vocab_size"])
+    writer.add_context_length(ours["max_seq_len"])
+    writer.add_embedding_length(ours["embed_dim"])
+    writer.add_block_count(ours["num_layers"])
+    writer.add_feed_forward_length(ours["mlp_dim"])
+    writer.add_head_count(ours["num_heads"])
+    writer.add_head_count_kv(ours["num_kv_heads"])
+    writer.add_key_length(ours["head_dim"])
+    writer.add_value_length(ours["head_dim"])
+    writer.add_rope_dimension_count(ours["head_dim"])
+    writer.add_rope_freq_base(_stretched(ours))
+    writer.add_layer_norm_rms_eps(ours["norm_eps"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "Q8_0" else gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    if model.tokenizer is not None:
+        _write_tokenizer(gguf, writer, model.tokenizer, model)
+    for tensor, array in base.to_original(rules(ours), model.params).items():
+        array = np.asarray(array, np.float32)
+        if array.ndim == 1:
+            writer.add_tensor(tensor, array)
+        elif kind == "Q8_0" and array.shape[-1] % 32 == 0:
+            stored = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(tensor, gguf.quants.quantize(array, stored), raw_dtype=stored)
+        else:
+            if not np.isfinite(half := array.astype(np.float16)).all():
+                raise UserError(f"gguf: {tensor} holds numbers that float16 does not reach")
+            writer.add_tensor(tensor, half)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _stretched(ours: Mapping[str, Any]) -> float:
+    if ours["rope_ntk_factor"] == 1:
+        return ours["rope_theta"]
+    from zoo.layers.rotary import ntk_theta
+
+    return ntk_theta(ours["rope_theta"], ours["rope_ntk_factor"], ours["head_dim"])
+
+
+def _write_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaShaped) -> None:
+    content = json.loads(tokenizer_json(tokenizer))
+    bpe, before = content["model"], content.get("pre_tokenizer") or {}
+    if bpe.get("type") != "BPE" or before.get("type") != "ByteLevel" or before.get("add_prefix_space"):
+        raise UserError(
+            f"gguf: the tokenizer is {bpe.get('type')} after {before.get('type')}; of these zoo writes byte-level BPE "
+            "as GPT-2 has it alone"
+        )
+    rows = model.config.vocab_size
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    kinds = [gguf.TokenType.UNUSED] * rows
+    for token, i in bpe["vocab"].items():
+        tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
+    for token in content.get("added_tokens", ()):
+        kind = gguf.TokenType.CONTROL if token.get("special") else gguf.TokenType.USER_DEFINED
+        tokens[token["id"]], kinds[token["id"]] = token["content"], kind
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]])
+    ids = model.token_ids()
+    if "bos_token_id" in ids:
+        writer.add_bos_token_id(ids["bos_token_id"])
+    eos = ids.get("eos_token_id")
+    if eos is not None:
+        writer.add_eos_token_id(eos if isinstance(eos, int) else eos[0])
+    if isinstance(eos, list):
+        writer.add_eot_token_id(eos[1])
+    if "pad_token_id" in ids:
+        writer.add_pad_token_id(ids["pad_token_id"])
+    writer.add_add_bos_token(tokenizer.bos_id is not None)
+    if model.chat_template is not None:
+        writer.add_chat_template(model.chat_template)

@@ -1,0 +1,76 @@
+"""Reading and writing the Orbax checkpoints of other programs (their layout is that of Orbax's first API).
+
+zoo's own checkpoints are another matter: see `zoo.checkpoints`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from zoo.convert import files
+from zoo.convert.base import Tensor
+from zoo.errors import UserError
+
+
+def is_tree(path: Path) -> bool:
+    """Whether the directory holds a tree of arrays that Orbax wrote."""
+    return (path / "_METADATA").is_file() and ((path / "manifest.ocdbt").exists() or (path / "_sharding").exists())
+
+
+def open_tree(path: Path) -> dict[str, Tensor]:
+    """The arrays of a checkpoint, named by their keys joined with dots; each is read when it is asked for.
+
+    UserError if what describes them cannot be read.
+    """
+    path = path.absolute()
+    for file in path.rglob("*"):
+        if file.is_symlink():
+            files.inside(path, str(file.relative_to(path)))
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+        leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))[0]
+        found = {}
+        for keys, leaf in leaves:
+            parts = tuple(key.key for key in keys)
+            if leaf.shape is None or leaf.dtype is None:
+                continue
+            found[".".join(map(str, parts))] = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, parts))
+    except Exception as error:  # Orbax and what lies below it raise whatever comes to hand
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({reason})") from None
+    if not found:
+        raise UserError(f"{path}: the Orbax checkpoint holds no arrays")
+    return found
+
+
+def _reader(path: Path, parts: tuple[Any, ...]):
+    def nest(leaf):
+        for part in reversed(parts):
+            leaf = {part: leaf}
+        return leaf
+
+    def read() -> np.ndarray:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            arguments = ocp.args.PyTreeRestore(
+                nest(0), restore_args=nest(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True
+            )
+            leaf = checkpointer.restore(path, args=arguments)
+        for part in parts:
+            leaf = leaf[part]
+        return np.asarray(leaf)
+
+    return read
+
+
+def save_composite(directory: Path, step: int, model: Any, metadata: dict[str, Any]) -> None:
+    """Write `<directory>/<step>/{model,metadata}` as a CheckpointManager of two items would."""
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    names = ("model", "metadata")
+    with ocp.CheckpointManager(directory.absolute(), options=options, item_names=names) as manager:
+        items = ocp.args.Composite(model=ocp.args.PyTreeSave(model), metadata=ocp.args.JsonSave(metadata))
+        if not manager.save(step, args=items, force=True):
+            raise UserError(f"{directory / str(step)}: Orbax did not write it; choose an empty directory")

@@ -1,0 +1,86 @@
+"""zoo's own portable directory: `zoo.json`, `model.safetensors` and `tokenizer/`, as `lm.save` writes it.
+
+zoo.json is {"format": version, "model": registry name, "config": {...}, "tokenizer": "tokenizer" or null}; the
+tensors are named by the parameters' paths, "layers/0/attn/q/kernel".
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import registry
+from zoo.convert import base, files
+from zoo.convert.base import Loaded, Published, Rule
+from zoo.errors import UserError
+from zoo.models import build
+from zoo.util import atomic_write
+
+FORMAT = 1
+CONFIG_FILE, TOKENIZER_DIR = "zoo.json", "tokenizer"
+
+
+def detect(path: str | os.PathLike) -> bool:
+    """Whether `path` is a directory with a zoo.json."""
+    return (Path(path) / CONFIG_FILE).is_file()
+
+
+def examine(path: str | os.PathLike) -> Published:
+    """What lies at `path`; no array is read. UserError for another version or a config that is none."""
+    directory = Path(path)
+    file = files.inside(directory, CONFIG_FILE)
+    content = files.read_json(file)
+    missing = [name for name in ("format", "model", "config") if name not in content]
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(missing)}; it does not describe a portable model")
+    version, name, values = content["format"], content["model"], content["config"]
+    if version != FORMAT:
+        raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: its config is no object with fields")
+    config = base.full_config(name, values)
+    weights = files.existing(directory, files.SINGLE)
+    if weights is None:
+        raise UserError(f"{directory / files.SINGLE}: is missing; a portable model has its weights there")
+    tensors = files.open_safetensors(weights)
+    tokenizer = content.get("tokenizer")
+    described = Published(
+        kind="zoo's portable directory",
+        file=weights,
+        model_name=name,
+        config=config,
+        tensors=tensors,
+        rules={},
+        tokenizer_path=files.inside(directory, str(tokenizer)) if tokenizer else None,
+    )
+    return described.with_rules({path: Rule(path) for path in described.wanted})
+
+
+def load(path: str | os.PathLike) -> Loaded:
+    """`examine`, with all parameters read."""
+    return examine(path).load()
+
+
+def save(directory: str | os.PathLike, *, name: str, config: Any, params: Any, tokenizer: Any = None) -> None:
+    """Write the directory. The parameters keep their dtype; `tokenizer` is a zoo tokenizer.
+
+    UserError if there is something else in the directory.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / CONFIG_FILE).is_file() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty and holds no {CONFIG_FILE}; choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    files.save_safetensors(
+        directory / files.SINGLE, {path: np.asarray(leaf) for path, leaf in build.flatten(params).items()}
+    )
+    if tokenizer is not None:
+        tokenizer.save(directory / TOKENIZER_DIR)
+    content = {
+        "format": FORMAT,
+        "model": registry.describe(name).name,
+        "config": config.to_dict(),
+        "tokenizer": None if tokenizer is None else TOKENIZER_DIR,
+    }
+    atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,98 @@
+"""Tokenizers as other programs read them: a tokenizer.json, and what says which token plays which part."""
+
+import base64
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.tokenizers.base import Tokenizer
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer as the text of a tokenizer.json. UserError for a kind that has no such form."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(directory)
+        plain, ranks = Path(directory, "tokenizer.json"), Path(directory, "tokenizer.tiktoken")
+        if plain.is_file():
+            return plain.read_text(encoding="utf-8")
+        if ranks.is_file():
+            pairs = (line.split() for line in ranks.read_bytes().splitlines())
+            settings = json.loads(Path(directory, "tiktoken.json").read_text(encoding="utf-8"))
+            return _of_ranks(
+                {base64.b64decode(token): int(rank) for token, rank in pairs},
+                settings["pattern"],
+                tokenizer.special_tokens,
+            )
+    raise UserError(f"a {type(tokenizer).__name__} has no form as tokenizer.json, which this format needs")
+
+
+def spelling(tokenizer: Tokenizer, part: str) -> str | None:
+    """How the token that plays `part` (bos, eos, pad) is spelt; None where there is none."""
+    wanted = getattr(tokenizer, f"{part}_id")
+    return next((text for text, i in tokenizer.special_tokens.items() if i == wanted), None)
+
+
+def tokenizer_config(tokenizer: Tokenizer, max_len: int, chat_template: str | None) -> dict[str, Any]:
+    """tokenizer_config.json for transformers."""
+    parts = {f"{part}_token": spelling(tokenizer, part) for part in ("bos", "eos", "pad")}
+    content = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{name: text for name, text in parts.items() if text is not None},
+        "model_max_length": max_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    return content | ({"chat_template": chat_template} if chat_template else {})
+
+
+def _of_ranks(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> str:
+    """Byte-level BPE from the ranks of its tokens: each was merged from two that come before it."""
+    import tokenizers
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    from zoo.tokenizers.tiktoken_bpe import GPT2_PATTERN
+
+    letters = _byte_letters()
+    vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
+    merges = []
+    for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) > 1:
+            one, other = _last_merge(token, ranks)
+            merges.append(("".join(letters[byte] for byte in one), "".join(letters[byte] for byte in other)))
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    if pattern == GPT2_PATTERN:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    backend.decoder = decoders.ByteLevel()
+    added = sorted(special_tokens.items(), key=lambda item: item[1])
+    backend.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text, _ in added])
+    for text, i in added:
+        if backend.token_to_id(text) != i:
+            raise UserError(f"the token {text!r} has the id {i}, which no tokenizer.json can give it")
+    return backend.to_str()
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two parts that `token` was merged from: what its bytes become with the ranks before its own."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(one + other, len(ranks)) for one, other in itertools.pairwise(parts)]
+        at = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[at] >= ranks[token]:
+            raise UserError(f"the token {token!r} cannot be merged from tokens of lower rank")
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts[0], parts[1]
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable letter that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {byte: chr(byte) for byte in kept}
+    others = (byte for byte in range(256) if byte not in letters)
+    return letters | {byte: chr(256 + number) for number, byte in enumerate(others)}

@@ -1,0 +1,162 @@
+"""Proof that weights are what they should be: written files against the model, published ones against their card."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from zoo import loading, registry
+from zoo.errors import UserError
+from zoo.language_model import LanguageModel, load
+from zoo.models import build
+from zoo.models.nanochat import NanochatConfig
+
+LONGEST = 256  # tokens of a row that logits are compared on
+CHUNKS = (7, 1, 1, 16, 1)  # what a cached row is fed in, repeated
+
+# The two greedy completions on the card of gelu-d12.
+GELU_COMPLETIONS = {
+    "The meaning of life is": "to live in a place where you can live. The meaning of life is to live in a",
+    "Once upon a time,": "the first thing I would do was to make a list of all the things I would like to do",
+}
+WIKITEXT_LOSS = 3.840
+WIKITEXT_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what, what was found, and whether it is well."""
+
+    what: str
+    found: str
+    ok: bool = True
+
+
+def written(lm: LanguageModel, directory: str | os.PathLike, format: str, *, bound: float) -> Iterator[Check]:
+    """Read an export back and hold it against the model it was made of.
+
+    `bound`: how far logits may differ, see `bound_for`; rounding grows with them, so where their standard deviation
+    is above 1, it is multiplied by that. A Hugging Face directory is also run by transformers, where that is
+    installed: whole rows and through its cache.
+    """
+    again = load(directory)
+    yield _same_parameters(lm, again)
+    tokens = sample_tokens(lm)
+    ours = np.asarray(lm.logits(tokens))
+    if not isinstance(lm.config, NanochatConfig):  # whose logits are capped
+        bound *= max(1.0, float(ours.std()))
+    yield _difference("max |delta logits|, zoo on the written files", ours, np.asarray(again.logits(tokens)), bound)
+    if format == "hf":
+        yield from _transformers(Path(directory), tokens, ours, bound)
+
+
+def hashes(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
+    """The name and the SHA-256 of the content of every tensor in published files, as they are stored."""
+    found = loading.find(path)
+    for name, tensor in found.published.tensors.items():
+        yield name, hashlib.sha256(np.ascontiguousarray(tensor.read()).tobytes()).hexdigest()
+
+
+def sample_tokens(lm: LanguageModel) -> np.ndarray:
+    """Two rows of random ids, as long as the model was trained on (at most LONGEST)."""
+    length = min(lm.config.max_seq_len, LONGEST)
+    return np.random.default_rng(0).integers(0, lm.config.vocab_size, (2, length)).astype(np.int32)
+
+
+def published(name: str, *, wikitext: Path | None = None) -> Iterator[Check]:
+    """Hold the published weights of a registry name against their card.
+
+    `wikitext`: the text of wikitext-103-raw-v1's test split, a line a line; without it the figure is left out.
+    """
+    spec = registry.describe(name)
+    lm = load(name)
+    stated = int(re.sub(r"\D", "", spec.facts.get("parameters", "")) or 0)
+    count = sum(leaf.size for leaf in jax.tree.leaves(_params(lm)))
+    yield Check("parameters", f"{count:,}; the card says {stated:,}", count == stated)
+    if name != "gelu-d12":
+        return
+    if lm.tokenizer is None:
+        yield Check("completions and wikitext-103", "left out: the tokenizer could not be had")
+        return
+    for prompt, wanted in GELU_COMPLETIONS.items():
+        text = lm.generate(prompt, temperature=0, max_new_tokens=len(lm.tokenizer.encode(wanted))).text.strip()
+        yield Check(f"greedy after {prompt!r}", repr(text), text.startswith(wanted))
+    if wikitext is None:
+        yield Check("wikitext-103", "left out: give its test split with --wikitext FILE")
+    else:
+        loss = wikitext_loss(lm, wikitext)
+        well = abs(loss - WIKITEXT_LOSS) < WIKITEXT_TOLERANCE
+        yield Check("wikitext-103 test loss", f"{loss:.3f}; the card says {WIKITEXT_LOSS:.3f}", well)
+
+
+def wikitext_loss(lm: LanguageModel, file: Path) -> float:
+    """Mean loss by the card's protocol: non-blank lines joined by empty ones, windows of max_seq_len side by side."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--wikitext: {file} cannot be read as text ({error})") from None
+    ids = np.asarray(lm.tokenizer.encode("\n\n".join(line for line in lines if line.strip()), add_special=True))
+    width, total, count = lm.config.max_seq_len, 0.0, 0
+    for at in range(0, len(ids) - 1, width):
+        window = ids[at : at + width + 1]
+        logprobs = np.asarray(jax.nn.log_softmax(lm.logits(window[:-1]), axis=-1))
+        targets = window[1:]
+        kept = targets != (-1 if lm.tokenizer.eos_id is None else lm.tokenizer.eos_id)
+        total -= float(logprobs[np.arange(len(targets)), targets][kept].sum())
+        count += int(kept.sum())
+    return total / count
+
+
+def _params(lm: LanguageModel) -> build.Params:
+    return nnx.to_pure_dict(nnx.state(lm.module))
+
+
+def _same_parameters(lm: LanguageModel, again: LanguageModel) -> Check:
+    if type(lm.config) is not type(again.config):
+        return Check("parameters", f"{type(again.config).__name__.removesuffix('Config')} when read back")
+    one, other = build.flatten(_params(lm)), build.flatten(_params(again))
+    same = sum(np.array_equal(one[path], np.asarray(other[path])) for path in one)
+    return Check("parameters", f"{same} of {len(one)} are bit-identical when read back")
+
+
+def _difference(what: str, one: np.ndarray, other: np.ndarray, bound: float) -> Check:
+    worst = float(np.abs(one - other).max())
+    return Check(what, f"{worst:.2e} (at most {bound:.1e})", worst <= bound)
+
+
+def _transformers(directory: Path, tokens: np.ndarray, ours: np.ndarray, bound: float) -> Iterator[Check]:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, DynamicCache
+    except ImportError:
+        yield Check("transformers", "left out: torch and transformers are not installed")
+        return
+    own_code = (directory / "modeling_gelu_gpt.py").is_file()  # written by zoo a moment ago
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own_code, dtype=torch.float32).eval()
+    rows = torch.tensor(tokens, dtype=torch.long)
+    with torch.no_grad():
+        full = model(rows).logits.numpy()
+        cache, parts, at = DynamicCache(config=model.config), [], 0
+        while at < rows.shape[1]:
+            step = CHUNKS[len(parts) % len(CHUNKS)]
+            parts.append(model(rows[:, at : at + step], past_key_values=cache).logits.numpy())
+            at += step
+    yield _difference("max |delta logits|, transformers against zoo", ours, full, bound)
+    cached = np.concatenate(parts, axis=1)
+    yield _difference("max |delta logits|, transformers through its cache against whole rows", full, cached, 3e-5)
+
+
+def bound_for(lm: LanguageModel, *, exact: bool) -> float:
+    """How far logits of an export may differ, for logits of a standard deviation up to 1.
+
+    If `exact`, float32 rounding alone: 3e-5 for gelu-d12, 1e-5 for the others; else what half precision does.
+    """
+    if not exact:
+        return 0.5
+    return 3e-5 if isinstance(lm.config, NanochatConfig) else 1e-5
