@@ -175,7 +175,7 @@ def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: M
     wanted = f"{spec.name}: its weights are in {spec.source} (files: {spec.facts.get('files', registry.NOT_STATED)})"
     repo, random = hub.repository(spec), f"zoo.create({spec.name!r}) has random weights"
     if repo is None:
-        raise UserError(f"{wanted}; there is nothing to download; {random}")
+        raise UserError(f"{spec.name}: zoo knows of no published weights; train it with zoo-train; {random}")
     try:
         directory = hub.fetch(repo, revision, what=wanted)
     except UserError as error:
