@@ -64,4 +64,5 @@ def loads(data: bytes, source: str) -> Any:
             "run code; get the file from a source you trust"
         ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{source}: not a readable pickle: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:200]  # some are of several lines
+        raise UserError(f"{source}: not a readable pickle: {type(error).__name__}: {reason}") from error
