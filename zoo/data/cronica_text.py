@@ -22,6 +22,7 @@ MONTHS = (
     "noviembre", "diciembre",
 )  # fmt: skip
 MIN_WORDS, MAX_WORDS = 100, 260
+RESULT = ("Queda el", "Quedó el", "Este fue el", "Anoten el", "Repetimos el", "Para la historia, el")
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,9 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
     ending = [sentence(name) for name in settings if name not in early]
     draw = match.home_goals == match.away_goals
     ending.append(sentence("close_draw" if draw else "close_win"))
+    if choose(4):
+        # The block's own words before the score: what comes after a word seen before is the first thing learnt to copy.
+        ending.append(f"{RESULT[choose(len(RESULT))]} resultado: {match.score}.")
     ending.append(sentence("signature"))
     target = 100 + choose(15)
     used = 0
