@@ -37,9 +37,7 @@ def read_layers(
         elif isinstance(content.get(section), dict | None):
             content[section] = {**(content.get(section) or {}), field: value}
         else:
-            raise UserError(
-                f"command line: {override}: {section} is not a section; write section.field=value"
-            )
+            raise UserError(f"command line: {override}: {section} is not a section; write section.field=value")
         origins[key] = f"command line: {override}"
     return content, origins
 

@@ -15,9 +15,7 @@ _ClickException = next(base for base in typer.BadParameter.__mro__ if base.__nam
 
 def new_app(**settings) -> typer.Typer:
     """A typer app whose help is plain text and whose exceptions come out unchanged."""
-    return typer.Typer(
-        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings
-    )
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings)
 
 
 def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:

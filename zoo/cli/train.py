@@ -16,9 +16,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="SECTION.FIELD=VALUE", help="Values that replace the recipe's."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete the run's directory and start over.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run's directory and start over.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")
     ] = False,

@@ -34,7 +34,7 @@ from zoo.train import mesh as meshes
 from zoo.train import step as steps
 from zoo.train.loop import Callback, Stopped, StopSignal, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops
-from zoo.train.optimizers import make_optimizer, make_schedule
+from zoo.train.program import Program
 from zoo.train.report import write_report
 from zoo.util import atomic_write
 
@@ -129,22 +129,14 @@ class Job:
         return self.task.tokenizer
 
     @cached_property
-    def config(self) -> Any:
-        """The model's."""
-        return self.recipe.model.make_config()
-
-    @cached_property
-    def spec(self) -> registry.ModelSpec:
-        return registry.describe(self.recipe.model.name)
-
-    @cached_property
-    def compute_dtype(self) -> Any:
-        return steps.compute_dtype_for(self.recipe.train.compute_dtype, self.mesh)
+    def program(self) -> Program:
+        """What is compiled."""
+        return Program(self.recipe, self.mesh)
 
     def facts(self) -> dict[str, str]:
         """What is worth knowing about the run before it starts, in order."""
         recipe, data = self.recipe, self.recipe.data
-        count = build.count_params(self.spec.model_class(), self.config)
+        count = build.count_params(self.program.spec.model_class(), self.program.config)
         positions = recipe.train.steps * data.batch_size * data.seq_len
         epochs = "" if self.task.epochs is None else f", {self.task.epochs:.1f} epochs"
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
@@ -155,7 +147,7 @@ class Job:
             "Tokenizer": f"{self.tokenizer.vocab_size:,} entries, SHA-256 {self.tokenizer.fingerprint[:12]}",
             "Plan": f"{recipe.train.steps:,} steps of {data.batch_size} x {data.seq_len} "
             f"({'at most ' if data.trim_to else ''}{positions:,} tokens{epochs})",
-            "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.compute_dtype).name}",
+            "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.program.compute_dtype).name}",
             "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
         }
 
@@ -172,44 +164,30 @@ class Job:
         if not (run_dir / "tokenizer").exists():
             run_directory.save_tokenizer(self.tokenizer, run_dir)
         with Checkpoints(run_dir / "checkpoints", keep=recipe.checkpoint.keep) as checkpoints:
-            graphdef, state, shardings = self._state(checkpoints)
+            state = self._state(checkpoints)
             if recipe.to_yaml() != (run_dir / "recipe.yaml").read_text(encoding="utf-8"):
                 atomic_write(run_dir / "recipe.yaml", recipe.to_yaml())
             tensorboard = run_dir / "tensorboard" if recipe.logging.tensorboard else None
             log = MetricsLog(run_dir / "metrics.jsonl", step=state.step, tensorboard=tensorboard)
             with contextlib.closing(log):
-                status = self._trainer(graphdef, state, shardings, checkpoints, log).run(state, stop)
+                status = self._trainer(state, checkpoints, log).run(state, stop)
         if status == "interrupted":
             self._report(f"Interrupted at step {state.step:,} of {recipe.train.steps:,}.")
             done = f"saved step {state.step:,}" if state.step else "stopped before the first step"
             _say(f"{done}; go on with: {_command(recipe)}")
             return 0
-        self._finish(graphdef, state)
+        self._finish(state)
         return 0
 
-    def _state(self, checkpoints: Checkpoints) -> tuple[Any, TrainState, tuple[Any, Any]]:
-        """The graph definition, the newest good checkpoint's state (or a new one), its trees' shardings."""
-        recipe = self.recipe
-        model_cls = self.spec.model_class()
-        dtype = jnp.dtype(recipe.train.param_dtype)
-        tx = make_optimizer(recipe.optimizer, recipe.train.steps)
-        graphdef, abstract = build.abstract_params(model_cls, self.config, mesh=self.mesh, dtype=dtype)
-        param_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        opt_shardings = steps.opt_state_shardings(tx, abstract, param_shardings, self.mesh)
-        abstract_opt = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(tx.init, abstract),
-            opt_shardings,
-        )
-        found = checkpoints.restore(abstract, abstract_opt, accept=self._accept)
-        if found is not None:
-            meta = found.meta
-            state = TrainState(found.params, found.opt_state, found.step, meta["tokens_seen"], meta["train_seconds"])
-            _say(f"going on from the checkpoint of step {found.step:,}")
-        else:
-            _, params = build.create_params(model_cls, self.config, recipe.train.seed, mesh=self.mesh, dtype=dtype)
-            state = TrainState(params, steps.init_opt_state(tx, params, opt_shardings))
-        return graphdef, state, (param_shardings, opt_shardings)
+    def _state(self, checkpoints: Checkpoints) -> TrainState:
+        """The newest good checkpoint's state, or a new one."""
+        program = self.program
+        found = checkpoints.restore(program.params, program.opt_state, accept=self._accept)
+        if found is None:
+            return TrainState(*program.create())
+        _say(f"going on from the checkpoint of step {found.step:,}")
+        meta = found.meta
+        return TrainState(found.params, found.opt_state, found.step, meta["tokens_seen"], meta["train_seconds"])
 
     def _accept(self, meta: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on other data or with another tokenizer."""
@@ -221,23 +199,12 @@ class Job:
         if meta["data_fingerprint"] != self.task.fingerprint:
             raise UserError(self.task.changed.format(where=where))
 
-    def _trainer(self, graphdef, state: TrainState, shardings, checkpoints, log: MetricsLog) -> Trainer:
+    def _trainer(self, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> Trainer:
         recipe, data = self.recipe, self.recipe.data
-        schedule = make_schedule(recipe.optimizer, recipe.train.steps)
-        step_fn = steps.make_train_step(
-            graphdef,
-            {},
-            make_optimizer(recipe.optimizer, recipe.train.steps),
-            schedule,
-            mesh=self.mesh,
-            shardings=shardings,
-            compute_dtype=self.compute_dtype,
-            seed=recipe.train.seed,
-        )
         peak, source = peak_flops()
         _say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
         return Trainer(
-            step_fn=step_fn,
+            step_fn=self.program.step(),
             batches=self.task.batches(state.step * data.batch_size),
             put=lambda batch: meshes.put_batch(batch, self.mesh),
             steps=recipe.train.steps,
@@ -246,15 +213,15 @@ class Job:
             log=log,
             log_every=recipe.logging.every,
             meta=self._meta,
-            flops_per_token=self.config.flops_per_token,
+            flops_per_token=self.program.config.flops_per_token,
             peak=peak,
-            callbacks=[self._heldout_loss(graphdef)] if recipe.eval.num_pairs else [],
+            callbacks=[self._heldout_loss()] if recipe.eval.num_pairs else [],
         )
 
     def _meta(self, state: TrainState) -> dict[str, Any]:
         return {
             "model": self.recipe.model.name,
-            "config": self.config.to_dict(),
+            "config": self.program.config.to_dict(),
             "examples_seen": state.step * self.recipe.data.batch_size,
             "tokens_seen": state.tokens,
             "train_seconds": state.seconds,
@@ -264,9 +231,9 @@ class Job:
             "versions": _versions(),
         }
 
-    def _heldout_loss(self, graphdef) -> Callback:
+    def _heldout_loss(self) -> Callback:
         """Mean loss over held-out rows, in nats a target."""
-        evaluate = steps.make_eval_step(graphdef, {}, mesh=self.mesh, compute_dtype=self.compute_dtype)
+        evaluate = self.program.evaluate()
 
         def heldout_loss(params: Any, step: int) -> dict[str, float]:
             sums = [evaluate(params, meshes.put_batch(batch, self.mesh)) for batch in self.task.heldout_batches()]
@@ -275,15 +242,15 @@ class Job:
 
         return Callback(self.recipe.eval.every, heldout_loss)
 
-    def _finish(self, graphdef, state: TrainState) -> None:
+    def _finish(self, state: TrainState) -> None:
         """Evaluate, write a sample, report and result; training is done and saved."""
         from flax import nnx
 
         from zoo.language_model import LanguageModel
 
         run_dir = self.recipe.run_dir
-        module = nnx.merge(graphdef, steps.cast_floats(state.params, self.compute_dtype))
-        finished = self.task.finish(LanguageModel(module, self.tokenizer, self.spec, self.config))
+        module = nnx.merge(self.program.graphdef, steps.cast_floats(state.params, self.program.compute_dtype))
+        finished = self.task.finish(LanguageModel(module, self.tokenizer, self.program.spec, self.program.config))
         self._report(f"Finished: {state.step:,} steps.", finished.sections)
         result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}
         run_directory.write_result(run_dir, result)

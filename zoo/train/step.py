@@ -31,30 +31,32 @@ class TrainStep:
     lr (of this very update), num_targets (sum of the loss mask).
     """
 
-    def __init__(self, function: Callable, mesh: Mesh, shardings: tuple[Tree, Tree]):
+    def __init__(self, function: Callable, mesh: Mesh, shardings: tuple[Tree, Tree], frozen: Tree):
         replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(BATCH_AXES))
         self.mesh = mesh
+        self._frozen = frozen
+        placed = jax.tree.map(lambda leaf: leaf.sharding, frozen)
         self._compiled = jax.jit(
             function,
             donate_argnums=(0, 1),
-            in_shardings=(*shardings, rows, replicated),
+            in_shardings=(*shardings, placed, rows, replicated),
             out_shardings=(*shardings, replicated),
         )
 
     def __call__(self, params: Tree, opt_state: Tree, batch: Mapping[str, jax.Array], step) -> tuple[Tree, Tree, dict]:
         # A Python int would be a weakly typed argument of its own; int32 is one compiled program for all steps.
         with jax.set_mesh(self.mesh):
-            return self._compiled(params, opt_state, dict(batch), jnp.int32(step))
+            return self._compiled(params, opt_state, self._frozen, dict(batch), jnp.int32(step))
 
     def lower(self, params: Tree, opt_state: Tree, batch: Mapping[str, Any], step) -> jax.stages.Lowered:
         """Trace and lower for arrays or ShapeDtypeStructs, to compile ahead of time."""
         with jax.set_mesh(self.mesh):
-            return self._compiled.lower(params, opt_state, dict(batch), step)
+            return self._compiled.lower(params, opt_state, self._frozen, dict(batch), step)
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    rest: Tree,
+    frozen: Tree,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
@@ -66,7 +68,9 @@ def make_train_step(
     """Build the step of one model and optimizer.
 
     Args:
-        graphdef, rest: the model's definition and whatever state is not a parameter (a pure dict, often empty).
+        graphdef: the model's definition.
+        frozen: the parameters that are not trained, arrays (or ShapeDtypeStructs with shardings, to lower alone) that
+            lie on the mesh; {} where all are. With `params` they make up the model, see `merged`.
         tx: the optimizer; its updates are added to the parameters.
         schedule: learning rate by step, for the metrics (tx holds its own).
         mesh: from `make_mesh`.
@@ -75,17 +79,17 @@ def make_train_step(
         seed: `train.seed`; the model's key of step i is fold_in(key(seed), i).
     """
 
-    def loss_fn(params, batch, key):
-        model = nnx.merge(graphdef, cast_floats(params, compute_dtype), rest)
+    def loss_fn(params, frozen, batch, key):
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
         hidden, _ = model.hidden(
             batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids"), key=key
         )
         nll, count = cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
         return nll / jnp.maximum(count, 1), count
 
-    def train_step(params, opt_state, batch, step):
+    def train_step(params, opt_state, frozen, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        (loss, count), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+        (loss, count), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
         updates, opt_state = tx.update(gradients, opt_state, params)
         metrics = {
             "loss": loss,
@@ -95,17 +99,17 @@ def make_train_step(
         }
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    return TrainStep(train_step, mesh, shardings)
+    return TrainStep(train_step, mesh, shardings, frozen)
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, rest: Tree, *, mesh: Mesh, compute_dtype: Any = jnp.float32
+    graphdef: nnx.GraphDef, frozen: Tree, *, mesh: Mesh, compute_dtype: Any = jnp.float32
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """`evaluate(params, batch) -> (nll, count)`: the summed loss and mask of a batch, without dropout or donation."""
 
     @jax.jit
-    def evaluate(params, batch):
-        model = nnx.merge(graphdef, cast_floats(params, compute_dtype), rest)
+    def evaluate(params, frozen, batch):
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
         hidden, _ = model.hidden(
             batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
         )
@@ -113,9 +117,17 @@ def make_eval_step(
 
     def on_mesh(params, batch):
         with jax.set_mesh(mesh):
-            return evaluate(params, dict(batch))
+            return evaluate(params, frozen, dict(batch))
 
     return on_mesh
+
+
+def merged(params: Tree, frozen: Tree) -> Tree:
+    """The one nested dict whose leaves are those of both; no path is in both."""
+    if not frozen:
+        return params
+    both = {key: merged(params[key], frozen[key]) for key in params.keys() & frozen.keys()}
+    return {**params, **frozen, **both}
 
 
 def cast_floats(tree: Tree, dtype: Any) -> Tree:
