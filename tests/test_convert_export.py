@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -257,7 +258,30 @@ def test_llama_cpp_computes_the_same(tmp_path, which, request):
 def test_what_gguf_cannot_say(tmp_path, koda):
     with pytest.raises(UserError, match="Q5_1"):
         koda.export(tmp_path / "out", "gguf", quantization="Q5_1")
-    with pytest.raises(UserError, match="llama-quantize"):
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_q4_k_m_by_llama_cpp_itself(tmp_path, gpt2_like):
+    package = pytest.importorskip("gguf")
+    pytest.importorskip("llama_cpp")
+    # Blocks of 256 numbers: narrower rows would fall back to other types.
+    sizes = {"num_layers": 1, "embed_dim": 256, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "mlp_dim": 256}
+    bare = zoo.create("kodalite-1.3b", seed=1, vocab_size=gpt2_like.vocab_size, max_seq_len=64, **sizes)
+    lm = LanguageModel(livened(bare, 1), gpt2_like, bare.spec, bare.config)
+    lm.export(tmp_path / "out", "gguf", name="m", quantization="Q4_K_M")
+    assert [file.name for file in (tmp_path / "out").glob("*.gguf")] == ["m-Q4_K_M.gguf"]
+    types = {t.name: t.tensor_type.name for t in package.GGUFReader(tmp_path / "out" / "m-Q4_K_M.gguf").tensors}
+    assert types["blk.0.attn_q.weight"] == "Q4_K" and types["output.weight"] == "Q6_K"
+    tokens = verification.sample_tokens(lm)
+    ours, theirs = np.asarray(lm.logits(tokens)), np.asarray(zoo.load(tmp_path / "out").logits(tokens))
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.97
+
+
+def test_q4_k_m_without_llama_cpp(tmp_path, koda, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UserError, match=r"llama-quantize.*llama-cpp-python"):
         koda.export(tmp_path / "out", "gguf", quantization="Q4_K_M")
     assert list(tmp_path.iterdir()) == []
 

@@ -279,6 +279,12 @@ def test_truncated_msgpack(tmp_path, keep):
     fails(target, r"good_stuff\.pkl|no published format|in no published")
 
 
+def test_an_npz_that_unpacks_to_hundreds_of_times_its_size(tmp_path):
+    arrays = dict(np.load(GOLDEN / "tiny" / "params.npz"))
+    np.savez_compressed(tmp_path / "params.npz", **arrays | {"token_embedding": np.zeros((70_000, 1024), np.float32)})
+    fails(tmp_path / "params.npz", r"claim to unpack to 28\d,\d+,")
+
+
 def test_damaged_npz_and_orbax(tmp_path):
     target = copied("tiny", tmp_path)
     data = bytearray((target / "params.npz").read_bytes())

@@ -141,6 +141,9 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
     temporary.replace(path)
 
 
+MAX_EXPANSION = 20  # weights shrink by a tenth or so; hundreds of times is a bomb
+
+
 def open_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an .npz file. Only heads are read; object arrays and lengths that do not agree are refused."""
     found = {}
@@ -156,6 +159,9 @@ def open_npz(path: Path) -> dict[str, Tensor]:
                     raise ValueError(f"{info.filename} is no plain array of the length it says")
                 name = info.filename.removesuffix(".npy")
                 found[name] = Tensor(tuple(shape), dtype, _npz_reader(path, name))
+            claimed, stored = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+            if claimed > max(MAX_EXPANSION * stored, 1 << 28):
+                raise ValueError(f"{stored:,} bytes that claim to unpack to {claimed:,}: no trained weights do")
     except Exception as error:  # NumPy gives a head to Python's own tokenizer and parser, which raise their own
         raise UserError(f"{path}: cannot be read as npz ({_first_line(error)})") from None
     return found

@@ -1,14 +1,16 @@
 """GGUF files of Llama-shaped models, as llama.cpp reads them (github.com/ggml-org/llama.cpp), and back.
 
 llama.cpp turns neighbouring pairs of a head where zoo's Llama turns its halves, so q and k are permuted. Needs the
-package `gguf` (pip install 'zoo-nnx[gguf]'). Q4_K_M is made by llama.cpp's own quantiser, where it is installed.
+package `gguf` (pip install 'zoo-nnx[gguf]'). Q4_K_M is made by llama.cpp's own quantiser, where its programs or
+llama-cpp-python are installed.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +103,53 @@ def save(directory: Path, model: LlamaShaped, *, name: str, kind: str = "F16") -
     gguf = _package()
     if kind not in TYPES:
         raise UserError(f"gguf: there is no type {kind!r} here; known: {', '.join(TYPES)}")
-    quantiser = shutil.which(QUANTISER)
-    if kind == "Q4_K_M" and quantiser is None:
-        raise UserError(f"gguf: Q4_K_M is made by llama.cpp's {QUANTISER}, which is not on the path; take Q8_0 or F16")
+    quantise = _quantiser() if kind == "Q4_K_M" else None
     ours = model.config.to_dict()
     if ours["mlp_bias"]:
         raise UserError("model.mlp_bias: llama.cpp's Llama has no biases in its MLP")
     if ours["rope_dtype"] != "float32":
         raise UserError("model.rope_dtype: llama.cpp computes rotary angles in float32; load with rope_dtype='float32'")
     file = directory / f"{name}-{kind}.gguf"
-    written = directory / f"{name}-F16.gguf" if kind == "Q4_K_M" else file
-    _write(gguf, written, model, "F16" if kind == "Q4_K_M" else kind, name)
-    if written != file:
-        result = subprocess.run([quantiser, written, file, kind], capture_output=True, text=True)
-        written.unlink()
-        if result.returncode:
-            raise UserError(
-                f"gguf: {QUANTISER} failed: {(result.stderr.strip().splitlines() or ['no reason given'])[-1]}"
-            )
+    if quantise is None:
+        _write(gguf, file, model, kind, name)
+    else:
+        unquantised = directory / f"{name}-F16.gguf"
+        _write(gguf, unquantised, model, "F16", name)
+        failure = quantise(unquantised, file)
+        unquantised.unlink()
+        if failure is not None:
+            raise UserError(f"gguf: llama.cpp could not quantise the model: {failure}; take Q8_0 or F16")
     if model.chat_template is not None:
         text = MODELFILE.format(file=file.name, context=model.config.max_seq_len)
         (directory / "Modelfile").write_text(text, encoding="utf-8")
     return file
+
+
+def _quantiser() -> Callable[[Path, Path], str | None]:
+    """llama.cpp's own quantiser to Q4_K_M, as a program or a library: (source, target) -> the failure, or None."""
+    program = shutil.which(QUANTISER)
+    if program is not None:
+
+        def run(source: Path, target: Path) -> str | None:
+            result = subprocess.run([program, source, target, "Q4_K_M"], capture_output=True, text=True)
+            return (result.stderr.strip().splitlines() or ["no reason given"])[-1] if result.returncode else None
+
+        return run
+    try:
+        import llama_cpp
+    except ImportError:
+        raise UserError(
+            f"gguf: Q4_K_M is made by llama.cpp, but neither its {QUANTISER} is on the path nor the package "
+            "llama-cpp-python installed; install one, or take Q8_0 or F16"
+        ) from None
+
+    def call(source: Path, target: Path) -> str | None:
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+        code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
+        return f"error {code}" if code else None
+
+    return call
 
 
 def rules(config: Mapping[str, Any]) -> Rules:
