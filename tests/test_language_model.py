@@ -150,6 +150,14 @@ def test_score_is_the_sum_of_the_logits_log_softmax(lm):
     assert lm.logits([score.tokens, score.tokens]).shape == (2, len(score.tokens), 640)
 
 
+def test_a_model_prints_what_it_is(tmp_path):
+    lm = zoo.create("tiny-lm", num_layers=2, dtype="bfloat16")
+    assert "parameters  114,660 in bfloat16, 0.2 MB" in repr(lm) and "of no file" in repr(lm)
+    assert "num_layers = 2 (instead of 4)" in repr(lm) and "embed_dim = 64\n" in repr(lm)
+    lm.save(tmp_path / "saved")
+    assert f"weights     {tmp_path / 'saved'} (" in repr(zoo.load(tmp_path / "saved"))
+
+
 def test_create_is_seeded_and_checks_names():
     one, same, other = (create("cronica-5m", seed=seed, vocab_size=32, **TINY) for seed in (1, 1, 2))
     tokens = [1, 2, 3]

@@ -152,3 +152,14 @@ def test_models_of_other_packages(monkeypatch, caplog):
         registry.describe("broken")
     with pytest.raises(UserError, match=r"not a zoo\.ModelSpec"):
         registry.describe("wrong")
+
+
+def test_a_model_registered_in_a_session():
+    spec = registry.ModelSpec("session-model", "a Llama", "zoo.models.llama:Llama", "zoo.models.llama:LlamaConfig")
+    try:
+        zoo.register(spec)
+        assert "session-model" in zoo.list_models() and zoo.describe("session-model") is spec
+        with pytest.raises(UserError, match="tiny-lm"):
+            zoo.register(registry.ModelSpec("tiny-lm", "mine", "a:B", "a:C"))
+    finally:
+        registry._REGISTERED.clear()

@@ -1,4 +1,4 @@
-"""zoo: a Flax NNX model zoo. `zoo.load`, `zoo.create`, `zoo.list_models`, `zoo.describe`.
+"""zoo: a Flax NNX model zoo. `zoo.load`, `zoo.create`, `zoo.list_models`, `zoo.describe`, `zoo.register`.
 
 Nothing heavy is imported until it is used: `import zoo` alone loads no JAX.
 """
@@ -14,6 +14,7 @@ _LAZY = {
     "Generation": "zoo.language_model",
     "list_models": "zoo.registry",
     "describe": "zoo.registry",
+    "register": "zoo.registry",
     "ModelSpec": "zoo.registry",
     "UserError": "zoo.errors",
 }
@@ -26,12 +27,13 @@ __all__ = [
     "describe",
     "list_models",
     "load",
+    "register",
 ]
 
 if TYPE_CHECKING:
     from zoo.errors import UserError
     from zoo.language_model import Generation, LanguageModel, create, load
-    from zoo.registry import ModelSpec, describe, list_models
+    from zoo.registry import ModelSpec, describe, list_models, register
 
 
 def __getattr__(name: str):

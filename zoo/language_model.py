@@ -87,7 +87,23 @@ class LanguageModel:
             )
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.spec.name}, {self.config})"
+        leaves = jax.tree.leaves(nnx.state(self.module, nnx.Param))
+        dtypes = " and ".join(sorted({jnp.dtype(leaf.dtype).name for leaf in leaves}))
+        size = sum(leaf.nbytes for leaf in leaves) / 1e6
+        usual = dataclasses.asdict(self.spec.make_config())
+        config = {
+            name: f"{value} (instead of {usual[name]})" if value != usual[name] else str(value)
+            for name, value in dataclasses.asdict(self.config).items()
+        }
+        entries = f"{self.tokenizer.vocab_size:,} entries" if self.tokenizer else "none: prompts are token ids"
+        lines = [
+            f"{self.spec.name}: {self.spec.summary}",
+            f"  parameters  {sum(leaf.size for leaf in leaves):,} in {dtypes}, {size:,.1f} MB",
+            f"  weights     {f'{self.origin.path} ({self.origin.kind})' if self.origin else 'of no file'}",
+            f"  tokenizer   {entries}",
+            *(f"  {name} = {value}" for name, value in config.items()),
+        ]
+        return "\n".join(lines)
 
     def generate(
         self,

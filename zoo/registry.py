@@ -93,15 +93,33 @@ class ModelSpec:
         }
 
 
+_REGISTERED: dict[str, ModelSpec] = {}
+
+
+def register(spec: ModelSpec) -> None:
+    """Make a model known to this process: `zoo.create(spec.name)` and recipes find it from now on.
+
+    For notebooks and scripts, where classes are named "__main__:MyModel"; the same name may be registered again. A
+    package makes its models known to every process by an entry point of the group `zoo.models` instead.
+
+    Raises:
+        UserError: a built-in model has this name.
+    """
+    if spec.name in BUILT_IN:
+        raise UserError(f"register: {spec.name!r} is the name of a built-in model; choose another")
+    _REGISTERED[spec.name] = spec
+
+
 def list_models() -> list[str]:
-    """All names, built-in and of other packages, sorted."""
-    return sorted({**BUILT_IN, **_outside()})
+    """All names, built-in, registered and of other packages, sorted."""
+    return sorted({**BUILT_IN, **_outside(), **_REGISTERED})
 
 
 def describe(name: str) -> ModelSpec:
     """What stands behind `name`. UserError with the nearest known name when there is no such model."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+    known = _REGISTERED | BUILT_IN
+    if name in known:
+        return known[name]
     outside = _outside()
     if name in outside:
         return _load_outside(outside[name])
