@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import TINY, tiny
 
+import zoo
+from zoo import registry
 from zoo.models import build
 
 LENGTH = 18  # of packed rows
@@ -201,3 +203,13 @@ def test_tiny_refuses_a_row_longer_than_its_positions():
     graphdef, params, _ = tiny("tiny", max_seq_len=8)
     with pytest.raises(Exception, match="a row of 9 tokens, but the model has only max_seq_len 8 positions"):
         nnx.merge(graphdef, params)(jnp.zeros((1, 9), jnp.int32))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_saved_and_loaded_again_every_parameter_is_the_same(name, tmp_path):
+    graphdef, params, config = tiny(name)
+    lm = zoo.LanguageModel(nnx.merge(graphdef, params), None, registry.describe(TINY[name][0]), config)
+    lm.save(tmp_path / "saved")
+    again = zoo.load(tmp_path / "saved")
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(again.module)), params)

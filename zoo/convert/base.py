@@ -168,7 +168,7 @@ def to_original(rules: Rules, params: Any) -> dict[str, np.ndarray]:
     for path, rule in rules.items():
         array = np.asarray(flat[path])
         if rule.index is None:
-            found[rule.theirs] = np.ascontiguousarray(rule.layout.to_theirs(array))
+            found[rule.theirs] = np.asarray(rule.layout.to_theirs(array), order="C")
         else:
             found.setdefault(rule.theirs, {})[rule.index] = array
     return {

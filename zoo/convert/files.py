@@ -136,7 +136,7 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
     from safetensors.numpy import save_file
 
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, metadata)
+    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
     temporary.chmod(0o644)  # the library writes for its owner alone
     temporary.replace(path)
 
