@@ -22,7 +22,6 @@ MONTHS = (
     "noviembre", "diciembre",
 )  # fmt: skip
 MIN_WORDS, MAX_WORDS = 100, 260
-RESULT = ("Queda el", "Quedó el", "Este fue el", "Anoten el", "Repetimos el", "Para la historia, el")
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,6 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
     ending = [sentence(name) for name in settings if name not in early]
     draw = match.home_goals == match.away_goals
     ending.append(sentence("close_draw" if draw else "close_win"))
-    if choose(4):
-        # The block's own words before the score: what comes after a word seen before is the first thing learnt to copy.
-        ending.append(f"{RESULT[choose(len(RESULT))]} resultado: {match.score}.")
     ending.append(sentence("signature"))
     target = 100 + choose(15)
     used = 0
@@ -227,9 +223,13 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
 
 
 def _summary(match: Match) -> str:
-    """'Rayo 2-1 Betis; 23' Pérez (Rayo), 67' López (Betis), 88' Ibarra (Rayo)'."""
+    """'Rayo - Betis', and on a line of its own 'resultado: 2-1; 23' Pérez (Rayo), 67' López (Betis), 88' Ibarra (Rayo)'.
+
+    Result and goals stand as they do in the block, to the token: what follows the same tokens as before is the first
+    thing that is learnt to be copied. With 'Rayo 2-1 Betis' the first digit was guessed in a quarter of the texts.
+    """
     goals = ", ".join(f"{goal.clock()}' {goal.scorer} ({goal.club})" for goal in match.goals)
-    return f"{match.home} {match.score} {match.away}" + (f"; {goals}" if goals else "")
+    return f"{match.home} - {match.away}\nresultado: {match.score}" + (f"; {goals}" if goals else "")
 
 
 def _paragraphs(parts: Sequence[list[str]], match: Match, choose: Choose) -> str:
