@@ -223,7 +223,7 @@ def _draft(match: Match, style: Style, choose: Choose) -> str:
 
 
 def _summary(match: Match) -> str:
-    """'Rayo - Betis', and on a line of its own 'resultado: 2-1; 23' Pérez (Rayo), 67' López (Betis), 88' Ibarra (Rayo)'.
+    """'Rayo - Betis', and on a line of its own 'resultado: 2-1; 23' Pérez (Rayo), 67' López (Betis), 88' Soto (Rayo)'.
 
     Result and goals stand as they do in the block, to the token: what follows the same tokens as before is the first
     thing that is learnt to be copied. With 'Rayo 2-1 Betis' the first digit was guessed in a quarter of the texts.
