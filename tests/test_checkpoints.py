@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import remote_paths  # noqa: F401  (registers file://)
 
-from zoo import checkpoints as checkpoints_module
+from zoo import checkpoint_files
+from zoo import leaves as trees
 from zoo.checkpoints import Checkpoints, DamagedCheckpoint
 from zoo.errors import UserError
 
@@ -107,7 +110,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("item", ["model", "optimizer"])
-def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path, caplog, item):
+def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path, caplog, monkeypatch, item):
     params, opt_state = make_state(2)
     opt_state = jax.tree.map(lambda x: x + 2, opt_state)
     save_steps(tmp_path, [1])
@@ -117,12 +120,9 @@ def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path,
     flip_bit_of(tmp_path / "2" / item, tree["embed"]["embedding"])
 
     # Orbax itself does not notice: this is why there are checksums.
-    verify, checkpoints_module._checksums = checkpoints_module._checksums, lambda leaves: stored
-    try:
-        stored = np.asarray(_stored_checksums(tmp_path / "2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "verify", lambda arrays, checksums: None)
         assert restore(tmp_path, keep=None).step == 2
-    finally:
-        checkpoints_module._checksums = verify
 
     with caplog.at_level(logging.WARNING):
         found = restore(tmp_path)
@@ -133,12 +133,6 @@ def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path,
     # The step can be reached and saved again.
     save_steps(tmp_path, [2])
     assert restore(tmp_path).step == 2
-
-
-def _stored_checksums(checkpoint: Path):
-    from orbax.checkpoint import v1 as ocp
-
-    return ocp.load_checkpointables(checkpoint, {"checksums": None})["checksums"]["uint32"]
 
 
 def _truncate(path: Path) -> None:
@@ -159,11 +153,33 @@ def _other_meta(path: Path) -> None:
     file.write_text(file.read_text().replace('"examples_seen": 24', '"examples_seen": 25'))
 
 
+def _missing_meta(path: Path) -> None:
+    (path / "meta" / "data.json").unlink()
+
+
+def _missing_checksums(path: Path) -> None:
+    (path / "integrity" / "data.json").unlink()
+
+
+def _other_checksum(path: Path) -> None:
+    file = path / "integrity" / "data.json"
+    sums = json.loads(file.read_text())
+    file.write_text(json.dumps(sums | {"model/half": sums["model/half"] ^ 1}))
+
+
+def _missing_item(path: Path) -> None:
+    shutil.rmtree(path / "optimizer")
+
+
 def _no_structure(path: Path) -> None:
     (path / "model" / "_METADATA").write_text("{")
 
 
-@pytest.mark.parametrize("harm", [_truncate, _remove, _empty_meta, _other_meta, _no_structure])
+HARMS = [_truncate, _remove, _empty_meta, _other_meta, _missing_meta, _no_structure, _missing_item]
+HARMS += [_missing_checksums, _other_checksum]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_broken_checkpoint_is_set_aside(tmp_path, harm):
     save_steps(tmp_path, [1, 2])
     harm(tmp_path / "2")
@@ -227,13 +243,16 @@ def test_parameters_alone_and_cast(tmp_path):
     assert same(Checkpoints(tmp_path).restore_params(abstract(params), step=1).params, make_state(1)[0])
     with pytest.raises(UserError, match=r"no checkpoint of step 5 .*\[1, 2\]"):
         Checkpoints(tmp_path).restore_params(abstract(params), step=5)
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 .*\[1, 2\]"):
+        Checkpoints(tmp_path).restore(*map(abstract, make_state()), step=5)
+    assert Checkpoints(tmp_path).restore(*map(abstract, make_state()), step=1).step == 1
 
 
 def test_a_newer_format_is_refused(tmp_path):
     save_steps(tmp_path, [1])
     file = tmp_path / "1" / "meta" / "data.json"
     content = json.loads(file.read_text())["content"] | {"format": 99}
-    file.write_text(json.dumps({"content": content, "sha256": checkpoints_module._hash(content)}))
+    file.write_text(json.dumps({"content": content, "sha256": checkpoint_files._hash(content)}))
     with pytest.raises(UserError, match="format 99"):
         restore(tmp_path)
     assert os.listdir(tmp_path) == ["1"]
@@ -254,10 +273,10 @@ def test_checksum_against_its_definition(dtype):
     width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
     bits = np.asarray(x).view(width).ravel().astype(np.uint64)
     expected = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum()) % 2**32
-    assert int(checkpoints_module._checksums([x])[0]) == expected
+    assert int(trees.checksums([x])[0]) == expected
     flipped = np.asarray(x).view(width).copy()
     flipped[2, 4, 1] ^= 1
-    assert int(checkpoints_module._checksums([jnp.asarray(flipped.view(x.dtype))])[0]) != expected
+    assert int(trees.checksums([jnp.asarray(flipped.view(x.dtype))])[0]) != expected
 
 
 def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
@@ -265,7 +284,8 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
     program = f"""
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
-        from zoo.checkpoints import Checkpoints, _checksums
+        from zoo.checkpoints import Checkpoints
+        from zoo.leaves import checksums
         x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         leaves = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in
@@ -273,7 +293,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         assert len(jax.devices()) == 8
         with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
             checkpoints.save(1, {{str(i): leaf for i, leaf in enumerate(leaves)}}, {{}}, {{}})
-        print(*np.asarray(_checksums(leaves)))
+        print(*np.asarray(checksums(leaves)))
         """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -285,7 +305,153 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    assert set(map(int, done.stdout.split())) == {int(checkpoints_module._checksums([jnp.asarray(x)])[0])}
+    assert set(map(int, done.stdout.split())) == {int(trees.checksums([jnp.asarray(x)])[0])}
     shapes = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype) for i in range(4)}
     found = Checkpoints(tmp_path).restore(shapes, {})
     assert all(np.asarray(leaf).tobytes() == x.tobytes() for leaf in found.params.values())
+
+
+# ------------------------------------------------------------------------------------------- which ones are kept
+
+
+def save_at(checkpoints: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        checkpoints.save(step, {"w": jnp.full(3, float(step))}, {}, {})
+    checkpoints.wait()
+
+
+def test_one_in_so_many_is_kept_for_good(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+        save_at(checkpoints, 2, 4, 6, 8, 10, 12, 14)
+    assert checkpoints.steps() == [4, 8, 12, 14]
+
+
+def test_the_pinned_one_is_kept_until_another_is(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.pinned() is None
+        checkpoints.save(1, {"w": jnp.ones(3)}, {}, {})
+        checkpoints.pin(1, {"heldout_loss": 2.5})  # while it is still being saved
+        assert checkpoints.pinned() == (1, {"heldout_loss": 2.5})
+        save_at(checkpoints, 2, 3)
+        assert checkpoints.steps() == [1, 3]
+        with pytest.raises(ValueError, match="no checkpoint of step 7"):
+            checkpoints.pin(7, {})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:  # of another process
+        assert checkpoints.pinned() == (1, {"heldout_loss": 2.5})
+        save_at(checkpoints, 4)
+        assert checkpoints.steps() == [1, 4]
+        checkpoints.pin(4, {"heldout_loss": 2.0})
+        save_at(checkpoints, 5)
+        assert checkpoints.steps() == [4, 5]
+    assert Checkpoints(tmp_path).pinned() == (4, {"heldout_loss": 2.0})
+    (tmp_path / "4").rename(tmp_path / "away")
+    assert Checkpoints(tmp_path).pinned() is None
+    (tmp_path / "away").rename(tmp_path / "4")
+    (tmp_path / "best.json").write_text("{")
+    assert Checkpoints(tmp_path).pinned() is None
+
+
+def test_a_deletion_that_was_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        save_at(checkpoints, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr("zoo.storage.remove", lambda path: None)  # killed before the first file is gone
+            save_at(checkpoints, 2)
+    assert sorted(os.listdir(tmp_path)) == ["1.deleted", "2"]
+    assert Checkpoints(tmp_path).steps() == [2]
+    Checkpoints(tmp_path, keep=1)
+    assert os.listdir(tmp_path) == ["2"]
+
+
+# ------------------------------------------------------------------------------------------------ what is restored
+
+
+def test_a_part_of_the_parameters(tmp_path):
+    save_steps(tmp_path, [1])
+    params, _ = make_state(1)
+    wanted = abstract(params) | {"adapter": jnp.full(3, 7.0)}
+    found = Checkpoints(tmp_path).restore_params(wanted, only=lambda name: name != "adapter" and name != "half")
+    assert same(found.params["layers"], params["layers"]) and same(found.params["embed"], params["embed"])
+    assert np.asarray(found.params["adapter"]).tolist() == [7.0, 7.0, 7.0]
+    assert isinstance(found.params["half"], jax.ShapeDtypeStruct)  # untouched
+    with pytest.raises(UserError, match="adapter: missing there"):
+        Checkpoints(tmp_path).restore_params(wanted)
+    with pytest.raises(UserError, match=r"layers/0/kernel: \[4, 4\] there, missing here"):
+        Checkpoints(tmp_path).restore_params({"half": params["half"]}, only=lambda name: not name.startswith("embed"))
+    half = {"half": jax.ShapeDtypeStruct((5,), jnp.bfloat16)}
+    flip_bit_of(tmp_path / "1" / "model", params["embed"]["embedding"])  # what is not read is not verified
+    assert same(
+        Checkpoints(tmp_path).restore_params(half, only=lambda name: name == "half").params["half"], params["half"]
+    )
+
+
+def test_leaves_tells_names_shapes_and_dtypes(tmp_path):
+    save_steps(tmp_path, [1])
+    found = Checkpoints(tmp_path).leaves(1)
+    assert found["embed/embedding"] == ((40, 16), "float32")
+    assert found["half"] == ((5,), "bfloat16")
+    assert sorted(found) == ["embed/embedding", "half", "layers/0/kernel", "layers/1/kernel"]
+    _other_meta(tmp_path / "1")
+    with pytest.raises(UserError, match=r"checkpoint 1 in .* is damaged"):
+        Checkpoints(tmp_path).leaves(1)
+
+
+def test_the_first_format_is_read_and_verified(tmp_path):
+    """It had the checksums of all leaves in one array of Orbax's, model before optimizer, each sorted by name."""
+    from orbax.checkpoint import v1 as ocp
+
+    params, opt_state = make_state(1)
+    items = {"model": trees.named(params), "optimizer": trees.named(opt_state)}
+    leaves = {item: trees.described(tree) for item, tree in items.items()}
+    content = {"format": 1, "step": 1, "leaves": leaves, "meta": META}
+    every = [leaf for tree in items.values() for leaf in tree.values()]
+    stored = {item: trees.nested(tree) for item, tree in items.items()}
+    stored["checksums"] = {"uint32": trees.checksums(every)}
+    stored["meta"] = {"content": content, "sha256": checkpoint_files._hash(content)}
+    with checkpoint_files._context(Checkpoints(tmp_path).directory):
+        ocp.save_checkpointables(tmp_path / "1", stored)
+    found = restore(tmp_path)
+    assert (found.step, found.meta) == (1, META)
+    assert same(found.params, params) and same(found.opt_state, opt_state)
+    flip_bit_of(tmp_path / "1" / "model", params["embed"]["embedding"])
+    with pytest.raises(UserError, match="no good checkpoint"):
+        restore(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- remote directories
+
+
+def test_a_remote_directory_is_like_a_local_one(tmp_path, caplog):
+    """Orbax commits by a file there, since an object store cannot rename a directory at once."""
+    url = f"file://{tmp_path}/run/checkpoints"
+    there = tmp_path / "run" / "checkpoints"
+    assert Checkpoints(url).latest() is None and restore(url) is None and not there.exists()
+    with Checkpoints(url, keep=2, keep_every=10) as checkpoints:
+        for step in (10, 11, 12, 13):
+            checkpoints.save(step, *make_state(step), META)
+            if step == 11:
+                checkpoints.pin(11, {"heldout_loss": 1.0})
+        checkpoints.wait()
+        assert checkpoints.steps() == [10, 11, 12, 13] and checkpoints.pinned() == (11, {"heldout_loss": 1.0})
+        checkpoints.save(14, *make_state(14), META)
+    assert checkpoints.steps() == [10, 11, 13, 14]
+    found = restore(url)
+    assert found.step == 14 and found.meta == META and same(found.params, make_state(14)[0])
+
+    # One that was being written when its process was killed has its name, but no mark of completeness.
+    (there / "14" / "commit_success.txt").unlink()
+    assert restore(url, keep=None).step == 13 and (there / "14").exists()
+    with caplog.at_level(logging.WARNING):
+        assert restore(url).step == 13
+    assert not (there / "14").exists() and "damaged" not in caplog.text
+
+    _truncate(there / "13")
+    with caplog.at_level(logging.WARNING):
+        assert restore(url).step == 11
+    assert "checkpoint 13 is damaged" in caplog.text
+    assert sorted(os.listdir(there)) == ["10", "11", "13.damaged", "best.json"]
+
+
+def test_a_directory_of_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match=r"floppy://a/b: no such kind of directory"):
+        Checkpoints("floppy://a/b")

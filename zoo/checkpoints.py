@@ -1,43 +1,47 @@
-"""Checkpoints of a run: saved in the background, verified on restore. The only file that knows Orbax.
+"""Checkpoints of a run: saved in the background, verified on restore. Only `zoo.checkpoint_files` under it knows Orbax.
 
 A checkpoint is the directory `<checkpoints>/<step>/` and holds
 
     model, optimizer   nested dicts of arrays, per layer, keyed by plain strings (no optax or flax classes)
-    checksums          uint32 [leaves of model + leaves of optimizer], computed on device before the save
+    integrity          JSON: the checksum of every leaf, computed on the devices while the arrays are copied
     meta               JSON: format version, step, the shape and dtype of every leaf, what the caller adds
                        (examples seen, fingerprints, versions, ...) and a SHA-256 over all of that
 
-Orbax writes to a temporary name and renames, so a kill in mid-save leaves the checkpoint before it intact.
-A bit that flips later loads silently in Orbax: hence the checksums, and the hash over the small JSON.
+and beside them best.json names the pinned one. Format 1 had the checksums in an array instead of `integrity`.
+
+Orbax writes to a temporary name and renames (in an object store: writes commit_success.txt last), so a kill in
+mid-save leaves the checkpoint before it intact. A bit that flips later loads silently in Orbax: hence the checksums,
+and the hash over the small JSON.
+
+With several processes all of them make the same calls. Process 0 decides which checkpoint is restored and deletes;
+whether one is damaged is decided by all together, so that none waits for another that took another way.
 """
 
 import contextlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from orbax.checkpoint import v1 as ocp
+from etils import epath
 
+from zoo import checkpoint_files as files
+from zoo import leaves as trees
+from zoo import storage
+from zoo.checkpoint_files import DamagedCheckpoint, Items
 from zoo.errors import UserError
-from zoo.util import sha256_hex
+from zoo.processes import first_problem, is_first, told
+
+__all__ = ["BEST_FILE", "Checkpoints", "DamagedCheckpoint", "Restored"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+BEST_FILE = "best.json"
 _DAMAGED = ".damaged"
-_TEMPORARY = ".orbax-checkpoint-tmp"
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are missing, unreadable or not what was written."""
+_DELETED = ".deleted"
 
 
 @dataclass(frozen=True)
@@ -57,34 +61,42 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-      directory: where the `<step>` directories lie; created by the first save.
-      keep: how many of the newest complete checkpoints stay on disk (at least 1). None opens the directory
+      directory: where the `<step>` directories lie, local or remote; created by the first save.
+      keep: how many of the newest complete checkpoints stay (at least 1). None opens the directory
         read-only: nothing is cleaned up, set aside or deleted, so a run that is still going is not disturbed.
+      keep_every: those of steps that it divides stay as well, for good; 0: none do.
 
-    An older one is deleted only when a newer one is known to be on the disk: for a while there is one more.
+    The pinned checkpoint stays too. An older one is deleted only when a newer one is known to be on the disk: for a
+    while there is one more.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int | None = None):
+    def __init__(self, directory: str | os.PathLike, *, keep: int | None = None, keep_every: int = 0):
         if keep is not None and keep < 1:
             raise UserError(f"checkpoint.keep is {keep}; it must be at least 1")
-        self.directory = Path(directory).absolute()
-        self._keep = keep
-        self._pending: tuple[int, ocp.AsyncResponse] | None = None
-        if keep is not None and jax.process_index() == 0:
-            for leftover in self.directory.glob(f"*{_TEMPORARY}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        self.directory = storage.directory(directory)
+        self._keep, self._keep_every = keep, keep_every
+        self._pinned: tuple[int, dict[str, Any]] | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._pending: list[tuple[int, Future]] = []
+        storage.check_reachable(self.directory)
+        if keep is not None and is_first():
+            for leftover in self._leftovers():
+                storage.remove(leftover)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            if self._worker is not None:
+                self._worker.shutdown()
+                self._worker = None
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints on disk, ascending."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal() and files.complete(path))
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -95,44 +107,75 @@ class Checkpoints:
 
         Waits for the save before it, whose failure is raised here. `meta` is JSON-serialisable. A complete
         checkpoint of the same step is replaced.
+
+        Raises:
+          UserError: there is no room, or the directory may not be written; the checkpoints before are as they were.
         """
         self.wait()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        trees = {"model": _leaves(params), "optimizer": _leaves(opt_state)}
-        content = {
-            "format": FORMAT,
-            "step": int(step),
-            "leaves": {name: _describe(leaves) for name, leaves in trees.items()},
-            "meta": meta,
-        }
-        checksums = _checksums([leaf for leaves in trees.values() for leaf in leaves.values()])
-        items = {
-            **{name: _nest(leaves) for name, leaves in trees.items() if leaves},  # Orbax refuses empty trees
-            "checksums": {"uint32": checksums},
-            "meta": {"content": content, "sha256": _hash(content)},
-        }
-        with _context():
-            response = ocp.save_checkpointables_async(self.directory / str(step), items, overwrite=True)
-        self._pending = (int(step), response)
+        step = int(step)
+        items = {"model": trees.named(params), "optimizer": trees.named(opt_state)}
+        needed = trees.nbytes(leaf for leaves in items.values() for leaf in leaves.values())
+        self._make_room(step, needed)
+        with self._writing(step, needed):
+            response = files.start(self._path(step), step, items, meta)
+        self._later(step, lambda: self._finish(step, response, needed))
 
     def wait(self) -> None:
-        """Block until the running save, if any, is complete and on the disk; then delete what is too old."""
-        if self._pending is None:
-            return
-        step, response = self._pending
-        self._pending = None
-        response.result()
-        if jax.process_index() == 0:
-            _fsync_tree(self.directory / str(step))
-            _fsync(self.directory)
-            for old in self.steps()[: -self._keep] if self._keep else []:
-                shutil.rmtree(self.directory / str(old), ignore_errors=True)
+        """Block until the running save, if any, is complete and on the disk, and what is too old is deleted.
+
+        Raises:
+          UserError: there was no room for it, or the directory may not be written.
+        """
+        while self._pending:
+            future = self._pending[0][1]
+            try:
+                future.result()
+            finally:
+                if future.done():  # not where a signal ended the waiting
+                    self._pending.pop(0)
+
+    def pin(self, step: int, reason: dict[str, Any]) -> None:
+        """Keep the checkpoint of a step, saved or being saved, until another is pinned; the one before is let go.
+
+        `reason` is JSON that says why, {"heldout_loss": 3.2}. Waits for nothing: it is written after the save.
+        """
+        if not self._has(step):
+            raise ValueError(f"there is no checkpoint of step {step} to pin; there are {self.steps()}")
+        self._pinned = int(step), reason
+        self._later(step, self._write_pin)
+
+    def pinned(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, reason) of the pinned checkpoint, or None."""
+        found = self._pinned or self._written_pin()
+        return found if found is not None and self._has(found[0]) else None
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """The `meta` given to `save` for that step. Raises DamagedCheckpoint."""
-        return self._content(step)["meta"]
+        """The `meta` given to `save` for that step. Raises DamagedCheckpoint. May be called by one process alone."""
+        content = files.read_content(self._path(step))
+        self._refuse_newer(step, content)
+        return content["meta"]
 
-    def restore(self, params: Any, opt_state: Any, *, accept: Callable[[dict], None] | None = None) -> Restored | None:
+    def leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """{name: (shape, dtype)} of the parameters in a checkpoint, from its description alone.
+
+        Raises UserError where that is damaged. May be called by one process alone.
+        """
+        try:
+            content = files.read_content(self._path(step))
+        except DamagedCheckpoint as error:
+            raise UserError(f"{self._where(step)} is damaged: {error}") from None
+        self._refuse_newer(step, content)
+        stored = content["leaves"]["model"]
+        return {name: (tuple(shape), dtype) for name, (shape, dtype) in stored.items()}
+
+    def restore(
+        self,
+        params: Any,
+        opt_state: Any,
+        *,
+        accept: Callable[[dict], None] | None = None,
+        step: int | None = None,
+    ) -> Restored | None:
         """The newest good checkpoint, laid on the shardings of the abstract trees; None if there is none.
 
         A damaged one is reported by a warning and renamed to `<step>.damaged`; then the one before is tried.
@@ -140,219 +183,258 @@ class Checkpoints:
         Args:
           params, opt_state: trees of `jax.ShapeDtypeStruct` (with shardings) or of arrays that look the same.
           accept: called with a checkpoint's meta before its arrays are read; raises UserError to refuse it.
+          step: the one to restore; None is the newest good one.
 
         Raises:
-          UserError: the checkpoint holds other names, shapes or dtypes; or every one of them is damaged.
+          UserError: the checkpoint holds other names, shapes or dtypes; there is none of that step; or every one of
+            them is damaged.
         """
-        return self._newest_good(lambda step: self._load(step, params, opt_state, accept))
+        wanted = {"model": trees.named(params), "optimizer": trees.named(opt_state)}
 
-    def restore_params(self, params: Any, *, step: int | None = None) -> Restored | None:
+        def load(step: int) -> Restored:
+            content = self._content(step)
+            if accept is not None:
+                accept(content["meta"])
+            for item, leaves in wanted.items():
+                trees.refuse_other(content["leaves"][item], trees.described(leaves), self._where(step))
+            arrays = self._arrays(step, wanted, content)
+            return Restored(
+                step=step,
+                params=trees.replaced(params, arrays["model"]),
+                opt_state=trees.replaced(opt_state, arrays["optimizer"]),
+                meta=content["meta"],
+            )
+
+        return self._newest_good(load, only=step)
+
+    def restore_params(
+        self, params: Any, *, step: int | None = None, only: Callable[[str], bool] | None = None
+    ) -> Restored | None:
         """Like `restore`, for the parameters alone (nothing else is read), of `step` or the newest good one.
 
         A floating-point leaf is cast to the dtype asked for after its checksum has been verified.
+
+        Args:
+          params: as for `restore`.
+          step: None is the newest good one.
+          only: which leaves are read, by name ("layers/0/attn/q/kernel"); the others come back as they are in
+            `params`, and the checkpoint may have them or not. None: all.
         """
-        if step is not None and step not in self.steps():
-            raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {self.steps() or 'none'}")
-        return self._newest_good(lambda step: self._load(step, params, None, None), only=step)
+        wanted = {name: leaf for name, leaf in trees.named(params).items() if only is None or only(name)}
+
+        def load(step: int) -> Restored:
+            content = self._content(step)
+            stored = {name: leaf for name, leaf in content["leaves"]["model"].items() if only is None or only(name)}
+            shapes = ({name: leaf[:1] for name, leaf in tree.items()} for tree in (stored, trees.described(wanted)))
+            trees.refuse_other(*shapes, self._where(step))
+            arrays = self._arrays(step, {"model": wanted}, content)
+            return Restored(step, trees.replaced(params, arrays["model"]), None, content["meta"])
+
+        return self._newest_good(load, only=step)
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    def _make_room(self, step: int, needed: int) -> None:
+        """Raises UserError, on all processes alike, unless the directory can be made and there is room in it."""
+        problem = None
+        if is_first():
+            try:
+                with self._writing(step, needed):
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                free = storage.free_bytes(self.directory)
+                if free is not None and free < needed:
+                    problem = self._no_room(step, needed)
+            except UserError as error:
+                problem = str(error)
+        problem = told(problem)
+        if problem is not None:
+            raise UserError(problem)
+
+    def _finish(self, step: int, response: Any, needed: int) -> None:
+        """Wait until a save is complete, take it to the disk and delete what is too old. In the background."""
+        try:
+            with self._writing(step, needed):
+                response.result()
+                if is_first():
+                    storage.sync(self._path(step))
+        except UserError:
+            # What has been written of it takes the room that the user is asked to make.
+            if is_first():
+                for leftover in [*self._leftovers(), self._path(step)]:
+                    storage.remove(leftover)
+            raise
+        self._delete_old()
+
+    def _write_pin(self) -> None:
+        if is_first() and self._pinned is not None and self._pinned[0] in self.steps():
+            step, reason = self._pinned
+            content = json.dumps({"step": step, "reason": reason}) + "\n"
+            with self._writing(step, len(content)):
+                storage.write_small(self.directory / BEST_FILE, content)
+        self._delete_old()
+
+    def _written_pin(self) -> tuple[int, dict[str, Any]] | None:
+        try:
+            found = json.loads((self.directory / BEST_FILE).read_text())
+            return int(found["step"]), dict(found["reason"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read (%r); no checkpoint is pinned", self.directory / BEST_FILE, error)
+            return None
+
+    def _delete_old(self) -> None:
+        if self._keep is None or not is_first():
+            return
+        # Both: until the new pin is on the disk a crash would leave the old one's file.
+        pinned = {pin[0] for pin in (self._pinned, self._written_pin()) if pin is not None}
+        for old in self.steps()[: -self._keep]:
+            forever = self._keep_every and old % self._keep_every == 0
+            if not forever and old not in pinned:
+                self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        # First it ceases to be a checkpoint: what a kill leaves half deleted must not look complete.
+        path = self._path(step)
+        with contextlib.suppress(OSError):
+            if storage.is_remote(path):
+                (path / files.COMMITTED).unlink(missing_ok=True)
+            else:
+                path = path.rename(self.directory / f"{step}{_DELETED}")
+            storage.remove(path)
+
+    def _later(self, step: int, work: Callable[[], None]) -> None:
+        """Have it done in the background, after what is being done there."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending.append((step, self._worker.submit(work)))
+
+    @contextlib.contextmanager
+    def _writing(self, step: int, needed: int) -> Iterator[None]:
+        """Turns what a full or read-only disk raises into a UserError."""
+        try:
+            yield
+        except Exception as error:
+            if words := storage.full(error):
+                raise UserError(self._no_room(step, needed, f" ({words})")) from error
+            if words := storage.refused(error):
+                raise UserError(
+                    f"{self.directory} cannot be written ({words}); {self._intact()}. Make it "
+                    f"writable, or choose another logging.runs_dir"
+                ) from error
+            raise
+
+    def _no_room(self, step: int, needed: int, words: str = "") -> str:
+        free = storage.free_bytes(self.directory)
+        there = "" if free is None else f", {free:,} are free"
+        return (
+            f"{self.directory}: there is no room for the checkpoint of step {step}{words}: it needs {needed:,} "
+            f"bytes{there}; {self._intact()}. Make room (or lower checkpoint.keep) and start again"
+        )
+
+    def _intact(self) -> str:
+        good = self.latest()
+        return "there is no checkpoint yet" if good is None else f"the checkpoint of step {good} is intact"
+
+    # ------------------------------------------------------------------------------------------------- reading
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
         self.wait()
-        aside = sorted(self.directory.glob(f"*{_DAMAGED}*")) if only is None else []
+        if only is not None and only not in (steps := told(self.steps())):
+            raise UserError(f"no checkpoint of step {only} in {self.directory}; there are {steps or 'none'}")
+        aside = told(sorted(path.name for path in self._entries() if _DAMAGED in path.name)) if only is None else []
         tried: set[int] = set()
         # The list is read anew each time: a run that goes on may have replaced the checkpoint just tried.
-        while untried := [step for step in self.steps() if step not in tried and only in (None, step)]:
+        while untried := told([step for step in self.steps() if step not in tried and only in (None, step)]):
             step = untried[-1]
             tried.add(step)
             try:
                 return load(step)
             except DamagedCheckpoint as error:
-                logger.warning("checkpoint %d is damaged (%s); trying the one before", step, error)
+                if is_first():
+                    logger.warning("checkpoint %d is damaged (%s); trying the one before", step, error)
                 aside.append(self._set_aside(step))
         if aside:
-            names = ", ".join(sorted(path.name for path in aside))
             raise UserError(
-                f"no good checkpoint is left in {self.directory}; damaged: {names}. Start over with --fresh"
+                f"no good checkpoint is left in {self.directory}; damaged: {', '.join(sorted(aside))}. "
+                f"Start over with --fresh"
             )
         return None
 
-    def _set_aside(self, step: int) -> Path:
-        path = self.directory / str(step)
+    def _set_aside(self, step: int) -> str:
+        """Rename a damaged checkpoint; its new name."""
         if self._keep is None:
-            return path
-        target = self.directory / f"{step}{_DAMAGED}"
-        number = 2
-        while target.exists():
-            target, number = self.directory / f"{step}{_DAMAGED}-{number}", number + 1
-        if jax.process_index() == 0:
-            path.rename(target)
-        return target
+            return str(step)
+        name, number = f"{step}{_DAMAGED}", 2
+        if is_first():
+            while (self.directory / name).exists():
+                name, number = f"{step}{_DAMAGED}-{number}", number + 1
+            with self._writing(step, 0):
+                self._path(step).rename(self.directory / name)
+        return told(name)
 
     def _content(self, step: int) -> dict[str, Any]:
-        with _damage():
-            file = json.loads((self.directory / str(step) / "meta" / "data.json").read_text())
-            content, expected = file["content"], file["sha256"]
-            if _hash(content) != expected:
-                raise DamagedCheckpoint("its meta data do not match their hash")
-        if content["format"] > FORMAT:
-            raise UserError(
-                f"checkpoint {step} in {self.directory} has format {content['format']}, this version reads "
-                f"up to {FORMAT}; install a newer version"
-            )
+        """What process 0 reads of a checkpoint's description, and of its checksums, on every process."""
+        content, problem = None, None
+        if is_first():
+            try:
+                content = files.read_content(self._path(step))
+                self._refuse_newer(step, content)
+                content["checksums"] = files.read_checksums(self._path(step), content)
+            except (DamagedCheckpoint, UserError) as error:
+                content, problem = None, [type(error) is UserError, str(error)]
+        content, problem = told([content, problem])
+        if problem is not None:
+            refused, text = problem
+            raise UserError(text) if refused else DamagedCheckpoint(text)
         return content
 
-    def _load(self, step: int, params: Any, opt_state: Any, accept: Callable | None) -> Restored:
-        content = self._content(step)
-        if accept is not None:
-            accept(content["meta"])
-        wanted = {"model": _leaves(params)}
-        if opt_state is not None:
-            wanted["optimizer"] = _leaves(opt_state)
-        for item, leaves in wanted.items():
-            where = f"checkpoint {step} in {self.directory}"
-            _refuse_other(content["leaves"][item], _describe(leaves), opt_state is not None, where)
-        arrays = self._arrays(step, wanted, content["leaves"])
-        return Restored(
-            step=step,
-            params=_rebuild(params, arrays["model"]),
-            opt_state=None if opt_state is None else _rebuild(opt_state, arrays["optimizer"]),
-            meta=content["meta"],
-        )
+    def _refuse_newer(self, step: int, content: dict[str, Any]) -> None:
+        if content["format"] > files.FORMAT:
+            raise UserError(
+                f"{self._where(step)} has format {content['format']}, this version reads up to {files.FORMAT}; install "
+                f"a newer version"
+            )
 
-    def _arrays(self, step: int, wanted: dict[str, dict], stored: dict[str, dict]) -> dict[str, dict]:
+    def _arrays(self, step: int, wanted: Items, content: dict[str, Any]) -> Items:
         """The wanted leaves of each item in their stored dtype, verified against the checksums."""
-        path = self.directory / str(step)
-        items = {
-            item: _nest({name: _abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()})
-            for item, leaves in wanted.items()
-            if leaves
-        }
-        number = sum(len(leaves) for leaves in stored.values())
-        items["checksums"] = {"uint32": _abstract(np.zeros(number, np.uint32), "uint32")}
-        with _damage(), _context():
-            found = ocp.checkpointables_metadata(path).metadata
-            for item in items.keys() & wanted.keys():
-                if _describe(_leaves(found[item])) != stored[item]:
-                    raise DamagedCheckpoint(f"the arrays of its {item} are not those that were saved")
-            loaded = ocp.load_checkpointables(path, items)
-        arrays = {item: _leaves(loaded.get(item, {})) for item in wanted}
-        names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
-        checksums = _checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])
-        expected = np.asarray(loaded["checksums"]["uint32"])[: len(names)]
-        bad = np.flatnonzero(np.asarray(checksums) != expected)
-        if bad.size:
-            raise DamagedCheckpoint(f"{names[bad[0]]} does not match its checksum")
+        _together(lambda: files.check_structure(self._path(step), wanted, content))
+        arrays, checksums = _together(lambda: files.read_arrays(self._path(step), wanted, content))
+        files.verify(arrays, content["checksums"] or checksums or {})
         return arrays
 
+    def _entries(self) -> list[epath.Path]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    """uint32 [len(leaves)]: for each leaf the sum of its elements' bits x (2i + 1) mod 2^32.
+    def _leftovers(self) -> list[epath.Path]:
+        """What a kill has left of a save or of a deletion."""
+        return [
+            path
+            for path in self._entries()
+            if files.TEMPORARY in path.name
+            or path.name.endswith(_DELETED)
+            or (path.name.isdecimal() and not files.complete(path))
+        ]
 
-    i is the element's index in row-major order. The weights are odd, so any change of one element shows; the
-    sum has no order, so it is the same on every sharding.
-    """
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
+    def _has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, or will be when what is running is done."""
+        return any(step == pending for pending, _ in self._pending) or step in self.steps()
 
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / str(step)
 
-def _checksum(x: jax.Array) -> jax.Array:
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    size = x.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32))
-    index = jnp.zeros((), jnp.uint32)
-    for axis, length in enumerate(bits.shape):
-        index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """{"layers/0/attn/q/kernel": leaf, ...}, sorted by name. None and empty nodes leave no trace."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return dict(sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in pairs))
+    def _where(self, step: int) -> str:
+        return f"checkpoint {step} in {self.directory}"
 
 
-def _rebuild(tree: Any, leaves: dict[str, Any]) -> Any:
-    """The tree of `tree` with the leaves of that name, each in the dtype of the leaf it replaces."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves[jax.tree_util.keystr(path, simple=True, separator="/")].astype(leaf.dtype),
-        tree,
-    )
-
-
-def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _describe(leaves: dict[str, Any]) -> dict[str, list]:
-    return {name: [list(leaf.shape), jnp.dtype(leaf.dtype).name] for name, leaf in leaves.items()}
-
-
-def _abstract(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding)
-
-
-def _refuse_other(stored: dict, wanted: dict, same_dtype: bool, where: str) -> None:
-    """Raises UserError unless names and shapes (and dtypes) agree; it names the first few that do not."""
-    if not same_dtype:
-        stored, wanted = ({name: [leaf[0]] for name, leaf in tree.items()} for tree in (stored, wanted))
-    if stored == wanted:
-        return
-
-    def show(tree: dict, name: str) -> str:
-        return " ".join(map(str, tree[name])) if name in tree else "missing"
-
-    different = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
-    lines = [f"{name}: {show(stored, name)} there, {show(wanted, name)} here" for name in different[:3]]
-    more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
-    raise UserError(f"{where} holds another model or optimizer: {'; '.join(lines)}{more}")
-
-
-@contextlib.contextmanager
-def _damage():
-    """Turns whatever reading a broken file raises into DamagedCheckpoint; a full memory is not damage."""
+def _together(look: Callable[[], Any]) -> Any:
+    """What `look` gives on this process; DamagedCheckpoint on all of them where it raised that on one."""
+    found, problem = None, None
     try:
-        yield
-    except (DamagedCheckpoint, MemoryError, PermissionError):
-        raise
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {reason}") from error
-
-
-def _context() -> ocp.Context:
-    """Orbax options: no compression (it is several times slower), `meta` as a plain JSON file."""
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    context = ocp.Context()
-    context.array.saving.use_compression = False
-    context.checkpointables.registry = registry
-    return context
-
-
-def _hash(content: dict) -> str:
-    return sha256_hex(json.dumps(content, sort_keys=True).encode())
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _fsync_tree(path: Path) -> None:
-    for folder, _, files in os.walk(path):
-        for name in files:
-            _fsync(Path(folder, name))
-        _fsync(Path(folder))
+        found = look()
+    except DamagedCheckpoint as error:
+        problem = str(error)
+    problem = first_problem(problem)
+    if problem is not None:
+        raise DamagedCheckpoint(problem)
+    return found

@@ -4,8 +4,10 @@ runs/<name>/recipe.yaml     the resolved recipe
 runs/<name>/tokenizer/      written before the first step and read from there afterwards
 runs/<name>/checkpoints/    see zoo.checkpoints
 runs/<name>/metrics.jsonl   see zoo.train.metrics
-runs/<name>/report.md, loss.png, tensorboard/
+runs/<name>/report.md, loss.png, samples.md, tensorboard/
 runs/<name>/result.json     written last: the step reached, the evaluation, the sample
+
+Where logging.runs_dir is remote, the checkpoints lie there and all else in a local directory: see zoo.run_mirror.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.recipe import Recipe, load_recipe, resume_diff
+from zoo.run_mirror import LOCAL_LOCK_FILE, Mirror
 from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write
 
@@ -54,24 +57,39 @@ def refuse_other_recipe(recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory until the end of this process, however it ends. UserError if another holds it."""
-    with (run_dir / ".lock").open("w") as file:
+def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
+    """Make a run directory and hold it until the end of this process, however it ends; with a mirror the remote one
+    too.
+
+    UserError if another process holds it, or it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / LOCAL_LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(
+            f"{shown(run_dir)} cannot be written ({error.strerror}); make it writable, or choose another "
+            f"logging.runs_dir"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{shown(run_dir)}: another process is training this run; wait for it, or stop it"
             ) from None
-        yield
+        with contextlib.nullcontext() if mirror is None else mirror.locked():
+            yield
 
 
-def clear(run_dir: Path) -> None:
+def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
     """Delete a run. Its recipe.yaml goes last, so that what a kill leaves is still known as a run."""
+    if mirror is not None:
+        mirror.clear()
     for path in sorted(run_dir.iterdir(), key=lambda path: path.name == "recipe.yaml"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif path.name != LOCAL_LOCK_FILE:
             path.unlink()
 
 
