@@ -27,8 +27,8 @@ def plain(hidden, kernel, bias, softcap, targets, mask):
     return (nll * mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def fused(hidden, kernel, bias, softcap, targets, mask, chunk=None):
-    nll, count = cross_entropy(hidden, kernel, bias, softcap, targets, mask, chunk=chunk)
+def fused(hidden, kernel, bias, softcap, targets, mask, chunk=None, columns=None):
+    nll, count = cross_entropy(hidden, kernel, bias, softcap, targets, mask, chunk=chunk, columns=columns)
     return nll / jnp.maximum(count, 1)
 
 
@@ -56,6 +56,24 @@ def test_value_and_gradients_are_those_of_the_plain_loss(mask, chunk, bias, soft
         np.testing.assert_allclose(fused(*args, chunk), expected, rtol=1e-12)  # without gradients, its own code
         for actual, wanted in zip(gradients, expected_gradients, strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias,softcap", [(False, None), (True, 1.5)])
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+def test_columns_beyond_the_vocabulary_count_for_nothing(bias, softcap, shift):
+    """Also where every real logit lies far below the zeros of the padding."""
+    with jax.enable_x64(True):
+        hidden, kernel, b, targets = inputs()
+        hidden, kernel = np.abs(hidden), np.abs(kernel) + shift
+        args = (hidden, kernel, b if bias else None, softcap, targets, MASKS["some"])
+        argnums = (0, 1, 2) if bias else (0, 1)
+        value, gradients = jax.value_and_grad(fused, argnums)(*args, 4, 16)
+        expected, expected_gradients = jax.value_and_grad(plain, argnums)(*args)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(fused(*args, 4, 16), expected, rtol=1e-12)
+        for actual, wanted in zip(gradients, expected_gradients, strict=True):
+            assert actual.shape == wanted.shape
+            np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_to_predict_is_loss_zero_with_zero_gradients():

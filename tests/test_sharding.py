@@ -101,9 +101,10 @@ EIGHT_DEVICES = """
     sys.path.insert(0, {tests!r})
     import jax, jax.numpy as jnp, numpy as np
     from flax import nnx
-    from jax.sharding import AxisType
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from tiny_models import tiny, TINY
     from zoo import registry
+    from zoo.layers.embedding import Embedding
     from zoo.layers.sharding import constrain
     from zoo.models import build
 
@@ -140,6 +141,21 @@ EIGHT_DEVICES = """
         np.testing.assert_allclose(got, value, rtol=2e-6)
         for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(grads)):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-7)
+
+    # More tokens than rows: no device ever holds what was looked up for all of them.
+    mesh = jax.make_mesh((1, 8, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    definition = nnx.graphdef(Embedding(96, 32, key=jax.random.key(0), init=jax.random.normal))
+    table = jax.device_put(jnp.arange(96 * 32.0).reshape(96, 32), NamedSharding(mesh, P(None, "fsdp")))
+    ids = jax.device_put(jnp.arange(40 * 12).reshape(40, 12) % 96, NamedSharding(mesh, P("fsdp")))
+
+    def lookup(table, ids):
+        embed = nnx.merge(definition, {{"embedding": table}})
+        return constrain(embed(ids), ("batch", "length", "features"))
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lookup).lower(table, ids).compile()
+        assert "f32[5,12,32]" in compiled.as_text() and "[40,12," not in compiled.as_text()
+        np.testing.assert_array_equal(compiled(table, ids), np.asarray(table)[np.asarray(ids)])
     print("equal on", len(meshes))
 """
 

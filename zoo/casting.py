@@ -6,9 +6,11 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from zoo.models.build import cast_floats
+
 
 class Casting(nnx.Module):
-    """`inner` with its floating-point parameters cast to `compute_dtype` at the beginning of every call.
+    """`inner` with its parameters cast to `compute_dtype` at the beginning of every call, but for scalars and adapters.
 
     It keeps the contract of a model, so whatever calls one can call this. The casts are part of the compiled
     call: the parameters themselves stay as they are, and a gradient would reach them.
@@ -49,4 +51,4 @@ class Casting(nnx.Module):
 
     def _cast(self) -> nnx.Module:
         graphdef, params = nnx.split(self.inner)
-        return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(self.compute_dtype), params))
+        return nnx.merge(graphdef, cast_floats(nnx.to_pure_dict(params), self.compute_dtype))

@@ -13,6 +13,7 @@ from zoo.layers.kv_cache import KVCache
 from zoo.layers.linear import Linear
 from zoo.layers.norm import rms_normalize
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import LayerNumber
 
 Rotation = Callable[[Float[Array, "B T N H"]], Float[Array, "B T N H"]]
 
@@ -92,7 +93,7 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         rotate: Rotation = no_rotation,
         *,
-        layer: int = 0,
+        layer: LayerNumber = 0,
         window: int | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
@@ -102,7 +103,7 @@ class Attention(nnx.Module):
 
         Args:
             rotate: puts positions into queries and keys.
-            layer: which layer of the cache is this one's.
+            layer: which layer of the cache is this one's (a Python int where there is a cache).
             window: how many tokens before its own each one sees; None: all.
             segment_ids: without a cache, ids that attention does not cross; with one, 0 = pad, not written.
             value_embeds: [B, T, K * head_dim], for a layer that mixes them into its values.

@@ -1,6 +1,16 @@
-"""Scaled dot-product attention: one function for training, prefill and cached steps."""
+"""Scaled dot-product attention: one function for training, prefill and cached steps, by the kernel that suits them.
 
+`attention_kernel` decides from the platform of the ambient mesh's devices and from shapes alone, before anything is
+compiled: no kernel is tried and caught.
+"""
+
+import logging
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -8,12 +18,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers.attention_accelerators import LANES, cudnn_attention, splash_attention
+from zoo.layers.attention_cpu import blockwise
+from zoo.layers.attention_masks import MASKED, visible
 from zoo.layers.linear import matmul_precision
 from zoo.layers.precision import rounded
 
-# Finite, so that a row in which nothing is allowed gives numbers (the mean of v) and no NaN.
-MASKED = -1e30
+logger = logging.getLogger(__name__)
+
+# Queries in a block. Small ones stay in a CPU's caches; an accelerator wants fewer and larger products.
 QUERY_BLOCK = 128
+ACCELERATOR_QUERY_BLOCK = 512
 
 
 def attention(
@@ -33,22 +48,144 @@ def attention(
     i - j <= w. mask: True = may be seen. segment_ids: only keys of the query's own segment are seen.
     softmax_dtype: with less precision than float32, scores and softmax are rounded to it at every turn, for
     weights that were trained so.
-    Causal attention goes block by block of queries, and each block reads only the keys it may see: half the
-    work, and the scores never exist as [B, N, T, S].
+    Which kernel computes it: see `attention_kernel`.
     """
-    length = q.shape[1]
-    exact = _is_exact(softmax_dtype)
-    if causal and mask is None and segment_ids is None and exact and _on_one_cpu():
-        return _ungrouped(_blockwise(QUERY_BLOCK, window, _grouped(q, k.shape[2]), _heads_first(k), _heads_first(v)))
+    choice = attention_kernel(
+        length=q.shape[1],
+        head_dim=q.shape[3],
+        dtype=q.dtype,
+        plain=causal and mask is None,
+        segmented=segment_ids is not None,
+        softmax_dtype=softmax_dtype,
+    )
+    _note(choice)
+    if choice.name == "cudnn":
+        return cudnn_attention(q, k, v, window=window, segment_ids=segment_ids)
+    if choice.name == "splash":
+        return splash_attention(q, k, v, window=window, segment_ids=segment_ids)
+    if choice.name == "cpu":
+        return _ungrouped(blockwise(QUERY_BLOCK, window, _grouped(q, k.shape[2]), _heads_first(k), _heads_first(v)))
+    return _by_products(q, k, v, causal, window, mask, segment_ids, softmax_dtype)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What computes attention, and, where it is not the platform's own kernel, why."""
+
+    name: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})" if self.why else self.name
+
+
+def attention_kernel(
+    *,
+    length: int,
+    head_dim: int,
+    dtype: DTypeLike,
+    plain: bool = True,
+    segmented: bool = False,
+    softmax_dtype: DTypeLike = jnp.float32,
+) -> Kernel:
+    """The kernel for attention of `length` tokens on the devices of the ambient mesh (`jax.set_mesh`).
+
+    cudnn: on GPUs, cuDNN's fused attention. splash: on TPUs from v4 on, splash attention. cpu: on one CPU, for rows
+    without segments, a head at a time. xla: plain products, block by block of queries, for all else; each block reads
+    only the keys it may see, and the scores never exist as [B, N, T, S].
+
+    Args:
+        dtype: of queries, keys and values.
+        plain: whether the mask is causal with at most a window, without a mask given from outside.
+        segmented: whether there are segment ids.
+        softmax_dtype: as in `attention`; the fused kernels compute the softmax in float32.
+    """
+    platform, kind = _device()
+    if not plain:
+        return Kernel("xla", "a mask of its own")
+    if not _is_exact(softmax_dtype):
+        return Kernel("xla", f"the softmax is to be rounded to {jnp.dtype(softmax_dtype).name}")
+    if platform == "gpu":
+        why = _why_not_cudnn(length, head_dim, dtype, segmented)
+        return Kernel("xla", why) if why else Kernel("cudnn")
+    if platform == "tpu":
+        why = _why_not_splash(length, dtype, kind)
+        return Kernel("xla", why) if why else Kernel("splash")
+    if segmented:
+        return Kernel("xla", "segments")
+    # Rows spread over devices must not be walked one by one.
+    return Kernel("cpu") if jax.sharding.get_abstract_mesh().size <= 1 else Kernel("xla", "several CPU devices")
+
+
+def _device() -> tuple[str, str]:
+    """Platform (cpu, gpu, tpu) and kind of what is compiled for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        device = jax.devices()[0]
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+    return platform, device.device_kind
+
+
+def _why_not_cudnn(length, head_dim, dtype, segmented):
+    # From an ambient mesh alone, without the GPU in this process, the newest are assumed.
+    gpus = [device for device in jax.local_devices() if hasattr(device, "compute_capability")]
+    capability = float(gpus[0].compute_capability) if gpus else 9.0
+    widest = 256 if capability >= 9 else 128
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"{jnp.dtype(dtype).name}; cuDNN's attention takes bfloat16 and float16"
+    if capability < 8:
+        return f"compute capability {capability}; cuDNN's attention wants 8.0"
+    if head_dim % 8 or head_dim > widest:
+        return f"heads of {head_dim}; cuDNN's attention takes multiples of 8 up to {widest}"
+    if segmented and length % 2:
+        return f"{length} tokens in segments; cuDNN's attention takes even lengths"
+    return ""
+
+
+def _why_not_splash(length, dtype, kind):
+    generation = re.search(r"\d+", kind)
+    if generation and int(generation.group()) < 4:
+        return f"{kind}; its compiler refuses such kernels"
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"{jnp.dtype(dtype).name}; splash attention is for bfloat16"
+    if length % LANES:
+        return f"{length} tokens; splash attention takes multiples of {LANES}"
+    return ""
+
+
+_recorded: ContextVar[list[Kernel] | None] = ContextVar("zoo_attention_kernels", default=None)
+
+
+@contextmanager
+def recorded_kernels() -> Iterator[list[Kernel]]:
+    """Collects the kernels chosen by what is traced within it, each once."""
+    kernels: list[Kernel] = []
+    token = _recorded.set(kernels)
+    try:
+        yield kernels
+    finally:
+        _recorded.reset(token)
+
+
+def _note(choice):
+    logger.debug("attention by %s", choice)
+    kernels = _recorded.get()
+    if kernels is not None and choice not in kernels:
+        kernels.append(choice)
+
+
+def _by_products(q, k, v, causal, window, mask, segment_ids, softmax_dtype):
+    length, exact = q.shape[1], _is_exact(softmax_dtype)
     q, k, v = _grouped(q, k.shape[2], scaled=exact), _heads_first(k), _heads_first(v)
     attend = _attend if exact else partial(_attend_rounded, softmax_dtype)
-    block = QUERY_BLOCK if causal else length
+    size = QUERY_BLOCK if _device()[0] == "cpu" else ACCELERATOR_QUERY_BLOCK
+    block = size if causal else length
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         first = max(0, start - window) if causal and window is not None else 0
         last = stop if causal else k.shape[2]
-        allowed = _allowed(start, stop, first, last, causal, window, mask, segment_ids)
+        allowed = visible(start, stop, first, last, causal=causal, window=window, mask=mask, segment_ids=segment_ids)
         outputs.append(attend(q[..., start:stop, :], k[:, :, first:last], v[:, :, first:last], allowed))
     return _ungrouped(jnp.concatenate(outputs, axis=3))
 
@@ -94,27 +231,6 @@ def _ungrouped(out):
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, head_dim)
 
 
-def _allowed(start, stop, first, last, causal, window, mask, segment_ids):
-    """The mask of queries start..stop against keys first..last, broadcastable to [B, K, G, t, s], or None."""
-    parts = []
-    if causal:
-        distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, last)
-        parts.append(distance >= 0)
-        if window is not None:
-            parts.append(distance <= window)
-    if mask is not None:
-        parts.append(mask[:, :, None, start:stop, first:last])
-    if segment_ids is not None:
-        same = segment_ids[:, start:stop, None] == segment_ids[:, None, first:last]
-        parts.append(same[:, None, None])
-    if not parts:
-        return None
-    allowed = parts[0]
-    for part in parts[1:]:
-        allowed = allowed & part
-    return allowed
-
-
 def _attend(q, k, v, allowed):
     """q [B,K,G,t,H] (scaled), k and v [B,K,s,H] -> [B,K,G,t,H].
 
@@ -153,83 +269,3 @@ def _attend_rounded(dtype, q, k, v, allowed):
     weights = kept(jnp.exp(kept(scores - peak)))
     weights = kept(weights / kept(jnp.sum(weights, axis=-1, keepdims=True)))
     return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=precision)
-
-
-# Plain causal attention on a CPU: one kv head of one row at a time, so that a block of scores is written and read
-# within the core's own cache, and backward from the log of each query's sum instead of saved weights
-# (Dao et al., arXiv:2205.14135). Measured with 8 rows of 768: 0.8 of the time of the code above.
-
-
-def _on_one_cpu() -> bool:
-    # The mesh (of size 0 where there is none) knows what is compiled for; rows spread over devices must not be
-    # walked one by one.
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    return mesh.size <= 1 and (jax.default_backend() if device is None else device.platform) == "cpu"
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _blockwise(block, window, q, k, v):
-    """q [B,K,G,T,H] (scaled), k and v [B,K,T,H] -> [B,K,G,T,H]."""
-    return _blockwise_forward(block, window, q, k, v)[0]
-
-
-def _blockwise_forward(block, window, q, k, v):
-    out, log_sum = _each_head(partial(_head_forward, block, window), q, k, v)
-    return out, (q, k, v, out, log_sum)
-
-
-def _blockwise_backward(block, window, saved, d_out):
-    return _each_head(partial(_head_backward, block, window), *saved, d_out)
-
-
-_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
-
-
-def _each_head(function, *arrays):
-    """`function` of every [b, k] part of the arrays, one after the other."""
-    batch, kv_heads = arrays[0].shape[:2]
-    parts = tuple(array.reshape(-1, *array.shape[2:]) for array in arrays)
-    results = jax.lax.map(lambda part: function(*part), parts)
-    return tuple(result.reshape(batch, kv_heads, *result.shape[1:]) for result in results)
-
-
-def _head_forward(block, window, q, k, v):
-    """q [G,T,H], k and v [T,H] -> the output [G,T,H] and the log of the sum of exponentials [G,T]."""
-    length, outs, log_sums = q.shape[1], [], []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        first = 0 if window is None else max(0, start - window)
-        scores = _dot("gth,sh->gts", q[:, start:stop], k[first:stop])
-        scores = jnp.where(_allowed(start, stop, first, stop, True, window, None, None), scores, MASKED)
-        peak = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - peak)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        outs.append((_dot("gts,sh->gth", weights.astype(v.dtype), v[first:stop]) / total).astype(v.dtype))
-        log_sums.append((peak + jnp.log(total))[..., 0])
-    return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
-
-
-def _head_backward(block, window, q, k, v, out, log_sum, d_out):
-    """Gradients of q [G,T,H], k and v [T,H], block by block of keys: each meets only the queries that see it."""
-    length, d_ks, d_vs = q.shape[1], [], []
-    d_q = jnp.zeros(q.shape, jnp.float32)
-    inner = jnp.sum(out * d_out, axis=-1, dtype=jnp.float32)
-    for first in range(0, length, block):
-        last = min(first + block, length)
-        stop = length if window is None else min(length, last + window)
-        seen = slice(first, stop)
-        # Keys stand before queries here: [s, G, t].
-        scores = _dot("sh,gth->sgt", k[first:last], q[:, seen])
-        allowed = _allowed(first, stop, first, last, True, window, None, None).T[:, None]
-        weights = jnp.exp(jnp.where(allowed, scores, MASKED) - log_sum[:, seen])
-        d_vs.append(_dot("sgt,gth->sh", weights.astype(v.dtype), d_out[:, seen]))
-        d_scores = weights * (_dot("sh,gth->sgt", v[first:last], d_out[:, seen]) - inner[:, seen])
-        d_scores = d_scores.astype(q.dtype)
-        d_ks.append(_dot("sgt,gth->sh", d_scores, q[:, seen]))
-        d_q = d_q.at[:, seen].add(_dot("sgt,sh->gth", d_scores, k[first:last]))
-    return d_q.astype(q.dtype), *(jnp.concatenate(d).astype(q.dtype) for d in (d_ks, d_vs))
-
-
-def _dot(equation, a, b):
-    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)

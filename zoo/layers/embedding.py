@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.layers.initializers import Initializer
 from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.sharding import constrain
 from zoo.layers.softcap import softcap
 
 
@@ -25,9 +26,15 @@ class Embedding(nnx.Module):
         axes: tuple[str, str] = ("vocab", "embed"),
     ):
         self.embedding = nnx.Param(init(key, (rows, features)), axes=axes)
+        self.rows_axis = axes[0]
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embedding[...][ids]
+        table = self.embedding[...]
+        if ids.size > len(table):
+            # On a mesh whose devices hold parts of the features these are brought together first. Rows looked up in
+            # parts would be dealt out by batch by way of every device holding all of them: more than the table.
+            table = constrain(table, (self.rows_axis, "features"))
+        return table[ids]
 
     def as_head(self, vocab_size: int | None = None) -> Float[Array, "D V"]:
         """The kernel of a head tied to this table, of its first `vocab_size` rows (default: all)."""

@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "positions": (),
-    # Value embeddings are looked up once a layer: whole rows' features lie apart, so no look-up moves a row.
+    # Tables of value embeddings are most of a model that has them: every device keeps its part of them.
     "value_vocab": (),
     "value_features": ("fsdp", "tensor"),
     "gate_features": (),

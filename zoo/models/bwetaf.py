@@ -26,6 +26,7 @@ from zoo.layers.norm import RMSNorm
 from zoo.layers.precision import rounded
 from zoo.layers.rotary import rotary_tables, rotate_full_width, rotate_split_half
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
 from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
@@ -72,6 +73,11 @@ class BwetafConfig(ModelConfig):
         self.check_heads()
         if self.dropout >= 1:
             raise UserError(f"model.dropout: must be below 1, got {self.dropout}")
+
+    @property
+    def layers_alike(self) -> bool:
+        """Not where the first norm is the package's."""
+        return not self.legacy_casts
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of training, in rows of `seq_len` tokens; see `training_flops`."""
@@ -122,7 +128,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         rotate: Rotation,
-        layer: int,
+        layer: LayerNumber,
         segment_ids: Int[Array, "B T"] | None,
         cache: KVCache | None,
         key: Array | None,
@@ -170,8 +176,12 @@ class Bwetaf(Decoder):
             x = rounded(x, jnp.bfloat16)
         x = constrain(x, ACTIVATION)
         rotate = self._rotation(positions)
-        for i, block in enumerate(self.layers):
-            x, cache = block(x, rotate, i, segment_ids, cache, key, legacy_norm=config.legacy_casts and i == 0)
+
+        def apply(block, x, layer, cache):
+            first = config.legacy_casts and layer == 0
+            return block(x, rotate, layer, segment_ids, cache, key, legacy_norm=first)
+
+        x, cache = run_layers(self.layers, x, cache, apply, alike=config.layers_alike)
         if config.final_norm:
             x = self.final_norm(x)
         return x, advanced(cache, tokens, segment_ids)

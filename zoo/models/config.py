@@ -61,6 +61,11 @@ class ModelConfig:
         """
         return self.max_seq_len
 
+    @property
+    def layers_alike(self) -> bool:
+        """Whether blocks differ in the values of their parameters alone, so that a step may scan over them."""
+        return True
+
     def switches(self) -> dict[str, str]:
         """The architecture in words, a line a named part; what `zoo diff` compares. Classes override it."""
         return {}

@@ -22,6 +22,7 @@ from zoo.layers.mlp import SwiGLU
 from zoo.layers.norm import RMSNorm
 from zoo.layers.rotary import rotary_tables, rotate_interleaved
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
 from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
@@ -82,7 +83,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         rotate: Rotation,
-        layer: int,
+        layer: LayerNumber,
         segment_ids: Int[Array, "B T"] | None,
         cache: KVCache | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -119,8 +120,11 @@ class Cronica(Decoder):
         x = constrain(self.embed(tokens), ACTIVATION)
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         rotate = partial(rotate_interleaved, cos=cos[:, :, None], sin=sin[:, :, None])
-        for i, block in enumerate(self.layers):
-            x, cache = block(x, rotate, i, segment_ids, cache)
+
+        def apply(block, x, layer, cache):
+            return block(x, rotate, layer, segment_ids, cache)
+
+        x, cache = run_layers(self.layers, x, cache, apply)
         return self.final_norm(x), advanced(cache, tokens, segment_ids)
 
     def head(self) -> tuple[Float[Array, "D V"], None, None]:

@@ -23,6 +23,7 @@ from zoo.layers.mlp import SwiGLU
 from zoo.layers.norm import RMSNorm
 from zoo.layers.rotary import ntk_theta, rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
 from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
@@ -105,7 +106,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         rotate: Rotation,
-        layer: int,
+        layer: LayerNumber,
         segment_ids: Int[Array, "B T"] | None,
         cache: KVCache | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -143,8 +144,11 @@ class Llama(Decoder):
         theta = ntk_theta(config.rope_theta, config.rope_ntk_factor, config.head_dim)
         cos, sin = rotary_tables(positions, config.head_dim, theta, jnp.dtype(config.rope_dtype))
         rotate = partial(rotate_split_half, cos=cos[:, :, None], sin=sin[:, :, None])
-        for i, block in enumerate(self.layers):
-            x, cache = block(x, rotate, i, segment_ids, cache)
+
+        def apply(block, x, layer, cache):
+            return block(x, rotate, layer, segment_ids, cache)
+
+        x, cache = run_layers(self.layers, x, cache, apply)
         return self.final_norm(x), advanced(cache, tokens, segment_ids)
 
     def head(self) -> tuple[Float[Array, "D V"], None, None]:

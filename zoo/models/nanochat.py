@@ -28,6 +28,7 @@ from zoo.layers.norm import rms_normalize
 from zoo.layers.residual import Backout, ResidualBlend, Smear, previous_in_row
 from zoo.layers.rotary import rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
 from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions, valid_tokens
 
@@ -108,6 +109,11 @@ class NanochatConfig(ModelConfig):
     def generation_limit(self) -> int:
         """The windows let rows grow past max_seq_len; the original's tables end at ten times that."""
         return ROTARY_ROWS * self.max_seq_len
+
+    @property
+    def layers_alike(self) -> bool:
+        """No: windows and value embeddings differ by layer, and backout takes from the middle."""
+        return False
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of training, in rows of `seq_len` tokens; see `training_flops`."""
@@ -247,11 +253,16 @@ class Nanochat(Decoder):
         cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta, jnp.dtype(config.rope_dtype))
         # The other way round than Llama's: the original's sign.
         rotate = partial(rotate_split_half, cos=cos[:, :, None], sin=-sin[:, :, None])
-        middle = x
-        for i, (block, window) in enumerate(zip(self.layers, config.windows(), strict=True)):
-            x, cache = block(x, x0, tokens, rotate, i, window, segment_ids, cache)
-            if i == config.num_layers // 2:
-                middle = x
+        windows, after_middle = config.windows(), config.num_layers // 2 + 1
+
+        def apply(block, x, layer, cache):
+            return block(x, x0, tokens, rotate, layer, windows[layer], segment_ids, cache)
+
+        layers = list(self.layers)
+        middle, cache = run_layers(layers[:after_middle], x, cache, apply, alike=config.layers_alike)
+        x, cache = run_layers(
+            layers[after_middle:], middle, cache, apply, first=after_middle, alike=config.layers_alike
+        )
         if config.backout:
             x = self.backout(x, middle)
         if config.final_norm:

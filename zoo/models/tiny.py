@@ -22,6 +22,7 @@ from zoo.layers.kv_cache import KVCache
 from zoo.layers.mlp import MLP
 from zoo.layers.norm import LayerNorm
 from zoo.layers.sharding import constrain
+from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
 from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
@@ -105,7 +106,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        layer: int,
+        layer: LayerNumber,
         segment_ids: Int[Array, "B T"] | None,
         cache: KVCache | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -150,8 +151,11 @@ class TinyLM(Decoder):
                 )
             positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens) + self.position(positions), ACTIVATION)
-        for i, block in enumerate(self.layers):
-            x, cache = block(x, i, segment_ids, cache)
+
+        def apply(block, x, layer, cache):
+            return block(x, layer, segment_ids, cache)
+
+        x, cache = run_layers(self.layers, x, cache, apply)
         return self.final_norm(x), advanced(cache, tokens, segment_ids)
 
     def head(self) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None, None]:
