@@ -12,6 +12,9 @@ from zoo.errors import UserError
 from zoo.util import nearest
 
 
+AUTO = "auto"  # stands for a section that the run settles for itself; a field of it given sets the rest to defaults
+
+
 def read_layers(
     path: str | os.PathLike, overrides: Sequence[str] = (), *, not_inherited: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -34,8 +37,9 @@ def read_layers(
         section, dot, field = key.rpartition(".")
         if not dot:
             content[key] = value
-        elif isinstance(content.get(section), dict | None):
-            content[section] = {**(content.get(section) or {}), field: value}
+        elif isinstance(content.get(section), dict | None) or content[section] == AUTO:
+            before = content.get(section)
+            content[section] = {**(before if isinstance(before, dict) else {}), field: value}
         else:
             raise UserError(f"command line: {override}: {section} is not a section; write section.field=value")
         origins[key] = f"command line: {override}"

@@ -18,7 +18,8 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes data, fsdp and tensor (all Auto) over `devices` (None: all there are).
 
     Args:
-        config: the recipe's `mesh` section, see `axis_sizes`.
+        config: the sizes of a recipe's `mesh` section, see `axis_sizes`; `zoo.train.layout.make_mesh_for` chooses those
+            of `mesh: auto`.
         devices: the devices to use.
 
     Raises:
@@ -46,17 +47,74 @@ def axis_sizes(config, num_devices: int) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise UserError where `data.batch_size` rows cannot be shared out evenly over the (data, fsdp) axes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
+def check_batch_size(batch_size: int, mesh: Mesh, microbatch: int | str | None = None) -> None:
+    """Raise UserError where rows cannot be shared out evenly over the (data, fsdp) axes.
+
+    Args:
+        batch_size: `data.batch_size`.
+        mesh: from `make_mesh`.
+        microbatch: `train.microbatch`.
+    """
+    shards = num_row_shards(mesh)
+    for field, rows in (("data.batch_size", batch_size), ("train.microbatch", microbatch)):
+        if isinstance(rows, int) and rows % shards:
+            raise UserError(
+                f"{field}: {rows} rows cannot be shared out over mesh data {mesh.shape['data']} x fsdp "
+                f"{mesh.shape['fsdp']}; take a multiple of {shards}"
+            )
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch lie on the mesh."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(index, count): which of how many equal shares of a batch's rows a process (None: this one) loads for the mesh.
+
+    Processes whose devices hold the same rows (those along a tensor axis that crosses them) have the same share. The
+    rows of a share are those that one process's devices hold, whichever places of the global array these are.
+
+    Raises:
+        UserError: two processes hold rows that overlap without being the same, or unequally many.
+    """
+    held: dict[int, set[int]] = {}  # process: shards of the rows
+    for (data, fsdp, _), device in np.ndenumerate(mesh.devices):
+        held.setdefault(device.process_index, set()).add(data * mesh.shape["fsdp"] + fsdp)
+    shares = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > num_row_shards(mesh):
+        shown = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         raise UserError(
-            f"data.batch_size: {batch_size} rows cannot be shared out over mesh data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']}; take a multiple of {shards}"
+            f"mesh: {shown} gives the {len(held)} processes rows of the batch that partly overlap; choose a tensor "
+            f"size that divides a process's {mesh.devices.size // len(held)} devices, or is a multiple of them"
         )
+    own = held[jax.process_index() if process is None else process]
+    return shares.index(tuple(sorted(own))), len(shares)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch ([rows, T] each), as parts of global arrays [B, T] laid over (data, fsdp)."""
+    """This process's rows of a batch ([rows, T] each), as parts of global arrays [B, T] laid over (data, fsdp).
+
+    Which rows: `batch_share`.
+    """
     rows = NamedSharding(mesh, P(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+
+def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """Of a whole batch ([B, T] each) that every process has made, the rows that `put_batch` wants of this one."""
+    index, count = batch_share(mesh)
+    return {name: np.split(array, count)[index] for name, array in batch.items()}
+
+
+def split_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """[B, ...] laid over (data, fsdp) -> [parts, B / parts, ...] laid so on its second axis.
+
+    Every device splits the rows it holds, so none moves: part i has the i-th rows of each shard. B must divide by
+    parts times the number of shards.
+    """
+    shards, rest = num_row_shards(mesh), x.shape[1:]
+    x = x.reshape(shards, parts, -1, *rest).swapaxes(0, 1)
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))
+    x = x.reshape(parts, -1, *rest)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))

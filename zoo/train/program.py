@@ -3,6 +3,7 @@
 The run, the plan of memory and time, and the benchmarks all take the step from here, so they speak of the same program.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zoo import registry
+from zoo.layers.attention_kernels import Kernel, recorded_kernels
+from zoo.layers.stack import Execution, executing
 from zoo.models import build
 from zoo.recipe import Recipe
+from zoo.train import memory, parameters
 from zoo.train import step as steps
 from zoo.train.mesh import BATCH_AXES
 from zoo.train.optimizers import make_optimizer, make_schedule
@@ -55,6 +59,11 @@ class Program:
         """In which the model computes."""
         return steps.compute_dtype_for(self.recipe.train.compute_dtype, self.mesh)
 
+    @property
+    def execution(self) -> Execution:
+        """How the model's blocks are run."""
+        return Execution(self.recipe.train.scan_layers, self.recipe.train.remat)
+
     @cached_property
     def schedule(self) -> optax.Schedule:
         """The learning rate by step."""
@@ -66,18 +75,25 @@ class Program:
         return make_optimizer(self.recipe.optimizer, self.recipe.train.steps)
 
     @cached_property
-    def _abstract(self) -> tuple[nnx.GraphDef, Tree]:
-        return build.abstract_params(self.spec.model_class(), self.config, mesh=self.mesh, dtype=self.param_dtype)
+    def _parameters(self) -> parameters.Parameters:
+        return parameters.abstract(
+            self.recipe, self.spec.model_class(), self.config, mesh=self.mesh, dtype=self.param_dtype
+        )
 
     @property
     def graphdef(self) -> nnx.GraphDef:
-        """The model's definition."""
-        return self._abstract[0]
+        """The model's definition, its adapters included."""
+        return self._parameters.graphdef
 
     @property
     def params(self) -> Tree:
         """The trained parameters, ShapeDtypeStructs with their shardings."""
-        return self._abstract[1]
+        return self._parameters.trained
+
+    @property
+    def frozen(self) -> Tree:
+        """The parameters that are not trained, likewise; {} where all are."""
+        return self._parameters.frozen
 
     @cached_property
     def opt_state(self) -> Tree:
@@ -104,26 +120,73 @@ class Program:
         shape = (data.batch_size, data.seq_len)
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
 
-    def create(self) -> tuple[Tree, Tree]:
-        """New parameters and optimizer state, made where they belong on the mesh."""
-        _, params = build.create_params(
-            self.spec.model_class(), self.config, self.recipe.train.seed, mesh=self.mesh, dtype=self.param_dtype
-        )
-        return params, steps.init_opt_state(self.tx, params, self.shardings[1])
+    @cached_property
+    def microbatch(self) -> memory.Microbatch:
+        """How many rows go through the model at a time; found out, if `train.microbatch` is auto."""
+        return memory.fit_microbatch(self)
 
-    def step(self) -> steps.TrainStep:
-        """The compiled training step."""
+    @cached_property
+    def attention_kernels(self) -> list[Kernel]:
+        """What computes attention in the step, each kernel once; from a trace of the model alone."""
+
+        def hidden(params, frozen, batch):
+            model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), self.compute_dtype))
+            with executing(self.execution):
+                return model.hidden(
+                    batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
+                )[0]
+
+        with jax.set_mesh(self.mesh), recorded_kernels() as kernels:
+            jax.eval_shape(hidden, self.params, self.frozen, self.batch())
+        return kernels
+
+    def create(self) -> tuple[Tree, Tree]:
+        """New trained parameters and optimizer state, made where they belong on the mesh."""
+        params = self.new_parameters(build.flatten(self.params))
+        return build.unflatten(params), self.new_opt_state(build.unflatten(params))
+
+    def create_frozen(self) -> Tree:
+        """The frozen parameters of a model that begins as nothing else, from the recipe's seed."""
+        return build.unflatten(self.new_parameters(build.flatten(self.frozen)))
+
+    def new_parameters(self, paths: Iterable[str]) -> dict[str, jax.Array]:
+        """The parameters of these paths, new, made where they belong on the mesh."""
+        return parameters.create(
+            self.recipe, self.spec.model_class(), self.config, paths, mesh=self.mesh, dtype=self.param_dtype
+        )
+
+    def new_opt_state(self, params: Tree) -> Tree:
+        """The optimizer's state before the first update of these."""
+        return steps.init_opt_state(self.tx, params, self.shardings[1])
+
+    def step(self, frozen: Tree | None = None) -> steps.TrainStep:
+        """The compiled training step; `frozen` are the arrays of `self.frozen` (None: to compile ahead of time)."""
+        return self._step if frozen is None else self._step.holding(frozen)
+
+    @cached_property
+    def _step(self) -> steps.TrainStep:
+        if self.microbatch.step is not None:
+            return self.microbatch.step
         return steps.make_train_step(
             self.graphdef,
-            {},
+            self.frozen,
             self.tx,
             self.schedule,
             mesh=self.mesh,
             shardings=self.shardings,
             compute_dtype=self.compute_dtype,
             seed=self.recipe.train.seed,
+            microbatches=self.recipe.data.batch_size // self.microbatch.rows,
+            skip_nonfinite=self.recipe.train.on_nonfinite == "skip",
+            execution=self.execution,
         )
 
-    def evaluate(self):
-        """The compiled loss of a batch: see `zoo.train.step.make_eval_step`."""
-        return steps.make_eval_step(self.graphdef, {}, mesh=self.mesh, compute_dtype=self.compute_dtype)
+    def evaluate(self, frozen: Tree | None = None):
+        """The compiled loss of a batch: see `zoo.train.step.make_eval_step`; `frozen` as for `step`."""
+        return steps.make_eval_step(
+            self.graphdef,
+            self.frozen if frozen is None else frozen,
+            mesh=self.mesh,
+            compute_dtype=self.compute_dtype,
+            execution=self.execution,
+        )

@@ -4,18 +4,23 @@ The step knows no model: it needs `hidden` and `head` of the model contract, who
 definition inside the compiled function.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zoo.layers.lora import dropout_key
+from zoo.layers.stack import UNROLLED, Execution, executing
+from zoo.models.build import cast_floats
 from zoo.train.losses import cross_entropy
-from zoo.train.mesh import BATCH_AXES
+from zoo.train.mesh import BATCH_AXES, split_rows
 
 Tree = Any
 
@@ -28,7 +33,8 @@ class TrainStep:
     positions are handed to the model where present); `step` counts from 0 and, with the seed, decides dropout.
 
     metrics are float32 scalars on the device: loss (nats a target over the global batch), grad_norm (before clipping),
-    lr (of this very update), num_targets (sum of the loss mask).
+    lr (of this very update), num_targets (sum of the loss mask); and with `skip_nonfinite` skipped, 1 where loss or
+    grad_norm were not finite and nothing was changed, else 0.
     """
 
     def __init__(self, function: Callable, mesh: Mesh, shardings: tuple[Tree, Tree], frozen: Tree):
@@ -44,9 +50,16 @@ class TrainStep:
         )
 
     def __call__(self, params: Tree, opt_state: Tree, batch: Mapping[str, jax.Array], step) -> tuple[Tree, Tree, dict]:
-        # A Python int would be a weakly typed argument of its own; int32 is one compiled program for all steps.
+        # A Python int would be a weakly typed argument of its own, an array one with a mesh: NumPy's int32 is the one
+        # that `lower` sees, so that what was compiled ahead of time is what runs.
         with jax.set_mesh(self.mesh):
-            return self._compiled(params, opt_state, self._frozen, dict(batch), jnp.int32(step))
+            return self._compiled(params, opt_state, self._frozen, dict(batch), np.int32(step))
+
+    def holding(self, frozen: Tree) -> "TrainStep":
+        """The same compiled function with these frozen parameters."""
+        other = copy.copy(self)
+        other._frozen = frozen
+        return other
 
     def lower(self, params: Tree, opt_state: Tree, batch: Mapping[str, Any], step) -> jax.stages.Lowered:
         """Trace and lower for arrays or ShapeDtypeStructs, to compile ahead of time."""
@@ -64,6 +77,9 @@ def make_train_step(
     shardings: tuple[Tree, Tree],
     compute_dtype: Any = jnp.float32,
     seed: int = 0,
+    microbatches: int = 1,
+    skip_nonfinite: bool = False,
+    execution: Execution = UNROLLED,
 ) -> TrainStep:
     """Build the step of one model and optimizer.
 
@@ -76,43 +92,86 @@ def make_train_step(
         mesh: from `make_mesh`.
         shardings: of (params, opt_state), pinned on the way out: see `opt_state_shardings`.
         compute_dtype: parameters are cast to it once a step; gradients and updates are in the parameters' own dtype.
-        seed: `train.seed`; the model's key of step i is fold_in(key(seed), i).
+        seed: `train.seed`; the model's key of step i is fold_in(key(seed), i), and with several microbatches that of
+            microbatch m of the step is fold_in(fold_in(key(seed), i), m).
+        microbatches: how many parts of the batch go through the model one after the other. Loss and gradient are
+            those of the whole batch (without dropout), summed in float32; memory for activations is that of one part.
+            Rows must divide by microbatches times the (data, fsdp) shards: see `zoo.train.mesh.split_rows`.
+        skip_nonfinite: whether an update whose loss or gradient norm is not finite leaves parameters and optimizer
+            state as they are.
+        execution: how the model's blocks are run, and what of them is saved for the backward pass.
     """
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(params, frozen, batch, key, count=None):
         model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
-        hidden, _ = model.hidden(
-            batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids"), key=key
-        )
-        nll, count = cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
+        with executing(execution), dropout_key(key):
+            hidden, _ = model.hidden(
+                batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids"), key=key
+            )
+        nll, counted = cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
+        count = counted if count is None else count
         return nll / jnp.maximum(count, 1), count
+
+    loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def like_params(gradients):
+        # On one device there is nothing to pin, and the pin alone would change the last bits.
+        return gradients if mesh.size == 1 else jax.lax.with_sharding_constraint(gradients, shardings[0])
+
+    def in_parts(params, frozen, batch, key):
+        # The whole batch's: with it the parts' losses and gradients add up to the whole's.
+        count = jnp.sum(batch["loss_mask"], dtype=jnp.float32)
+
+        def add(sums, part):
+            number, rows = part
+            (loss, _), gradients = loss_and_gradients(params, frozen, rows, jax.random.fold_in(key, number), count)
+            sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, (loss, gradients))
+            return (sums[0], like_params(sums[1])), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        start = (jnp.float32(0), like_params(zeros))
+        parts = (jnp.arange(microbatches), {name: split_rows(x, microbatches, mesh) for name, x in batch.items()})
+        (loss, gradients), _ = jax.lax.scan(add, start, parts)
+        return (loss, count), jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
 
     def train_step(params, opt_state, frozen, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        (loss, count), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
-        updates, opt_state = tx.update(gradients, opt_state, params)
-        metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(gradients),
-            "lr": jnp.asarray(schedule(step), jnp.float32),
-            "num_targets": count,
-        }
-        return optax.apply_updates(params, updates), opt_state, metrics
+        (loss, count), gradients = (loss_and_gradients if microbatches == 1 else in_parts)(params, frozen, batch, key)
+        gradients = like_params(gradients)
+        grad_norm = optax.tree.norm(gradients)
+        updates, new_state = tx.update(gradients, opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "num_targets": count}
+        if skip_nonfinite:
+            good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new_params, new_state = jax.tree.map(
+                lambda new, old: jnp.where(good, new, old), (new_params, new_state), (params, opt_state)
+            )
+            metrics["skipped"] = 1 - good.astype(jnp.float32)
+            step = updates_done(opt_state, step)
+        metrics["lr"] = jnp.asarray(schedule(step), jnp.float32)
+        return new_params, new_state, metrics
 
     return TrainStep(train_step, mesh, shardings, frozen)
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, frozen: Tree, *, mesh: Mesh, compute_dtype: Any = jnp.float32
+    graphdef: nnx.GraphDef,
+    frozen: Tree,
+    *,
+    mesh: Mesh,
+    compute_dtype: Any = jnp.float32,
+    execution: Execution = UNROLLED,
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """`evaluate(params, batch) -> (nll, count)`: the summed loss and mask of a batch, without dropout or donation."""
 
     @jax.jit
     def evaluate(params, frozen, batch):
         model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
-        hidden, _ = model.hidden(
-            batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
-        )
+        with executing(execution):
+            hidden, _ = model.hidden(
+                batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
+            )
         return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
 
     def on_mesh(params, batch):
@@ -128,18 +187,6 @@ def merged(params: Tree, frozen: Tree) -> Tree:
         return params
     both = {key: merged(params[key], frozen[key]) for key in params.keys() & frozen.keys()}
     return {**params, **frozen, **both}
-
-
-def cast_floats(tree: Tree, dtype: Any) -> Tree:
-    """`tree` with its floating arrays in `dtype`.
-
-    Scalars stay as they are: those of the residual stream act in float32, where bfloat16 would cost them three digits.
-    """
-
-    def cast(x):
-        return x.astype(dtype) if x.ndim and jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(cast, tree)
 
 
 def compute_dtype_for(name: str, mesh: Mesh) -> Any:
@@ -174,6 +221,20 @@ def opt_state_shardings(
         return replicated
 
     return jax.tree.map_with_path(choose, jax.eval_shape(tx.init, abstract_params))
+
+
+def updates_done(opt_state: Tree, step: Any) -> Any:
+    """How many updates the optimizer's schedule has counted; `step` where it has none.
+
+    Skipped steps are no updates: from the first one on, its schedule lags behind the number of the step. The moments
+    have a count of their own, which is ahead where they were taken over from another run.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return next((node.count for node in nodes if is_schedule(node)), step)
 
 
 def init_opt_state(tx: optax.GradientTransformation, params: Tree, shardings: Tree) -> Tree:
