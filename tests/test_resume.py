@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from zoo import run as run_module
 from zoo.checkpoints import Checkpoints
 from zoo.cli.train import main
 from zoo.errors import UserError
+from zoo.run import evaluations
+from zoo.run.cronica import CronicaTask
 from zoo.tokenizers.cronica import STYLES
-from zoo.train.loop import Callback, Stopped, StopSignal, Trainer, TrainState
+from zoo.train.loop import Callback, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, read_metrics
 from zoo.train.report import write_report
 from zoo.train.step import TrainStep
+from zoo.train.stop import Stopped, StopSignal
 
-STEPS, EVERY = 20, 6
+STEPS, EVERY, EVALUATED = 20, 6, 7
 EXACT = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss")
 
 
@@ -69,7 +73,7 @@ def write_inputs(directory: Path) -> Path:
         "train": {"steps": STEPS},
         "checkpoint": {"every": EVERY},
         "logging": {"runs_dir": str(directory / "runs"), "every": 1},
-        "eval": {"every": 7, "num_pairs": 4, "cronicas": 0, "final_sample": False},
+        "eval": {"every": EVALUATED, "num_pairs": 4, "cronicas": 0, "final_sample": False},
     }
     (directory / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return directory / "tiny.yaml"
@@ -111,14 +115,14 @@ def killed_run(recipe: Path, when: str, step: int) -> None:
     program = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
-        from zoo import checkpoints, run
+        from zoo import checkpoint_files, run
         from zoo.cli.train import main
         from zoo.train.step import TrainStep
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        run_step, save = TrainStep.__call__, checkpoints.ocp.save_checkpointables_async
+        run_step, save = TrainStep.__call__, checkpoint_files.ocp.save_checkpointables_async
 
         def step(self, params, opt_state, batch, number):
             here = number == {step} - 1
@@ -140,7 +144,7 @@ def killed_run(recipe: Path, when: str, step: int) -> None:
 
         run.peak_flops = lambda: (1e11, "not measured")
         TrainStep.__call__ = step
-        checkpoints.ocp.save_checkpointables_async = save_and_die
+        checkpoint_files.ocp.save_checkpointables_async = save_and_die
         sys.exit(main([{str(recipe)!r}]))
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
@@ -156,11 +160,11 @@ def test_killed_at_any_moment_it_gives_the_same_numbers(tmp_path, undisturbed):
     assert Checkpoints(run_dir / "checkpoints").steps() == []
     assert 0 < len(exact(run_dir)) < 3
     killed_run(recipe, "during", EVERY + 4)
-    assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY]
+    assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY, EVALUATED]
     after = exact(run_dir)
     assert EVERY < len(after) < EVERY + 4 and after == expected[: len(after)]
     killed_run(recipe, "in save", 2 * EVERY)
-    assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY]
+    assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY, EVALUATED]
     assert len(exact(run_dir)) == 2 * EVERY
 
     # And a line torn by a power cut.
@@ -197,7 +201,7 @@ def test_stopped_stopped_harder_and_damaged_it_goes_on_to_the_same_numbers(
         assert main([str(recipe)]) == 0
     command = capsys.readouterr().out.splitlines()[-1].removeprefix("saved step 9; go on with: zoo-train ")
     assert Path(command) == run_dir / "recipe.yaml"
-    assert checkpoints.steps() == [6, 9]
+    assert checkpoints.steps() == [7, 9]
     assert exact(run_dir) == expected[:9]
     assert "Interrupted at step 9 of 20" in (run_dir / "report.md").read_text()
     assert (run_dir / "loss.png").stat().st_size > 1000
@@ -209,16 +213,16 @@ def test_stopped_stopped_harder_and_damaged_it_goes_on_to_the_same_numbers(
     out = capsys.readouterr().out
     assert "going on from the checkpoint of step 9" in out
     assert "stopped by SIGINT; go on with: zoo-train" in out
-    assert checkpoints.steps() == [9, 12]
+    assert checkpoints.steps() == [12, 14]
 
-    newest = [file for file in (run_dir / "checkpoints" / "12").rglob("*") if file.is_file()]
+    newest = [file for file in (run_dir / "checkpoints" / "14").rglob("*") if file.is_file()]
     largest = max(newest, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-2000])
     assert main([command]) == 0
-    assert "checkpoint 12 is damaged" in caplog.text
-    assert "going on from the checkpoint of step 9" in capsys.readouterr().out
+    assert "checkpoint 14 is damaged" in caplog.text
+    assert "going on from the checkpoint of step 12" in capsys.readouterr().out
     assert exact(run_dir) == expected
-    assert (run_dir / "checkpoints" / "12.damaged").is_dir()
+    assert (run_dir / "checkpoints" / "14.damaged").is_dir()
 
 
 def test_a_signal_before_the_first_step_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -287,6 +291,7 @@ def test_more_steps_go_on_and_fresh_starts_over(tmp_path, capsys):
 def test_at_the_end_it_evaluates_and_tells_a_match_and_says_so_again(tmp_path, capsys):
     recipe, run_dir = write_inputs(tmp_path), tmp_path / "runs" / "tiny"
     more = ["eval.cronicas=2", "eval.final_sample=true", "eval.max_new_tokens=6", "eval.every=0"]
+    more += ["eval.sample_every=2", "checkpoint.keep_best=true"]
     short = [str(recipe), "train.steps=4", "model.max_seq_len=400", *more]
     assert main(short) == 0
     out = capsys.readouterr().out
@@ -301,12 +306,42 @@ def test_at_the_end_it_evaluates_and_tells_a_match_and_says_so_again(tmp_path, c
     assert sample["stats_block"] in last
     told = f"{sample['stats_block']}\n\n[{sample['style']}]\n"
     assert told in out and sample["cronica"] in out
+    headings = re.findall("^## .*", (run_dir / "samples.md").read_text(), re.MULTILINE)
+    assert headings == ["## Step 2", "## Step 4"]
+    loss = read_metrics(run_dir / "metrics.jsonl")[-1]["heldout_loss"]
+    assert Checkpoints(run_dir / "checkpoints").pinned() == (4, {"heldout_loss": loss})
     report = (run_dir / "report.md").read_text()
     assert "## Evaluation" in report and "## A held-out match" in report and sample["cronica"] in report
 
     assert main(short) == 0
     again = capsys.readouterr().out
     assert "nothing is left to do" in again and told + sample["cronica"] in again
+
+
+def test_the_best_checkpoint_stays_and_samples_of_a_life_before_are_replaced(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0), (4, 2.5)):
+        checkpoints.save(step, {"w": jnp.float32(0)}, {}, {})
+        evaluations.pin_if_best(checkpoints, step, loss)
+        evaluations.add_sample(tmp_path / "samples.md", step, f"> text {step}\n\n## Step by step")
+    checkpoints.wait()
+    assert checkpoints.pinned() == (2, {"heldout_loss": 2.0})
+    assert checkpoints.steps() == [2, 4]
+    evaluations.add_sample(tmp_path / "samples.md", 3, "> again")
+    wanted = "## Step 1\n\n> text 1\n\n## Step by step\n\n## Step 2\n\n> text 2\n\n## Step by step\n\n"
+    assert (tmp_path / "samples.md").read_text() == f"{wanted}## Step 3\n\n> again\n"
+
+
+def test_an_evaluation_that_fails_at_the_end_costs_nothing_but_itself(tmp_path, monkeypatch, capsys):
+    def fail(self, lm):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(CronicaTask, "finish", fail)
+    recipe, run_dir = write_inputs(tmp_path), tmp_path / "runs" / "tiny"
+    assert main([str(recipe), "train.steps=4"]) == 0
+    assert "warning: the evaluation at the end failed: RuntimeError: out of memory" in capsys.readouterr().out
+    assert "out of memory" in (run_dir / "report.md").read_text()
+    assert json.loads((run_dir / "result.json").read_text())["step"] == 4
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path, capsys):
@@ -347,7 +382,7 @@ def toy_step(params, opt_state, batch, step):
 def toy_trainer(directory: Path, **changes) -> Trainer:
     settings = {
         "step_fn": toy_step,
-        "batches": ({"tokens": np.full((2, 3), i, np.int32)} for i in itertools.count()),
+        "batches": lambda first: ({"tokens": np.full((2, 3), i, np.int32)} for i in itertools.count(first)),
         "put": lambda batch: batch,
         "steps": 10,
         "checkpoints": Checkpoints(directory / "checkpoints", keep=2),
@@ -399,7 +434,7 @@ def test_lines_callbacks_and_checkpoints_come_when_they_are_due(tmp_path):
     assert seen == [(step, 6.0 * sum(range(step))) for step in (5, 10, 11)]  # parameters after that step
     found = Checkpoints(tmp_path / "checkpoints").restore({"w": jnp.float32(0)}, {})
     assert (found.step, found.meta, float(found.params["w"])) == (11, {"tokens": 66}, 6.0 * sum(range(11)))
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [8, 11]
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [10, 11]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,7 +7,9 @@ holds is listed in `zoo.run_directory`.
 """
 
 import contextlib
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -16,66 +18,103 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo import __version__, registry, run_directory, tokenizers
+from zoo import __version__, beginning, registry, run_directory, storage
 from zoo.checkpoints import Checkpoints
 from zoo.data.sources import load_records
 from zoo.data.vocabulary import token_budget
 from zoo.errors import UserError
 from zoo.models import build
-from zoo.recipe import Recipe, load_recipe
-from zoo.run import cronica, text
+from zoo.recipe import Recipe
+from zoo.run import cronica, evaluations, opening, text
 from zoo.run.cronica import CronicaTask
-from zoo.run.task import Task
+from zoo.run.start import Begun, begin
+from zoo.run.task import Finished, Task
 from zoo.run.task import say as _say
 from zoo.run.text import TextTask
 from zoo.run_directory import shown
+from zoo.run_mirror import Mirror
 from zoo.tokenizers.base import Tokenizer
+from zoo.train import distributed, memory
 from zoo.train import mesh as meshes
-from zoo.train import step as steps
-from zoo.train.loop import Callback, Stopped, StopSignal, Trainer, TrainState
+from zoo.train.layout import make_mesh_for
+from zoo.train.loop import Callback, StepFn, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops
 from zoo.train.program import Program
 from zoo.train.report import write_report
+from zoo.train.step import TrainStep
+from zoo.train.stop import Stopped, StopSignal
+from zoo.train.wandb_log import WandbLog, check_wandb
 from zoo.util import atomic_write
 
+logger = logging.getLogger(__name__)
 
-def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False) -> int:
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run. until: from the step it begins at to the one it ends at. started: called with each step (from 0)
+    when its update has been started.
+    """
+
+    until: Callable[[int], int]
+    started: Callable[[int], None] = lambda step: None
+
+    def watched(self, step_fn: StepFn) -> StepFn:
+        """The step function that tells `started`."""
+
+        def watched(params: Any, opt_state: Any, batch: Any, step: int) -> tuple[Any, Any, dict[str, jax.Array]]:
+            result = step_fn(params, opt_state, batch, step)
+            self.started(step)
+            return result
+
+        return watched
+
+
+def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False, part: Part | None = None) -> int:
     """Start the run of a recipe, or go on with it; returns the exit code.
 
-    SIGINT and SIGTERM finish the step, save and return 0; a second one returns 130 at once.
+    SIGINT and SIGTERM finish the step, save and return 0; a second one returns 130 at once (not with several
+    processes, see `zoo.train.stop`).
 
     Args:
       recipe: from `load_recipe`.
       fresh: delete what the run directory holds and start over.
       dry_run: check everything, say what would run and write nothing.
+      part: train no further than this; nothing is evaluated at its end.
 
     Raises:
       UserError: recipe, data, tokenizer and run directory do not fit together, and nothing was written;
-        or the training has diverged.
+        or the training has diverged, or the disk is full.
     """
     with StopSignal() as stop:
         try:
-            return _run(recipe, fresh, dry_run, stop)
+            return _run(recipe, fresh, dry_run, stop, part)
         except Stopped as error:
             begun = (recipe.run_dir / "recipe.yaml").exists()
             again = f"go on with: {_command(recipe)}" if begun else "nothing had been written yet"
             _say(f"\nstopped by {error}; {again}")
             return 130 if stop.signals > 1 else 0
+        except OSError as error:
+            words = storage.full(error)
+            if words is None:
+                raise
+            place = error.filename or shown(recipe.run_dir)
+            raise UserError(
+                f"{place}: {words}; the checkpoints are intact. Make room and go on with: {_command(recipe)}"
+            ) from error
 
 
-def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal) -> int:
-    started = run_directory.is_started(recipe.run_dir)
-    resume = started and not fresh
-    if resume:
-        # What the recipe leaves open was decided when the run began.
-        recipe = recipe.settled_like(load_recipe(recipe.run_dir / "recipe.yaml", check_files=False))
-        run_directory.refuse_other_recipe(recipe)
-        result = run_directory.read_result(recipe.run_dir)
-        if result is not None and result["step"] >= recipe.train.steps:
-            _say(f"{shown(recipe.run_dir)}: finished at step {result['step']:,}; nothing is left to do")
-            if result["sample"] is not None:
-                _say((cronica if recipe.data.kind == "cronicas" else text).shown(result["sample"]))
-            return 0
+def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Part | None) -> int:
+    _set_flags(recipe)
+    mirror = opening.mirror_of(recipe)
+    opened = opening.look(recipe, mirror, fresh=fresh)
+    recipe, resume = opened.recipe, opened.started and not fresh
+    if opened.result is not None and opened.result["step"] >= recipe.train.steps:
+        _say(f"{shown(recipe.run_dir)}: finished at step {opened.result['step']:,}; nothing is left to do")
+        if opened.result["sample"] is not None:
+            _say((cronica if recipe.data.kind == "cronicas" else text).shown(opened.result["sample"]))
+        return 0
+    if not resume and not recipe.characters:  # an alphabet decides the shapes when it is known
+        beginning.check(recipe)
     if dry_run and recipe.data.kind != "cronicas":
         # Shards are made when training starts; a dry run writes nothing, so it stops before them.
         _mesh(recipe)
@@ -85,14 +124,19 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal) -> int:
         recipe = job.recipe
         _say(job.description())
     if dry_run:
-        doing = "go on" if resume else "start over" if started else "start"
+        doing = "go on" if resume else "start over" if opened.started else "start"
         _say(f"dry run: would {doing} in {shown(recipe.run_dir)}; nothing was written")
         return 0
-    recipe.run_dir.mkdir(parents=True, exist_ok=True)
-    with run_directory.lock(recipe.run_dir):
-        if fresh:
-            run_directory.clear(recipe.run_dir)
-        return job.train(stop)
+    memory.check(job.program, _say)
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(run_directory.lock(recipe.run_dir, mirror))
+            if fresh:
+                run_directory.clear(recipe.run_dir, mirror)
+
+        distributed.share(take)
+        return job.train(stop, mirror, part)
 
 
 @dataclass(frozen=True)
@@ -109,13 +153,16 @@ class Job:
         Writes nothing into the run directory; tokens are prepared where the recipe keeps them.
         """
         mesh = _mesh(recipe)
+        tokenizer = opening.saved_tokenizer(recipe, resume=resume)
         _say(f"reading the data: {_sources(recipe)}")
         task: Task
         if recipe.data.kind == "cronicas":
             records = load_records(recipe.data)
-            task = CronicaTask.prepare(recipe, records, _saved_tokenizer(recipe, resume), recipe.model.make_config())
+            task = CronicaTask.prepare(recipe, records, tokenizer, recipe.model.make_config())
         else:
-            task = TextTask.prepare(recipe, _saved_tokenizer(recipe, resume))
+            task = TextTask.prepare(recipe, tokenizer)
+        distributed.agree("the tokenizer", task.tokenizer.fingerprint)
+        distributed.agree("the data", task.fingerprint)
         return cls(task, mesh)
 
     @property
@@ -142,52 +189,77 @@ class Job:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
         sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return {
-            "Model": f"{recipe.model.name}, {count:,} parameters",
+            "Model": f"{recipe.model.name}, {count:,} parameters{self._trained()}",
             "Data": self.task.description,
             "Tokenizer": f"{self.tokenizer.vocab_size:,} entries, SHA-256 {self.tokenizer.fingerprint[:12]}",
             "Plan": f"{recipe.train.steps:,} steps of {data.batch_size} x {data.seq_len} "
             f"({'at most ' if data.trim_to else ''}{positions:,} tokens{epochs})",
-            "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.program.compute_dtype).name}",
+            "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.program.compute_dtype).name}; "
+            f"attention by {', '.join(map(str, self.program.attention_kernels))}",
             "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
         }
+
+    def _trained(self) -> str:
+        trained = sum(leaf.size for leaf in jax.tree.leaves(self.program.params))
+        return f"; {trained:,} are trained" if self.program.frozen else ""
 
     def description(self) -> str:
         """`facts` for the terminal."""
         rows = self.facts() | {"Run": shown(self.recipe.run_dir)}
         return "\n".join(f"{name + ':':<11}{text}" for name, text in rows.items() if name != "Data")
 
-    def train(self, stop: StopSignal) -> int:
+    def train(self, stop: StopSignal, mirror: Mirror, part: Part | None = None) -> int:
         """Write the run directory, train and finish; the exit code."""
-        recipe, run_dir = self.recipe, self.recipe.run_dir
-        if not (run_dir / "recipe.yaml").exists():
-            atomic_write(run_dir / "recipe.yaml", recipe.to_yaml())
-        if not (run_dir / "tokenizer").exists():
-            run_directory.save_tokenizer(self.tokenizer, run_dir)
-        with Checkpoints(run_dir / "checkpoints", keep=recipe.checkpoint.keep) as checkpoints:
-            state = self._state(checkpoints)
-            if recipe.to_yaml() != (run_dir / "recipe.yaml").read_text(encoding="utf-8"):
-                atomic_write(run_dir / "recipe.yaml", recipe.to_yaml())
-            tensorboard = run_dir / "tensorboard" if recipe.logging.tensorboard else None
-            log = MetricsLog(run_dir / "metrics.jsonl", step=state.step, tensorboard=tensorboard)
-            with contextlib.closing(log):
-                status = self._trainer(state, checkpoints, log).run(state, stop)
-        if status == "interrupted":
-            self._report(f"Interrupted at step {state.step:,} of {recipe.train.steps:,}.")
+        recipe = self.recipe
+        distributed.share(self._write_tokenizer)
+        distributed.barrier("prepared")  # from here on they wait for each other by other means, and not for long
+        keep = {"keep": recipe.checkpoint.keep, "keep_every": recipe.checkpoint.keep_every}
+        with Checkpoints(recipe.checkpoints_dir, **keep) as checkpoints:
+            begun = self._begin(checkpoints)
+            state = begun.state
+            steps = recipe.train.steps if part is None else min(part.until(state.step), recipe.train.steps)
+            distributed.share(lambda: self._write_recipe(mirror))
+            with contextlib.closing(self._log(state.step)) as log:
+                trainer = self._trainer(begun, checkpoints, log, mirror, steps)
+                if part is not None:
+                    trainer.step_fn = part.watched(trainer.step_fn)
+                status = trainer.run(state, stop)
+        if status == "interrupted" or steps < recipe.train.steps:
+            if distributed.is_main():
+                self._report(f"Interrupted at step {state.step:,} of {recipe.train.steps:,}.")
+                mirror.push()
             done = f"saved step {state.step:,}" if state.step else "stopped before the first step"
             _say(f"{done}; go on with: {_command(recipe)}")
             return 0
-        self._finish(state)
+        self._finish(state, begun.frozen)
+        mirror.push()
         return 0
 
-    def _state(self, checkpoints: Checkpoints) -> TrainState:
-        """The newest good checkpoint's state, or a new one."""
-        program = self.program
-        found = checkpoints.restore(program.params, program.opt_state, accept=self._accept)
-        if found is None:
-            return TrainState(*program.create())
-        _say(f"going on from the checkpoint of step {found.step:,}")
-        meta = found.meta
-        return TrainState(found.params, found.opt_state, found.step, meta["tokens_seen"], meta["train_seconds"])
+    def _write_tokenizer(self) -> None:
+        run_dir = self.recipe.run_dir
+        if not (run_dir / "recipe.yaml").exists():
+            atomic_write(run_dir / "recipe.yaml", self.recipe.to_yaml())
+        if not (run_dir / "tokenizer").exists():
+            run_directory.save_tokenizer(self.tokenizer, run_dir)
+
+    def _write_recipe(self, mirror: Mirror) -> None:
+        """After the checkpoint's acceptance: a recipe that a checkpoint refuses must not take the old one's place."""
+        path = self.recipe.run_dir / "recipe.yaml"
+        if self.recipe.to_yaml() != path.read_text(encoding="utf-8"):
+            atomic_write(path, self.recipe.to_yaml())
+        mirror.push()
+
+    def _log(self, step: int) -> MetricsLog:
+        run_dir = self.recipe.run_dir
+        if not distributed.is_main():
+            return MetricsLog(None)
+        tensorboard = run_dir / "tensorboard" if self.recipe.logging.tensorboard else None
+        wandb = WandbLog(run_dir, self.recipe) if self.recipe.logging.wandb else None
+        return MetricsLog(run_dir / "metrics.jsonl", step=step, tensorboard=tensorboard, wandb=wandb)
+
+    def _begin(self, checkpoints: Checkpoints, frozen: Any = None) -> Begun:
+        """See `zoo.run.start.begin`."""
+        return begin(self.program, checkpoints, self._accept, _say, frozen=frozen)
 
     def _accept(self, meta: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on other data or with another tokenizer."""
@@ -199,58 +271,62 @@ class Job:
         if meta["data_fingerprint"] != self.task.fingerprint:
             raise UserError(self.task.changed.format(where=where))
 
-    def _trainer(self, state: TrainState, checkpoints: Checkpoints, log: MetricsLog) -> Trainer:
-        recipe, data = self.recipe, self.recipe.data
+    def _trainer(self, begun: Begun, checkpoints: Checkpoints, log: MetricsLog, mirror: Mirror, steps: int) -> Trainer:
+        recipe, batch_size, share = self.recipe, self.recipe.data.batch_size, meshes.batch_share(self.mesh)
         peak, source = peak_flops()
         _say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
         return Trainer(
-            step_fn=self.program.step(),
-            batches=self.task.batches(state.step * data.batch_size),
+            step_fn=_together(self.program.step(begun.frozen)),
+            batches=lambda number: self.task.batches(number * batch_size, share),
             put=lambda batch: meshes.put_batch(batch, self.mesh),
-            steps=recipe.train.steps,
+            steps=steps,
             checkpoints=checkpoints,
             save_every=recipe.checkpoint.every,
             log=log,
             log_every=recipe.logging.every,
-            meta=self._meta,
+            meta=lambda state: self._meta(state, begun.base),
             flops_per_token=self.program.config.flops_per_token,
             peak=peak,
-            callbacks=[self._heldout_loss()] if recipe.eval.num_pairs else [],
+            callbacks=self._callbacks(begun.frozen, checkpoints),
+            on_nonfinite=recipe.train.on_nonfinite,
+            restore=lambda: self._begin(checkpoints, begun.frozen).state,
+            saved=mirror.push,
         )
 
-    def _meta(self, state: TrainState) -> dict[str, Any]:
+    def _callbacks(self, frozen: Any, checkpoints: Checkpoints) -> list[Callback]:
+        found, settings = [], self.recipe.eval
+        if settings.num_pairs:
+            found.append(evaluations.heldout_loss(self.program, self.task, frozen, checkpoints))
+        if settings.sample_every:
+            found.append(evaluations.sample(self.program, self.task, frozen, self.recipe.run_dir))
+        return found
+
+    def _meta(self, state: TrainState, base: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "model": self.recipe.model.name,
             "config": self.program.config.to_dict(),
-            "examples_seen": state.step * self.recipe.data.batch_size,
-            "tokens_seen": state.tokens,
-            "train_seconds": state.seconds,
+            "base": base,
+            "examples_seen": state.batch * self.recipe.data.batch_size,
+            **state.meta(),
             "key": jax.random.key_data(jax.random.key(self.recipe.train.seed)).tolist(),
             "data_fingerprint": self.task.fingerprint,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "versions": _versions(),
         }
 
-    def _heldout_loss(self) -> Callback:
-        """Mean loss over held-out rows, in nats a target."""
-        evaluate = self.program.evaluate()
-
-        def heldout_loss(params: Any, step: int) -> dict[str, float]:
-            sums = [evaluate(params, meshes.put_batch(batch, self.mesh)) for batch in self.task.heldout_batches()]
-            nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
-            return {"heldout_loss": nll / max(count, 1.0)}
-
-        return Callback(self.recipe.eval.every, heldout_loss)
-
-    def _finish(self, state: TrainState) -> None:
-        """Evaluate, write a sample, report and result; training is done and saved."""
-        from flax import nnx
-
-        from zoo.language_model import LanguageModel
-
+    def _finish(self, state: TrainState, frozen: Any) -> None:
+        """Evaluate, write a sample, report and result; training is done and saved, and nothing here can undo that."""
         run_dir = self.recipe.run_dir
-        module = nnx.merge(self.program.graphdef, steps.cast_floats(state.params, self.program.compute_dtype))
-        finished = self.task.finish(LanguageModel(module, self.tokenizer, self.program.spec, self.program.config))
+        lm = evaluations.language_model(self.program, self.task, state.params, frozen)
+        if lm is None:
+            return
+        try:
+            finished = self.task.finish(lm)
+        except Exception as error:
+            logger.debug("the evaluation at the end failed", exc_info=True)
+            failed = f"the evaluation at the end failed: {type(error).__name__}: {storage.first_line(error)}"
+            _say(f"warning: {failed}; the model is trained and saved")
+            finished = Finished({"Evaluation": f"Warning: {failed}"})
         self._report(f"Finished: {state.step:,} steps.", finished.sections)
         result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}
         run_directory.write_result(run_dir, result)
@@ -262,29 +338,50 @@ class Job:
         write_report(recipe.run_dir, title=title, status=status, facts=self.facts(), sections=sections)
 
 
+def _together(step: TrainStep) -> StepFn:
+    """The step, whose first call of each shape all processes begin together.
+
+    Compilation takes longer on one than on another, and collectives give up on a process that comes late (gloo after
+    30 s).
+    """
+    if not distributed.active():
+        return step
+    compiled: set[tuple[int, ...]] = set()
+
+    def together(params: Any, opt_state: Any, batch: Any, number: int) -> tuple[Any, Any, dict[str, jax.Array]]:
+        shape = batch["tokens"].shape
+        if shape not in compiled:
+            step.lower(params, opt_state, batch, jnp.int32(number)).compile()
+            distributed.barrier(f"compiled {shape}")
+            compiled.add(shape)
+        return step(params, opt_state, batch, number)
+
+    return together
+
+
+def _set_flags(recipe: Recipe) -> None:
+    """What is read when JAX first looks for devices; a process that already did so keeps its setting."""
+    flag, flags = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
+    if recipe.train.deterministic and flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
 def _mesh(recipe: Recipe) -> jax.sharding.Mesh:
     """The run's mesh. Raises UserError where model, batch and devices do not fit together."""
-    if recipe.train.deterministic:
-        # Read when JAX first looks for devices; a process that already did so keeps its setting.
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-        os.environ["XLA_FLAGS"] = flags.strip()
+    _set_flags(recipe)
+    if jax.process_count() > 1 and not distributed.active():
+        raise UserError(
+            f"this is one of {jax.process_count()} processes, but it was not told of the others; start zoo-train with "
+            f"--coordinator, --num-processes and --process-id on each host"
+        )
     if recipe.logging.tensorboard:
         check_tensorboard()
-    mesh = meshes.make_mesh(recipe.mesh)
-    meshes.check_batch_size(recipe.data.batch_size, mesh)
+    if recipe.logging.wandb:
+        check_wandb()
+    mesh = make_mesh_for(recipe, say=_say)
     # Axes that the mesh cannot divide show here, before the data take their time.
     build.abstract_params(registry.describe(recipe.model.name).model_class(), recipe.model.make_config(), mesh=mesh)
     return mesh
-
-
-def _saved_tokenizer(recipe: Recipe, resume: bool) -> Tokenizer | None:
-    """The tokenizer of a run that has begun."""
-    saved = recipe.run_dir / "tokenizer"
-    if resume and saved.exists():
-        return tokenizers.load(saved)
-    if resume and Checkpoints(recipe.run_dir / "checkpoints").latest() is not None:
-        raise UserError(f"{shown(saved)} is missing but the run has checkpoints; put it back, or --fresh")
-    return None
 
 
 def _sources(recipe: Recipe) -> str:

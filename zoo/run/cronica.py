@@ -19,6 +19,8 @@ from zoo.tokenizers.base import Tokenizer, check_fits
 if TYPE_CHECKING:
     from zoo.language_model import LanguageModel
 
+_MARKDOWN = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}"
+
 
 @dataclass(frozen=True)
 class CronicaTask(Task):
@@ -69,7 +71,7 @@ class CronicaTask(Task):
         """See `Task`."""
         return self.recipe.train.steps * self.recipe.data.batch_size / len(self.pairs)
 
-    def batches(self, start_example: int) -> Iterator[Batch]:
+    def batches(self, start_example: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """See `Task`."""
         data = self.recipe.data
         return pipeline.make_loader(
@@ -80,7 +82,8 @@ class CronicaTask(Task):
             start_example=start_example,
             shuffle=data.shuffle,
             trim_to=data.trim_to,
-            **self.process(),
+            process_index=share[0],
+            process_count=share[1],
         )
 
     @cached_property
@@ -102,10 +105,22 @@ class CronicaTask(Task):
         evaluation = self._evaluation(lm) if self.recipe.eval.cronicas else None
         if evaluation is not None:
             sections["Evaluation"] = markdown(evaluation)
-        sample = self._sample(lm) if self.recipe.eval.final_sample else None
+        sample = self._final_sample(lm) if self.recipe.eval.final_sample else None
         if sample is not None:
-            sections["A held-out match"] = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}".format(**sample)
+            sections["A held-out match"] = _MARKDOWN.format(**sample)
         return Finished(sections, evaluation, sample)
+
+    def sample(self, lm: "LanguageModel") -> str:
+        """See `Task`."""
+        stats, style = self._first_heldout
+        pieces = lm.stream_cronica(stats, style, seed=self.recipe.train.seed, **self.short_sampling())
+        return _MARKDOWN.format(stats_block=stats, style=style, cronica="".join(pieces).strip())
+
+    @property
+    def _first_heldout(self) -> tuple[str, str]:
+        """Block and style of the first held-out match."""
+        record = self.heldout[0]
+        return record["stats_block"].strip(), record["style_label"]
 
     def _evaluation(self, lm: "LanguageModel") -> dict[str, Any] | None:
         """The crónica suite on a few held-out matches; None if the texts do not fit into the model."""
@@ -124,10 +139,9 @@ class CronicaTask(Task):
         say(f"held-out matches: {', '.join(told)}")
         return result
 
-    def _sample(self, lm: "LanguageModel") -> dict[str, str] | None:
+    def _final_sample(self, lm: "LanguageModel") -> dict[str, str] | None:
         """One crónica for the first held-out match, printed as it comes; None if the match does not fit."""
-        record = self.heldout[0]
-        stats, style = record["stats_block"].strip(), record["style_label"]
+        stats, style = self._first_heldout
         try:
             pieces = lm.stream_cronica(stats, style, seed=self.recipe.train.seed, **self.sampling())
         except UserError as error:

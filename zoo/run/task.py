@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from zoo.data.pipeline import Batch
 from zoo.recipe import Recipe
 from zoo.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from zoo.language_model import LanguageModel
+
+SAMPLE_TOKENS = 120  # of a text written in the middle of training
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Task(ABC):
         """How many epochs the run's steps are; None where there is no such thing."""
 
     @abstractmethod
-    def batches(self, start_example: int) -> Iterator[Batch]:
-        """This process's batches from that example on."""
+    def batches(self, start_example: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Batches from that example on; of each the share (index, count) of its rows: `zoo.train.mesh.batch_share`."""
 
     @abstractmethod
     def heldout_batches(self) -> Iterator[Batch]:
@@ -67,14 +67,23 @@ class Task(ABC):
     def finish(self, lm: "LanguageModel") -> Finished:
         """Evaluate the trained model and let it write a sample."""
 
+    @abstractmethod
+    def sample(self, lm: "LanguageModel") -> str:
+        """What the model writes in the middle of training, as Markdown: the beginning of `finish`'s sample.
+
+        At most SAMPLE_TOKENS tokens, the same prompt and seed every time, so that one sample compares with the next.
+        Raises UserError where the prompt does not fit into the model.
+        """
+
     def sampling(self) -> dict[str, Any]:
         """How the model writes: the settings of the recipe's `eval` section."""
         settings = self.recipe.eval
         return {name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
 
-    def process(self) -> dict[str, int]:
-        """Which share of the rows is this process's."""
-        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    def short_sampling(self) -> dict[str, Any]:
+        """`sampling` for `sample`."""
+        settings = self.sampling()
+        return settings | {"max_new_tokens": min(settings["max_new_tokens"], SAMPLE_TOKENS)}
 
 
 def say(text: str) -> None:

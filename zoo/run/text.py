@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.pipeline import Batch
 from zoo.data.text import TextData
@@ -57,9 +57,12 @@ class TextTask(Task):
         """See `Task`."""
         return self.data.epochs(self.recipe.train.steps * self.recipe.data.batch_size)
 
-    def batches(self, start_example: int) -> Iterator[Batch]:
+    def batches(self, start_example: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """See `Task`."""
-        return self.data.batches(self.recipe.data.batch_size, start_example=start_example, **self.process())
+        index, count = share
+        return self.data.batches(
+            self.recipe.data.batch_size, start_example=start_example, process_index=index, process_count=count
+        )
 
     def heldout_batches(self) -> Iterator[Batch]:
         """See `Task`."""
@@ -69,16 +72,8 @@ class TextTask(Task):
         """See `Task`."""
         if not self.recipe.eval.final_sample:
             return Finished()
-        prompt = self.recipe.eval.prompt
-        given = self.tokenizer.decode(self.data.first_tokens(_PROMPT_TOKENS)) if prompt is None else prompt
-        if self.recipe.data.kind == "chat" and prompt is not None:
-            start = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], template=self.recipe.data.chat_template
-            )
-        else:
-            start = self.data.first_tokens(_PROMPT_TOKENS) if prompt is None else prompt
         try:
-            pieces = lm.stream(start, seed=self.recipe.train.seed, **self.sampling())
+            given, pieces = self._writing(lm, self.sampling())
         except UserError as error:
             say(f"no sample: {error}")
             return Finished()
@@ -88,9 +83,27 @@ class TextTask(Task):
             print(piece, end="", flush=True)
             text += piece
         say("\n")
-        sample = {"prompt": given, "text": text}
-        quoted = "\n".join(f"> {line}".rstrip() for line in f"**{given}**{text}".splitlines())
-        return Finished({"A sample": quoted}, None, sample)
+        return Finished({"A sample": self._quoted(given, text)}, None, {"prompt": given, "text": text})
+
+    def sample(self, lm: "LanguageModel") -> str:
+        """See `Task`."""
+        given, pieces = self._writing(lm, self.short_sampling())
+        return self._quoted(given, "".join(pieces))
+
+    def _quoted(self, prompt: str, text: str) -> str:
+        """A prompt and what came after it, or the reply to it, as a quotation in Markdown."""
+        between = "\n\n" if self.recipe.data.kind == "chat" and self.recipe.eval.prompt is not None else ""
+        return "\n".join(f"> {line}".rstrip() for line in f"**{prompt}**{between}{text}".splitlines())
+
+    def _writing(self, lm: "LanguageModel", settings: dict[str, Any]) -> tuple[str, Iterator[str]]:
+        """The prompt as it is shown and what the model writes after it, piece by piece."""
+        prompt, seed = self.recipe.eval.prompt, self.recipe.train.seed
+        if prompt is None:
+            start = self.data.first_tokens(_PROMPT_TOKENS)
+            return self.tokenizer.decode(start), lm.stream(start, seed=seed, **settings)
+        if self.recipe.data.kind == "chat":
+            return prompt, lm.stream_chat(prompt, template=self.recipe.data.chat_template, seed=seed, **settings)
+        return prompt, lm.stream(prompt, seed=seed, **settings)
 
 
 def shown(sample: dict[str, str]) -> str:

@@ -1,11 +1,13 @@
 """The training loop: steps, logging, checkpoints, stopping. Knows no model, no data format, no evaluation.
 
 The loss of a step is fetched while the next one is already running, so the device never waits for the host.
+
+After a step the order is: its values are checked, its line is written, its checkpoint saved, and only then is it
+evaluated. So no checkpoint holds what is not finite, and no evaluation can cost the run a step.
 """
 
+import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints import Checkpoints, Restored
 from zoo.errors import UserError
+from zoo.train import distributed
 from zoo.train.metrics import MetricsLog, ProgressDisplay, memory_mb
+from zoo.train.stop import StopSignal
+
+logger = logging.getLogger(__name__)
 
 StepFn = Callable[[Any, Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
+MOST_SKIPPED = 10  # updates left out in a row
+MOST_ROLLBACKS = 3  # from one checkpoint
 
 
 @dataclass
@@ -31,70 +39,54 @@ class TrainState:
     tokens: int = 0
     seconds: float = 0.0
     """Training time over all starts of the run."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of the batches of the global order that the run passes over, ascending."""
+    skipped: int = 0
+    """Updates that were left out, the last ones in a row."""
+
+    @classmethod
+    def of(cls, found: Restored) -> "TrainState":
+        """A checkpoint's state."""
+        meta = found.meta
+        return cls(
+            found.params,
+            found.opt_state,
+            found.step,
+            meta["tokens_seen"],
+            meta["train_seconds"],
+            tuple(meta.get("left_out", ())),  # absent: written before there were such things
+            meta.get("skipped", 0),
+        )
+
+    def meta(self) -> dict[str, Any]:
+        """What of it a checkpoint's meta holds; see `of`."""
+        return {
+            "tokens_seen": self.tokens,
+            "train_seconds": self.seconds,
+            "left_out": list(self.left_out),
+            "skipped": self.skipped,
+        }
+
+    @property
+    def batch(self) -> int:
+        """The number of the next update's batch in the global order."""
+        number = self.step
+        for left_out in self.left_out:
+            number += left_out <= number
+        return number
 
 
 @dataclass(frozen=True)
 class Callback:
-    """`function(params, step) -> {"name": number}`, run after every `every`-th update (0: none) and the last.
+    """`function(params, step) -> {"name": number}`, run every `every` updates (0: never) and, if `last`, at the end.
 
-    What it returns goes into that step's line of metrics.jsonl.
+    What it returns goes into that step's line of metrics.jsonl. The step's checkpoint is on the disk by then, and what
+    it raises does not end the run. After a kill before its end it is run again.
     """
 
     every: int
     function: Callable[[Any, int], dict[str, float]]
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came where there is no step to finish, or came a second time."""
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a polite request.
-
-    Inside `with stop.deferred():` the first signal only sets `requested`; anywhere else, and the second time,
-    `Stopped` is raised on the spot. Use as a context manager; the handlers found are put back at the end.
-    """
-
-    def __init__(self):
-        self.signals = 0
-        self._deferred = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self.signals > 0
-
-    def deferred(self) -> "_Deferred":
-        """A context in which a signal only sets `requested`."""
-        return _Deferred(self)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.signals += 1
-        if self.signals > 1 or not self._deferred:
-            raise Stopped(signal.Signals(number).name)
-
-
-@dataclass
-class _Deferred:
-    signal: StopSignal
-
-    def __enter__(self) -> None:
-        self.signal._deferred = True
-
-    def __exit__(self, *exc_info) -> None:
-        self.signal._deferred = False
+    last: bool = True
 
 
 @dataclass
@@ -131,11 +123,15 @@ class _Meter:
 
 @dataclass(frozen=True)
 class _Update:
-    """A started update: its batch has `positions` in rows of `length`; `values` are on the device."""
+    """A started update; `step` and `tokens` count it, `values` are on the device.
+
+    Its batch, number `batch` of the global order, is `rows` of `length`.
+    """
 
     step: int
     tokens: int
-    positions: int
+    batch: int
+    rows: int
     length: int
     values: dict[str, jax.Array]
 
@@ -146,18 +142,22 @@ class Trainer:
 
     Attributes:
       step_fn: (params, opt_state, batch, step) -> (params, opt_state, {"loss", "grad_norm", "lr"} scalars).
-      batches: endless iterator of dicts of arrays [B, T] with "tokens", positioned at the state's step.
-      put: places such a batch on the devices.
+      batches: from the number of a batch in the global order to an endless iterator that begins with it, of dicts of
+        arrays [B, T] with "tokens".
+      put: places such a batch on the devices; of several processes each puts its rows, and B is of all together.
       steps: total number of updates.
-      checkpoints, save_every: a checkpoint every so many steps, at the last one and at an interruption.
-      log, log_every: a line every so many steps, at the last one and where a callback ran.
-      meta: what goes into a checkpoint beside the state: a JSON dict.
+      checkpoints, save_every: a checkpoint every so many steps, at the last, at an interruption and before callbacks.
+      log, log_every: a line every so many steps, at the last one and where a callback runs.
+      meta: what goes into a checkpoint beside the state, `TrainState.meta` in it: a JSON dict.
       flops_per_token: of one update on a batch of that length, forward and backward.
       peak: FLOP/s that mfu is measured against.
+      on_nonfinite: see `zoo.recipe_training.TrainSection`; with skip, step_fn itself leaves the state as it was.
+      restore: for rollback: the state of the newest checkpoint, or that of the beginning.
+      saved: called whenever a checkpoint has been started.
     """
 
     step_fn: StepFn
-    batches: Iterator[dict[str, np.ndarray]]
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     put: Callable[[dict[str, np.ndarray]], Any]
     steps: int
     checkpoints: Checkpoints
@@ -168,35 +168,45 @@ class Trainer:
     flops_per_token: Callable[[int], float]
     peak: float
     callbacks: Sequence[Callback] = ()
+    on_nonfinite: str = "halt"
+    restore: Callable[[], TrainState] | None = None
+    saved: Callable[[], None] = lambda: None
     _meter: _Meter = field(init=False, default_factory=_Meter)
     _begun: float = field(init=False, default=0.0)
     _saved: int = field(init=False, default=-1)
+    _stream: tuple[int, Iterator] | None = field(init=False, default=None)
+    _rollbacks: tuple[int, int] = field(init=False, default=(-1, 0))
 
     def run(self, state: TrainState, stop: StopSignal) -> str:
         """Train from `state`, which is updated in place; "finished" or "interrupted", and all is saved.
 
         Raises:
-          UserError: loss or gradient norm are not finite. Nothing is saved then: the newest checkpoint is
-            from before.
+          UserError: loss or gradient norm are not finite, and `on_nonfinite` knows no way out. Nothing is saved then:
+            the newest checkpoint is from before.
         """
         self._meter = _Meter()
         self._begun = time.perf_counter() - state.seconds
         self._saved = state.step
-        with stop.deferred(), ProgressDisplay(self.steps, state.step) as progress:
+        with distributed.training(), stop.deferred(), ProgressDisplay(self.steps, state.step) as progress:
+            if distributed.share(lambda: self.log.unfinished) == state.step > 0:
+                self._evaluate(state, progress)  # a kill was quicker
             running = None
-            while state.step < self.steps and not stop.requested:
+            while state.step < self.steps and not stop.reached():
                 before, running = running, self._update(state)
-                if before is not None:
-                    self._record(before, state.params, progress)
-                save = state.step % self.save_every == 0
+                if before is not None and not self._record(before, state, progress):
+                    running = None  # the state is an earlier one
+                    continue
+                save = self._saves(state.step)
                 # The first step compiles: it is waited for, so that the rates leave it out.
-                if save or self._due(state.step) or self._meter.since is None:
-                    self._record(running, state.params, progress)
+                if save or self._meter.since is None:
+                    good = self._record(running, state, progress)
                     running = None
-                if save:
-                    self._save(state)
+                    if save and good:
+                        self._save(state)
+                        if self._due(state.step):
+                            self._evaluate(state, progress)
             if running is not None:
-                self._record(running, state.params, progress)
+                self._record(running, state, progress)
             if self._saved != state.step:
                 self._save(state)
             self.checkpoints.wait()
@@ -205,49 +215,126 @@ class Trainer:
     def _update(self, state: TrainState) -> _Update:
         """Start one update; its scalars are still being computed."""
         begun = time.perf_counter()
-        batch = next(self.batches)
+        number = state.batch
+        if self._stream is None or self._stream[0] != number:
+            self._stream = number, self.batches(number)
+        batch = next(self._stream[1])
+        self._stream = number + 1, self._stream[1]
         self._meter.waited += time.perf_counter() - begun
-        state.params, state.opt_state, values = self.step_fn(state.params, state.opt_state, self.put(batch), state.step)
-        rows, length = batch["tokens"].shape
-        rows *= jax.process_count()
+        placed = self.put(batch)
+        state.params, state.opt_state, values = self.step_fn(state.params, state.opt_state, placed, state.step)
+        rows, length = placed["tokens"].shape
         state.step += 1
         state.tokens += rows * length
-        return _Update(state.step, state.tokens, rows * length, length, values)
+        return _Update(state.step, state.tokens, number, rows, length, values)
 
     def _due(self, step: int) -> list[Callback]:
-        return [c for c in self.callbacks if step == self.steps or (c.every and step % c.every == 0)]
+        return [c for c in self.callbacks if (c.last and step == self.steps) or (c.every and step % c.every == 0)]
 
-    def _record(self, update: _Update, params: Any, progress: ProgressDisplay) -> None:
-        """Wait for an update, check it, run what is due after it and write its line."""
-        step, tokens = update.step, update.tokens
+    def _saves(self, step: int) -> bool:
+        return step % self.save_every == 0 or step == self.steps or bool(self._due(step))
+
+    def _record(self, update: _Update, state: TrainState, progress: ProgressDisplay) -> bool:
+        """Wait for an update, check it and write its line; False where the run goes back to a checkpoint instead."""
+        step = update.step
         loss, grad_norm, lr = (float(update.values[name]) for name in ("loss", "grad_norm", "lr"))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self._halt(step, loss, grad_norm)
+        distributed.alive(step)
         first = self._meter.since is None
         if not first:
-            self._meter.positions += update.positions
-            self._meter.flops += update.positions * self.flops_per_token(update.length)
+            self._meter.positions += update.rows * update.length
+            self._meter.flops += update.rows * update.length * self.flops_per_token(update.length)
         due = self._due(step)
-        if due or step % self.log_every == 0 or step == self.steps:
-            rates = self._meter.read(self.peak)
-            line = {"step": step, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm, **rates}
+        line = {"step": step, "tokens": update.tokens}
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            line |= self._nonfinite(update, loss, grad_norm)
+            progress.note(f"step {step}: {_what(line)}")
+            if self.on_nonfinite == "rollback":
+                self._roll_back(line, state)
+                return False
+            state.skipped += 1
+            if self.on_nonfinite == "halt" or state.skipped >= MOST_SKIPPED:
+                self._halt(line, state)
+        elif due or step % self.log_every == 0 or step == self.steps:
+            state.skipped = 0
+            line |= {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self._meter.read(self.peak)}
             line |= {"memory_mb": memory_mb(), "seconds": self._seconds()}
-            paused = time.perf_counter()
-            for callback in due:
-                line |= callback.function(params, step)
-            self._meter.paused += time.perf_counter() - paused
-            self.log.write(line)
-            progress.show(line)
+        else:
+            state.skipped = 0
+            line = {}
+        if line:
+            self.log.write(line | ({"unfinished": True} if due else {}))
+            if not due and "event" not in line:
+                progress.show(line)
         if first:
             self._meter.start()
         progress.advance(step)
+        return True
 
-    def _halt(self, step: int, loss: float, grad_norm: float) -> None:
+    def _evaluate(self, state: TrainState, progress: ProgressDisplay) -> None:
+        """Run what is due after a step, once its checkpoint is on the disk, and complete its line."""
+        paused = time.perf_counter()
+        self.checkpoints.wait()
+        values: dict[str, float] = {}
+        failed = []
+        for callback in self._due(state.step):
+            try:
+                found = callback.function(state.params, state.step)
+                if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+                    raise ValueError(f"{bad[0]} is {found[bad[0]]}")
+                values |= found
+            except Exception as error:
+                logger.debug("evaluation failed", exc_info=True)
+                text = (str(error).splitlines() or [""])[0][:300]
+                failed.append(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
+            distributed.alive(state.step)
+        line = self.log.amend(values)
+        if line and "event" not in line:
+            progress.show(line)
+        for text in failed:
+            self.log.write({"step": state.step, "event": "evaluation failed", "error": text})
+            progress.note(f"warning: the evaluation after step {state.step} failed, training goes on: {text}")
+        self._meter.paused += time.perf_counter() - paused
+
+    def _nonfinite(self, update: _Update, loss: float, grad_norm: float) -> dict[str, Any]:
+        """The event of an update that is not finite: which batch did it."""
+        first = update.batch * update.rows
+        values = {"loss": loss, "grad_norm": grad_norm}
+        return {
+            "event": "nonfinite",
+            "policy": self.on_nonfinite,
+            **{name: value if math.isfinite(value) else str(value) for name, value in values.items()},
+            "batch": update.batch,
+            "examples": [first, first + update.rows - 1],
+        }
+
+    def _roll_back(self, event: dict[str, Any], state: TrainState) -> None:
+        """Go back to the newest checkpoint and leave the batch of the event out from now on."""
+        left_out = {*state.left_out, event["batch"]}
+        state.params = state.opt_state = None  # makes room
+        self.checkpoints.wait()
+        restored = self.restore()
+        times = 1 + (self._rollbacks[1] if self._rollbacks[0] == restored.step else 0)
+        self._rollbacks = restored.step, times
+        event["back_to"] = restored.step
+        if times > MOST_ROLLBACKS:
+            self._halt(event, restored)
+        self.log.write(event)
+        self.log.rewind(restored.step)
+        vars(state).update(vars(restored), left_out=tuple(sorted(left_out)))
+        self._saved = state.step
+        self._meter.start()
+
+    def _halt(self, event: dict[str, Any], state: TrainState) -> None:
+        self.log.write(event)
         self.checkpoints.wait()
         good = self.checkpoints.latest()
         kept = f"the checkpoint of step {good} is from before" if good else "there is no checkpoint yet"
+        if event["policy"] == "skip":
+            kept = f"{state.skipped} updates in a row were left out; the checkpoint of step {good} is there"
+        elif event["policy"] == "rollback":
+            kept = f"the run went back to step {event['back_to']} {MOST_ROLLBACKS} times"
         raise UserError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged and stops; {kept}. "
+            f"step {event['step']}: {_what(event)}: training has diverged and stops; {kept}. "
             f"Lower optimizer.peak_lr (or raise optimizer.warmup_steps) and start again"
         )
 
@@ -256,6 +343,16 @@ class Trainer:
         self.log.sync()
         self.checkpoints.save(state.step, state.params, state.opt_state, self.meta(state))
         self._saved = state.step
+        self.saved()
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
+
+
+def _what(event: dict[str, Any]) -> str:
+    """A `nonfinite` event in words."""
+    first, last = event["examples"]
+    return (
+        f"loss {event['loss']}, gradient norm {event['grad_norm']} on examples {first:,} to {last:,} "
+        f"(batch {event['batch']:,})"
+    )

@@ -13,7 +13,12 @@ One line of metrics.jsonl is one logged step:
     data_wait      share (0 to 1) of the interval spent waiting for batches
     seconds        training time so far, over all starts of the run
 
-`step, tokens, loss, lr, grad_norm` do not depend on when a run was interrupted; the others are measurements.
+and what was evaluated after the step (heldout_loss). `step, tokens, loss, lr, grad_norm` and the evaluation do not
+depend on when a run was interrupted; the others are measurements.
+
+A line with `event` is no logged step: `nonfinite`, a loss or gradient norm that is not finite, with the step, what was
+done (`policy`; `back_to`: the step of the checkpoint the run went back to), and of the batch its number and the first
+and last of its `examples` in the global order; `evaluation failed`, with the `error`.
 """
 
 import json
@@ -31,6 +36,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zoo.errors import UserError
+from zoo.train.wandb_log import WandbLog
 from zoo.util import atomic_write, human_duration
 
 # Dense bfloat16 peaks in FLOP/s as the makers state them, by a part of JAX's device_kind.
@@ -48,44 +54,107 @@ _PEAKS = {
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, line by line, and mirrors to TensorBoard.
+    """Appends to metrics.jsonl, line by line, and mirrors to TensorBoard and to Weights & Biases.
+
+    A line is on its way to the disk before the checkpoint of its step, and so before that step's evaluation: until
+    `amend` completes it, it says `unfinished`.
 
     Args:
-      path: the file; created when missing.
-      step: lines of later steps, and a line torn by a crash, are cut first. 0 empties the file.
+      path: the file; created when missing. None writes nothing: of several processes only one writes.
+      step: what belongs to later steps (see `cut_metrics`), and a line torn by a crash, are cut first. 0 empties the
+        file.
       tensorboard: directory of event files, or None.
+      wandb: see `zoo.train.wandb_log`; closed with the log.
     """
 
-    def __init__(self, path: str | os.PathLike, *, step: int = 0, tensorboard: str | os.PathLike | None = None):
-        path = Path(path)
-        cut_metrics(path, step)
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        *,
+        step: int = 0,
+        tensorboard: str | os.PathLike | None = None,
+        wandb: WandbLog | None = None,
+    ):
+        self._wandb = wandb
+        self._path = None if path is None else Path(path)
+        self._last: dict[str, Any] = {}
         self._board = None
+        if self._path is not None:
+            cut_metrics(self._path, step)
+            self._open()
+            lines = _lines(self._path)
+            self._last = lines[-1] if lines else {}
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(tensorboard), purge_step=step + 1, write_to_disk=True)
 
+    @property
+    def unfinished(self) -> int | None:
+        """The step of the last line if its evaluation is still to come."""
+        return self._last["step"] if self._last.get("unfinished") else None
+
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; every number in it must be finite or None."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, line["step"])
+        if self._path is not None:
+            data = _encoded(line)
+            os.pwrite(self._file, data, self._end)
+            self._start, self._end = self._end, self._end + len(data)
+            self._show(line, line["step"])
+        self._last = line
+
+    def amend(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Complete the last line, which is `unfinished`, with what its evaluation found; returns it."""
+        line = {name: value for name, value in self._last.items() if name != "unfinished"} | values
+        if self._path is not None:
+            # One call, and never shorter than before: a kill leaves the old line or the new one.
+            os.pwrite(self._file, _encoded(line, self._end - self._start), self._start)
+            self._end = os.fstat(self._file).st_size
+            self._show(values, line["step"])
+        self._last = line
+        return line
+
+    def rewind(self, step: int) -> None:
+        """Cut the lines of later steps; events stay, for they are why the run goes back."""
+        if self._path is not None:
+            os.close(self._file)
+            cut_metrics(self._path, step, keep_events=True)
+            self._open()
 
     def sync(self) -> None:
         """Wait until every line is on the disk: a checkpoint must never be newer than the lines before it."""
-        os.fsync(self._file.fileno())
+        if self._path is not None:
+            os.fsync(self._file)
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
         self.sync()
-        self._file.close()
+        if self._path is not None:
+            os.close(self._file)
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        content = self._path.read_bytes()
+        self._end = len(content)
+        self._start = content[:-1].rfind(b"\n") + 1
+
+    def _show(self, values: dict[str, Any], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                    self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.show(values, step)
+
+
+def _encoded(line: dict[str, Any], length: int = 0) -> bytes:
+    """The line as JSON, padded with spaces to at least that many bytes."""
+    return (json.dumps(line, allow_nan=False).ljust(length - 1) + "\n").encode()
 
 
 def check_tensorboard() -> None:
@@ -99,7 +168,16 @@ def check_tensorboard() -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl in order; what follows the first torn line is left out."""
+    """The logged steps of a metrics.jsonl in order; what follows the first torn line is left out."""
+    return [line for line in _lines(path) if "event" not in line]
+
+
+def read_events(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl in order; what follows the first torn line is left out."""
+    return [line for line in _lines(path) if "event" in line]
+
+
+def _lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     lines = []
     if Path(path).exists():
         for text in Path(path).read_text(encoding="utf-8").splitlines():
@@ -111,13 +189,22 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def cut_metrics(path: str | os.PathLike, step: int) -> None:
-    """Drop the lines of steps after `step`, and a torn last line, if there are any."""
+def cut_metrics(path: str | os.PathLike, step: int, *, keep_events: bool = False) -> None:
+    """Drop what a run that goes on from `step` will write again, and a torn last line, if there are any.
+
+    That is every line of a later step, and an event that sent the run back to `step` or a later checkpoint.
+    """
     if not Path(path).exists():
         return
-    kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step)
-    if kept != Path(path).read_text(encoding="utf-8"):
-        atomic_write(path, kept)
+
+    def kept(line: dict[str, Any]) -> bool:
+        if "event" in line and keep_events:
+            return True
+        return line.get("back_to", line["step"] - 1) < step
+
+    content = "".join(json.dumps(line) + "\n" for line in _lines(path) if kept(line))
+    if content != Path(path).read_text(encoding="utf-8"):
+        atomic_write(path, content)
 
 
 def peak_flops() -> tuple[float, str]:
@@ -200,6 +287,11 @@ class ProgressDisplay:
             width = len(str(self._steps))
             self._console.print(f"step {line['step']:>{width}}/{self._steps}  {text}{extras}")
             self._console.file.flush()
+
+    def note(self, text: str) -> None:
+        """Show a line about something out of the ordinary."""
+        (self._bar.console if self._bar else self._console).print(text)
+        self._console.file.flush()
 
     def _left(self, step: int) -> str:
         if self._begun is None or step <= self._begun[1]:
