@@ -17,8 +17,11 @@ COMMANDS = {
     "chat": "zoo.cli.chat:chat",
     "cronica": "zoo.cli.cronica:cronica",
     "eval": "zoo.cli.eval:evaluate",
+    "plot": "zoo.cli.plot:plot",
+    "plan": "zoo.cli.plan:plan",
     "data": "zoo.cli.data:app",
     "convert": "zoo.cli.convert:convert",
+    "merge": "zoo.cli.merge:merge",
     "inspect": "zoo.cli.inspect_:inspect",
     "verify": "zoo.cli.verify:verify",
 }

@@ -1,0 +1,4 @@
+"""`zoo plan`: what a recipe's training step needs on hardware that is not here.
+
+`targets` names the devices, `compiled` and `estimate` find memory and collectives, `report` puts them together.
+"""
