@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from zoo.layers import attention_kernels, segments
 from zoo.layers.attention import Attention
@@ -55,36 +54,6 @@ def test_linear_with_and_without_bias():
     biased = Linear(5, 4, axes=("embed", "mlp"), bias=True, key=KEY, init=zeros)
     biased.bias[...] = f32(np.arange(4.0))
     close(biased(f32(x)), np.broadcast_to(np.arange(4.0), (2, 3, 4)))
-
-
-def test_an_adapter_changes_nothing_until_it_is_trained_and_moves_no_path():
-    linear = Linear(6, 4, axes=("embed", "heads"), units=(1, 2), bias=True, key=KEY, init=truncated_normal(1.0))
-    x = normal(2, 3, 6)
-    before, paths = linear(f32(x)), set(nnx.to_pure_dict(nnx.state(linear)))
-    linear.add_lora(rank=2, alpha=6.0, key=jax.random.key(1))
-    np.testing.assert_array_equal(linear(f32(x)), before)
-    assert set(nnx.to_pure_dict(nnx.state(linear))) - paths == {"lora"} and paths == {"kernel", "bias"}
-    b = normal(2, 4, seed=2)
-    linear.lora.b[...] = f32(b)
-    a = np.asarray(linear.lora.a[...], np.float64)
-    close(linear(f32(x)), np.asarray(before, np.float64) + x @ a @ b * 3.0, 5e-6)
-    graphdef, state = nnx.split(linear)  # as a training step takes it
-    np.testing.assert_array_equal(nnx.merge(graphdef, state)(f32(x)), linear(f32(x)))
-    frozen, adapter = (
-        nnx.state(linear, lambda path, leaf: not isinstance(leaf, nnx.LoRAParam)),
-        nnx.state(linear, nnx.LoRAParam),
-    )
-    assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(adapter)) == 2
-    assert linear.lora.a.get_metadata("axes") == ("embed", "lora_rank")
-    assert linear.lora.b.get_metadata("units") == (1, 2)
-
-
-def test_a_new_adapter_is_normal_with_the_deviation_of_its_fan_in():
-    linear = Linear(400, 8, axes=("embed", "mlp"), key=KEY, init=zeros)
-    linear.add_lora(rank=100, alpha=1.0, key=KEY)
-    draw = np.asarray(linear.lora.a[...])
-    assert draw.std() == pytest.approx(0.05, rel=0.02) and np.abs(draw).max() > 0.18
-    assert (np.asarray(linear.lora.b[...]) == 0).all()
 
 
 def test_truncated_normal_is_cut_and_not_rescaled():

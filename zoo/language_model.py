@@ -20,12 +20,13 @@ from jax.typing import DTypeLike
 
 from zoo import loading, registry
 from zoo.casting import Casting
-from zoo.convert import portable
+from zoo.convert import peft, portable
 from zoo.data.match import Match, parse_block, to_block
 from zoo.errors import UserError
 from zoo.generate import chat as conversations
 from zoo.generate.settings import Settings, resolve
 from zoo.generate.text import Generation, TextStream, continue_all, stream_text
+from zoo.layers import lora
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.tokenizers import cronica as cronica_tokens
@@ -85,6 +86,11 @@ class LanguageModel:
                 f"the tokenizer has {tokenizer.vocab_size} entries, the model only {self.config.vocab_size}; "
                 f"they do not belong together"
             )
+
+    @property
+    def computing(self) -> nnx.Module:
+        """The module as the calls here use it: computing in `compute_dtype`."""
+        return self._computing
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(nnx.state(self.module, nnx.Param))
@@ -291,12 +297,23 @@ class LanguageModel:
         chosen = np.take_along_axis(np.asarray(logprobs), np.asarray(ids[1:])[:, None], axis=-1)[:, 0]
         return Score(ids, chosen.tolist())
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def merge(self) -> "LanguageModel":
+        """The same model with its adapters added to its weights; itself where it has none."""
+        if not lora.adapters(self.module):
+            return self
+        dtype = None if self._computing is self.module else self._computing.compute_dtype
+        module = lora.merge(self.module)
+        return LanguageModel(module, self.tokenizer, self.spec, self.config, compute_dtype=dtype, origin=self.origin)
+
+    def save(self, directory: str | os.PathLike, *, dtype: DTypeLike | None = None) -> None:
         """Write a portable directory: `zoo.json`, `model.safetensors`, `tokenizer/`; `zoo.load` reads it.
 
-        Raises UserError if `directory` already holds something else.
+        Adapters are merged. `dtype` is that of the tensors written, None: as they are. Raises UserError if `directory`
+        already holds something else.
         """
-        params = nnx.to_pure_dict(nnx.state(self.module))
+        params = nnx.to_pure_dict(nnx.state(self.merge().module))
+        if dtype is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
         portable.save(directory, name=self.spec.name, config=self.config, params=params, tokenizer=self.tokenizer)
 
     def export(
@@ -313,7 +330,8 @@ class LanguageModel:
 
         Args:
             directory: created; must hold nothing yet.
-            format: hf, gguf, mlx, or an original program's own: cronica, bwetaf, nanochat, koda, tiny.
+            format: hf, gguf, mlx, or an original program's own: cronica, bwetaf, nanochat, koda, tiny; adapters are
+                merged. peft: the adapters alone, of a Llama; no other argument applies.
             name: in the card and of a GGUF file; None is the registry's.
             dtype, quantization, bits: see `zoo.export.export`.
 
@@ -322,10 +340,29 @@ class LanguageModel:
         """
         from zoo.export import Exported, export
 
-        params = nnx.to_pure_dict(nnx.state(self.module))
+        if format == "peft":
+            return self._export_adapters(directory, name, dtype, quantization, bits)
+        params = nnx.to_pure_dict(nnx.state(self.merge().module))
         path, step = (None, None) if self.origin is None else (self.origin.path, self.origin.step)
         model = Exported(name or self.spec.name, self.spec, self.config, params, self.tokenizer, path, step)
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
+
+    def _export_adapters(self, directory: str | os.PathLike, *options: Any) -> Path:
+        if any(option is not None for option in options):
+            raise UserError("format peft takes no name, dtype, quantization or bits: adapters are float32")
+        found = lora.adapters(self.module)
+        kinds = {(adapter.rank, adapter.alpha, adapter.dropout) for adapter in found.values()}
+        if len(kinds) != 1:
+            raise UserError("format peft: " + ("adapters of several ranks" if kinds else "this model has no adapters"))
+        rank, alpha, dropout = kinds.pop()
+        arrays = {
+            f"{path}/lora/{factor}": np.asarray(getattr(adapter, factor)[...])
+            for path, adapter in found.items()
+            for factor in ("a", "b")
+        }
+        adapter = peft.Adapter(arrays, rank, alpha, dropout, base=getattr(self.origin, "base_name", None))
+        peft.save(directory, adapter, num_layers=self.config.num_layers)
+        return Path(directory)
 
     def _settings(self, preset: str | None, **given: Any) -> Settings:
         return resolve(self.spec.name, preset, given)
@@ -387,8 +424,9 @@ def load(
     """Load trained weights with their tokenizer.
 
     Args:
-        name_or_path: a run directory (its newest good checkpoint, weights alone), a directory that `save`
-            wrote, published files or the directory they lie in (docs/checkpoints.md lists the formats), a
+        name_or_path: a run directory (its newest good checkpoint, or that of step 500 of runs/x@500; weights
+            alone, with adapters on what the run began from), a directory that `save` wrote, adapters in PEFT's
+            format, published files or the directory they lie in (docs/checkpoints.md lists the formats), a
             registry name, or owner/repository on the hub. What a path is, its files tell; of a repository only
             the files needed are fetched, once.
         dtype: parameters are stored in it; None is float32.

@@ -1,14 +1,15 @@
 """From a name or a path to weights: found and understood first (`find`), then laid where they belong (`read`).
 
-A name is one of the registry or of the hub; a path is a run directory, a portable directory or a published
-format, which its files tell.
+A name is one of the registry or of the hub; a path is a run directory, a portable directory, adapters in PEFT's
+format or a published format, which its files tell. `runs/x@500` is the checkpoint of step 500 of a run.
 """
 
-import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,23 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zoo import convert, hub, registry, tokenizers
+from zoo import convert, hub, registry, run_mirror, storage, tokenizers
 from zoo.checkpoints import Checkpoints
+from zoo.convert import peft
 from zoo.convert.base import Published
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.config import ModelConfig
-from zoo.recipe import load_recipe
+from zoo.recipe import Recipe, load_recipe
+from zoo.recipe_training import LoraSection
+from zoo.train import parameters
 from zoo.util import nearest
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Weights:
     """Weights that have been found and not read.
 
     kind: what they are, in words. step: of training, None where the files do not say. published: the opened
-    files, None for a run directory.
+    files, None for a run directory and for adapters.
     """
 
     kind: str
@@ -69,59 +73,194 @@ class Weights:
     tokenizer_path: Path | None
     published: Published | None
 
+    @property
+    def lora(self) -> LoraSection | None:
+        """The adapters among them, None where there are none."""
+        return None
+
+    @property
+    def base_name(self) -> str | None:
+        """What the adapters are for, a path or a name; None where nothing says."""
+        return None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all parameters of the model, by path."""
+        _, flat = parameters.adapted(self.lora, self.spec.model_class(), self.config, dtype=jnp.float32)
+        return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
     def tensors(self) -> list[StoredTensor]:
         """What is stored, in the order of the files."""
-        if self.published is not None:
-            return [StoredTensor(name, item.shape, item.dtype) for name, item in self.published.tensors.items()]
-        return [
-            StoredTensor(name, tuple(shape), jnp.dtype(dtype))
-            for name, (shape, dtype) in _leaves(self.path, self.step).items()
-        ]
+        return [StoredTensor(name, item.shape, item.dtype) for name, item in self.published.tensors.items()]
 
     def problems(self) -> list[str]:
         """What keeps them from being loaded; [] is well."""
-        if self.published is not None:
-            return self.published.problems()
-        stored = {tensor.name: tensor.shape for tensor in self.tensors()}
-        _, abstract = build.abstract_params(self.spec.model_class(), self.config)
-        wanted = {name: tuple(leaf.shape) for name, leaf in build.flatten(abstract).items()}
-        return [
-            f"{name} is {stored.get(name, 'missing')} there, but {wanted.get(name, 'no parameter')} in the model"
-            for name in sorted({*stored, *wanted})
-            if stored.get(name) != wanted.get(name)
-        ]
+        return self.published.problems()
 
     def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer that lies with them, None where there is none."""
         return None if self.tokenizer_path is None else tokenizers.load(self.tokenizer_path)
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
-        """The model's structure and its parameters, of that dtype and laid on the mesh.
+        """The model's structure and its parameters, of that dtype (adapters: float32) and laid on the mesh.
 
         One tensor after the other is read, cast and placed, so that the host never holds much more than the
         parameters. UserError for what does not fit or is damaged.
         """
         graphdef, abstract = build.abstract_params(self.spec.model_class(), self.config, mesh=mesh, dtype=dtype)
-        if self.published is None:
-            found = Checkpoints(self.path / "checkpoints").restore_params(abstract)
-            if found is None:
-                raise UserError(f"{self.path} has no checkpoint yet; go on training it with zoo-train")
-            return graphdef, found.params
-        leaves = build.flatten(abstract)
-        flat = {path: _place(array, leaves[path]) for path, array in self.published.arrays()}
-        return graphdef, build.unflatten({path: flat[path] for path in leaves})
+        wanted = build.flatten(abstract)
+        flat = {path: _place(array, wanted[path]) for path, array in self.published.arrays()}
+        return graphdef, build.unflatten({path: flat[path] for path in wanted})
+
+
+@dataclass(frozen=True)
+class RunWeights(Weights):
+    """Those of a run directory: what the run trains lies in its checkpoint, the rest where the run began.
+
+    recipe: the run's. asked: whether `step` was asked for; if not, the newest good checkpoint is read.
+    """
+
+    recipe: Recipe
+    asked: bool
+
+    @property
+    def lora(self) -> LoraSection | None:
+        """See `Weights`."""
+        return self.recipe.lora
+
+    @property
+    def base_name(self) -> str | None:
+        """See `Weights`."""
+        return None if self.recipe.from_ is None else self.recipe.from_.source
+
+    def tensors(self) -> list[StoredTensor]:
+        """See `Weights`."""
+        found = [StoredTensor(name, shape, jnp.dtype(dtype)) for name, (shape, dtype) in self._stored().items()]
+        return found if self._base is None else [*self._base.tensors(), *found]
+
+    def problems(self) -> list[str]:
+        """See `Weights`."""
+        stored = {name: shape for name, (shape, _) in self._stored().items()}
+        wanted = {name: tuple(leaf.shape) for name, leaf in build.flatten(self._parameters().trained).items()}
+        found = [
+            f"{name} is {stored.get(name, 'missing')} there, but {wanted.get(name, 'no parameter')} in the model"
+            for name in sorted({*stored, *wanted})
+            if stored.get(name) != wanted.get(name)
+        ]
+        return found if self._base is None else [*self._base.problems(), *found]
+
+    def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
+        """See `Weights`."""
+        wanted = self._parameters(dtype=dtype, mesh=mesh)
+        step = self.step if self.asked else None
+        found = self.checkpoints().restore_params(wanted.trained, step=step)
+        if found is None:
+            raise self._nothing_yet()
+        if not wanted.frozen:
+            return wanted.graphdef, found.params
+        from zoo import beginning
+
+        # What a run leaves alone is known by a fingerprint in the dtype that the run keeps it in.
+        as_kept = self._parameters(dtype=self.recipe.train.param_dtype, mesh=mesh)
+        frozen = beginning.begin(
+            self.recipe, self.config, as_kept, only_frozen=True, base=found.meta.get("base"), near=self.path, mesh=mesh
+        )
+        kinds = build.flatten(wanted.frozen)
+        flat = {path: array.astype(kinds[path].dtype) for path, array in frozen.arrays.items()}
+        return wanted.graphdef, build.unflatten(build.flatten(found.params) | flat)
+
+    @cached_property
+    def _base(self) -> Weights | None:
+        """Where the parameters that the run does not train come from; None where it trains all, or has made them."""
+        if self.recipe.from_ is None or not self._parameters().frozen:
+            return None
+        if self.step is None:
+            raise self._nothing_yet()
+        from zoo import beginning
+
+        return beginning.find_source(self.recipe, self.checkpoints().read_meta(self.step).get("base"), self.path)
+
+    def _parameters(self, **options: Any) -> parameters.Parameters:
+        options.setdefault("dtype", self.recipe.train.param_dtype)
+        return parameters.abstract(self.recipe, self.spec.model_class(), self.config, **options)
+
+    def checkpoints(self) -> Checkpoints:
+        """Of the run, to be read."""
+        return _checkpoints_of(self.path, self.recipe)
+
+    def _stored(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        if self.step is None:
+            raise self._nothing_yet()
+        return self.checkpoints().leaves(self.step)
+
+    def _nothing_yet(self) -> UserError:
+        return UserError(f"{self.path} has no checkpoint yet; go on training it with zoo-train")
+
+
+@dataclass(frozen=True)
+class AdapterWeights(Weights):
+    """A model and the adapters to it that lie, in PEFT's format, in a directory of their own."""
+
+    base: Weights
+    adapter: peft.Adapter
+
+    @property
+    def lora(self) -> LoraSection:
+        """See `Weights`."""
+        adapter = self.adapter
+        return LoraSection(
+            rank=adapter.rank, alpha=adapter.alpha, targets=list(adapter.targets), dropout=adapter.dropout
+        )
+
+    @property
+    def base_name(self) -> str | None:
+        """See `Weights`."""
+        return self.adapter.base
+
+    def tensors(self) -> list[StoredTensor]:
+        """See `Weights`."""
+        own = [StoredTensor(name, array.shape, array.dtype) for name, array in self.adapter.arrays.items()]
+        return [*self.base.tensors(), *own]
+
+    def problems(self) -> list[str]:
+        """See `Weights`."""
+        return self.base.problems()
+
+    def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
+        """See `Weights`."""
+        if self.base.lora is not None:
+            raise UserError(
+                f"{self.path}: its base {self.base.path} has adapters itself; merge them with `zoo merge` first"
+            )
+        _, params = self.base.read(dtype=dtype, mesh=mesh)
+        graphdef, wanted = parameters.adapted(self.lora, self.spec.model_class(), self.config, mesh=mesh, dtype=dtype)
+        flat = build.flatten(params) | {path: _place(x, wanted[path]) for path, x in self.adapter.arrays.items()}
+        return graphdef, build.unflatten(flat)
 
 
 def find(
-    name_or_path: str | os.PathLike, *, revision: str | None = None, overrides: Mapping[str, Any] | None = None
+    name_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    step: int | None = None,
 ) -> Weights:
-    """The weights that a name or a path stands for; see `zoo.load`. No array is read."""
+    """The weights that a name or a path stands for; see `zoo.load`. No array is read.
+
+    step: which checkpoint of a run directory; None is the newest.
+    """
+    if storage.is_remote(name_or_path):
+        return _find_remote(str(name_or_path), overrides or {}, step)
     path = Path(name_or_path).expanduser()
+    at_step = re.fullmatch(r"(.+)@(\d+)", str(path))
+    if at_step and step is None and not path.exists():
+        path, step = Path(at_step[1]), int(at_step[2])
     if path.exists():
         if revision is not None:
             raise UserError(f"revision: {name_or_path} is a path; revisions are of names on the hub")
-        return _find_path(path, overrides or {})
+        return _find_path(path, overrides or {}, step)
     name = str(name_or_path)
+    if step is not None:
+        raise UserError(f"{name_or_path}: is no run directory here, and steps are of the checkpoints of a run")
     if name in registry.list_models():
         return _find_published(registry.describe(name), revision, overrides or {})
     if hub.is_hub_name(name):
@@ -132,9 +271,13 @@ def find(
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
 
 
-def _find_path(path: Path, overrides: Mapping[str, Any]) -> Weights:
+def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None) -> Weights:
     if (path / RECIPE_FILE).is_file() and not (path / CONFIG_FILE).is_file():
-        return _find_run(path, overrides)
+        return _find_run(path, overrides, step)
+    if step is not None:
+        raise UserError(f"{path}: is no run directory, and steps are of the checkpoints of a run")
+    if peft.detect(path):
+        return _find_adapter(path, overrides)
     if convert.detect_format(path) is None:
         raise UserError(
             f"{path} is no run directory ({RECIPE_FILE}), no portable one ({CONFIG_FILE}) and in no published "
@@ -155,19 +298,62 @@ def _find_path(path: Path, overrides: Mapping[str, Any]) -> Weights:
     )
 
 
-def _find_run(path: Path, overrides: Mapping[str, Any]) -> Weights:
-    section = load_recipe(path / RECIPE_FILE, check_files=False).model
-    spec, config = registry.describe(section.name), section.make_config()
+def _find_remote(url: str, overrides: Mapping[str, Any], step: int | None) -> RunWeights:
+    at_step = re.fullmatch(r"(.+)@(\d+)", url)
+    if at_step and step is None:
+        url, step = at_step[1], int(at_step[2])
+    found = _find_run(run_mirror.fetched(url), overrides, step)
+    if str(found.recipe.remote_run_dir) != url.rstrip("/"):
+        raise UserError(f"{url} was trained as {found.recipe.remote_run_dir or found.recipe.run_dir}; name that")
+    return found
+
+
+def _checkpoints_of(run: Path, recipe: Recipe) -> Checkpoints:
+    """Those in a run directory; those in the store where it is the local side of a remote run."""
+    remote = recipe.remote_run_dir is not None and not (run / CHECKPOINTS).exists()
+    return Checkpoints(recipe.checkpoints_dir if remote else run / CHECKPOINTS)
+
+
+def _find_run(path: Path, overrides: Mapping[str, Any], step: int | None) -> RunWeights:
+    recipe = load_recipe(path / RECIPE_FILE, check_files=False)
+    spec, config = registry.describe(recipe.model.name), recipe.model.make_config()
     if overrides:
         config = type(config).from_dict({**config.to_dict(), **overrides})
-    return Weights(
+    checkpoints = _checkpoints_of(path, recipe)
+    if step is not None and step not in checkpoints.steps():
+        raise UserError(f"{path} has no checkpoint of step {step}; there are {checkpoints.steps() or 'none'}")
+    return RunWeights(
         kind="zoo run directory",
         path=path,
         spec=spec,
         config=config,
-        step=Checkpoints(path / "checkpoints").latest(),
+        step=checkpoints.latest() if step is None else step,
         tokenizer_path=path / TOKENIZER_DIR,
         published=None,
+        recipe=recipe,
+        asked=step is not None,
+    )
+
+
+def _find_adapter(path: Path, overrides: Mapping[str, Any]) -> AdapterWeights:
+    adapter = peft.load(path)
+    if adapter.base is None:
+        raise UserError(f"{path}: does not say what it adapts; set base_model_name_or_path in {peft.CONFIG}")
+    try:
+        base = find(adapter.base, revision=adapter.revision, overrides=overrides)
+    except UserError as error:
+        raise UserError(f"{path}: its base_model_name_or_path: {error}") from None
+    adapter.check(base.spec.model_class(), base.config)
+    return AdapterWeights(
+        kind=f"adapters in PEFT's format, on {base.path}",
+        path=path,
+        spec=base.spec,
+        config=base.config,
+        step=None,
+        tokenizer_path=base.tokenizer_path,
+        published=None,
+        base=base,
+        adapter=adapter,
     )
 
 
@@ -186,17 +372,6 @@ def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: M
 def _find_snapshot(directory: Path, repo: str, overrides: Mapping[str, Any]) -> Weights:
     found = _find_path(directory, overrides)
     return found if found.tokenizer_path else replace(found, tokenizer_path=hub.fetch_tokenizer(repo))
-
-
-def _leaves(run: Path, step: int | None) -> dict[str, Any]:
-    """{path: [shape, dtype]} of the model in a checkpoint, from its description alone."""
-    if step is None:
-        raise UserError(f"{run} has no checkpoint yet; go on training it with zoo-train")
-    file = run / "checkpoints" / str(step) / "meta" / "data.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["content"]["leaves"]["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error!r}); the checkpoint is damaged") from None
 
 
 def _place(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:

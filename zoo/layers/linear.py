@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from zoo.layers.initializers import Initializer, normal, zeros
+from zoo.layers.initializers import Initializer, zeros
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -14,33 +14,11 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-class LoRA(nnx.Module):
-    """(x . a . b) alpha / rank: a change of low rank to a projection (Hu et al., arXiv:2106.09685).
-
-    Parameters: `a` [in_features, rank], normal with deviation 1/sqrt(in_features), and `b` [rank, out_features], zero:
-    a new adapter changes nothing. Computed in float32, added in the dtype of `x`.
-    """
-
-    def __init__(self, kernel: nnx.Param, *, rank: int, alpha: float, key: Array):
-        (in_axis, out_axis), (in_unit, out_unit) = kernel.get_metadata("axes"), kernel.get_metadata("units")
-        in_features, out_features = kernel.shape
-        draw = normal(in_features**-0.5)(key, (in_features, rank))
-        self.a = nnx.LoRAParam(draw, axes=(in_axis, "lora_rank"), units=(in_unit, 1))
-        self.b = nnx.LoRAParam(jnp.zeros((rank, out_features)), axes=("lora_rank", out_axis), units=(1, out_unit))
-        self.scale = alpha / rank
-
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        precision = matmul_precision(jnp.float32)
-        a, b = self.a[...].astype(jnp.float32), self.b[...].astype(jnp.float32)
-        low = jnp.matmul(x.astype(jnp.float32), a, precision=precision)
-        return (jnp.matmul(low, b, precision=precision) * self.scale).astype(x.dtype)
-
-
 class Linear(nnx.Module):
     """y = x . kernel (+ bias) (+ adapter), computed in the dtype of `x`.
 
     Parameters: `kernel` [in_features, out_features] and, with `bias`, `bias` [out_features]; `lora` is a slot for an
-    adapter, empty until `add_lora`. No other parameter's path depends on what is in it.
+    adapter (see `zoo.layers.lora`), empty until one is put there. No other parameter's path depends on what is in it.
     `axes` names the two logical axes of the kernel. `units` says how many neighbours along each axis
     belong together and are not to be split between devices (head_dim on an axis of heads).
     """
@@ -64,10 +42,6 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(draw, axes=axes[1:], units=units[1:])
         self.has_bias = bias
         self.lora = nnx.data(None)
-
-    def add_lora(self, *, rank: int, alpha: float, key: Array) -> None:
-        """Put a new adapter (see `LoRA`) into the slot."""
-        self.lora = LoRA(self.kernel, rank=rank, alpha=alpha, key=key)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.kernel[...].astype(x.dtype)
