@@ -4,69 +4,213 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+SUITES = ("cronica", "kodalite-card", "wikitext")
+
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")],
-    suite: Annotated[str, typer.Option(help="What to measure: cronica.")] = "cronica",
-    cronicas: Annotated[int, typer.Option(help="Crónicas to write for each set of matches.")] = 200,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help=f"What to measure: {', '.join(SUITES)} (default: cronica).")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks of lm-eval instead, with commas; of the card with it.")
+    ] = None,
+    perplexity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Loss on these texts instead: plain, JSON lines or Parquet.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Two saved results instead of a MODEL, item by item."),
+    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Pairs to use instead of the built-in sets: JSON lines or Parquet."),
+        typer.Option(metavar="PATH", help="Local data: pairs for cronica, a directory for the card, wikitext's lines."),
     ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your own task files (YAML) for --tasks.")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Questions of each task, or windows; below 1 a share (--tasks).")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question (--tasks).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows computed at a time.")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens the model sees at once (--tasks, --perplexity); default: as trained.")
+    ] = None,
+    add_bos: Annotated[
+        bool | None,
+        typer.Option("--add-bos/--no-add-bos", help="BOS before texts (--tasks); default: as in transformers."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compute in float32 or bfloat16 (default: float32, the card bfloat16)."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep results there, to go on after an interruption.")
+    ] = None,
+    cronicas: Annotated[int, typer.Option(help="Crónicas to write for each set of matches.")] = 200,
     max_new_tokens: Annotated[int, typer.Option(help="Longest crónica.")] = 400,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.85,
-    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Crónicas written at a time.")] = 32,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write result and texts there, as JSON.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of crónicas; 0 is greedy.")] = 0.85,
+    top_k: Annotated[int, typer.Option(help="Of crónicas; 0 keeps all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Of crónicas; 1 keeps all.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the sampling of crónicas.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result there as JSON, and its tables as .md beside.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")] = False,
 ) -> None:
-    """Measure a model: what its crónicas tell of held-out matches, and in which style.
+    """Measure a model: its crónicas, tasks of lm-eval, a card's benchmarks, its loss; or compare two results.
 
     docs/evaluation.md says what each figure means.
 
     \b
     Examples:
       zoo eval runs/cronica_5m --suite cronica
-      zoo eval runs/cronica_5m --cronicas 400 --out crónicas.json
       zoo eval runs/cronica_5m --data pairs.parquet --json
+      zoo eval kodalite-1.3b --tasks hellaswag,arc_easy,piqa,lambada_openai --out a.json
+      zoo eval kodalite-1.3b --suite kodalite-card
+      zoo eval gelu-d12 --suite wikitext
+      zoo eval runs/tiny_lm --perplexity texts.txt
+      zoo eval --compare a.json b.json
     """
     from zoo.errors import UserError
 
-    if suite != "cronica":
-        raise UserError(f"--suite is {suite!r}; there is: cronica")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out: there is no directory {out.parent}")
-    sets = None if data is None else {"data": _records(data, cronicas)}
+    chosen = {"--suite": suite, "--tasks": tasks, "--perplexity": perplexity, "--compare": compare}
+    given = [name for name, value in chosen.items() if value is not None]
+    if len(given) > 1 and not (given == ["--suite", "--tasks"] and suite == "kodalite-card"):
+        raise UserError(f"{' and '.join(given)} ask for different things; give one of them")
+    if out is not None:
+        _check_out(out)
+    if compare is not None:
+        if model is not None:
+            raise UserError(f"--compare takes two results and no model; leave {model!r} out")
+        _finish(_compared(*compare), out, as_json)
+        return
+    if model is None:
+        raise UserError("MODEL is missing: a run directory, a model directory or a name")
+    suite = suite or ("cronica" if not given else None)
+    if suite is not None and suite not in SUITES:
+        raise UserError(f"--suite is {suite!r}; there is: {', '.join(SUITES)}")
+    kind = suite or given[0]
+    _check_options(
+        kind,
+        {
+            "--data": data,
+            "--include-path": include_path,
+            "--limit": limit,
+            "--num-fewshot": num_fewshot,
+            "--max-length": max_length,
+            "--add-bos": add_bos,
+            "--cache": cache,
+        },
+    )
+    if kind == "cronica":
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        result = _cronica(model, data, cronicas, seed, batch_size, dtype, sampling)
+        _finish(result, out, as_json)
+        return
+    if kind == "--tasks":
+        _need_lm_eval()
+    if perplexity is not None and not perplexity.is_file():
+        raise UserError(f"--perplexity: there is no file {perplexity}")
 
-    from zoo.evaluate.cronica import evaluate as run
-    from zoo.evaluate.report import markdown
+    from zoo.evaluate.cache import ResultCache, identity_of
+
+    lm = _load(model, dtype or ("bfloat16" if suite == "kodalite-card" else None))
+    shared: dict[str, Any] = {"batch_size": batch_size, "on_progress": _Progress("")}
+    shared["cache"] = None if cache is None else ResultCache(cache, identity_of(lm))
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if kind == "--tasks":
+        from zoo.evaluate import lm_eval
+
+        result = lm_eval.evaluate(
+            lm,
+            names,
+            include_path=include_path,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            max_length=max_length,
+            add_bos=add_bos,
+            **shared,
+        )
+    elif kind == "kodalite-card":
+        from zoo.evaluate import card
+
+        result = card.evaluate(lm, names or tuple(card.TASKS), data=data, limit=_whole(limit), **shared)
+    elif kind == "wikitext":
+        from zoo.evaluate.perplexity import wikitext
+
+        result = wikitext(lm, data=data, limit=_whole(limit), **shared)
+    else:
+        from zoo.evaluate.perplexity import of_texts, read_texts
+
+        result = of_texts(lm, read_texts(perplexity), name=perplexity.name, max_length=max_length, **shared)
+    _finish({**result, "model": model}, out, as_json)
+
+
+# What each way of measuring takes of the options that not all take.
+_TAKES = {
+    "cronica": ("--data",),
+    "kodalite-card": ("--data", "--limit", "--cache"),
+    "wikitext": ("--data", "--limit", "--cache"),
+    "--tasks": ("--include-path", "--limit", "--num-fewshot", "--max-length", "--add-bos", "--cache"),
+    "--perplexity": ("--max-length", "--cache"),
+}
+
+
+def _check_options(kind: str, options: dict[str, Any]) -> None:
+    from zoo.errors import UserError
+
+    for name, value in options.items():
+        if value is not None and name not in _TAKES[kind]:
+            what = kind if kind.startswith("--") else f"--suite {kind}"
+            raise UserError(f"{name} has no meaning with {what}; leave it out")
+
+
+def _whole(limit: float | None) -> int | None:
+    from zoo.errors import UserError
+
+    if limit is not None and (limit < 1 or limit != int(limit)):
+        raise UserError(f"--limit is {limit:g}; it must be a whole number of at least 1")
+    return None if limit is None else int(limit)
+
+
+def _load(model: str, dtype: str | None):
+    from zoo.errors import UserError
     from zoo.language_model import load
-    from zoo.util import atomic_write
+
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype is {dtype!r}; it is float32 or bfloat16")
+    return load(model, dtype=dtype)
+
+
+def _need_lm_eval() -> None:
+    import importlib.util
+
+    from zoo.errors import UserError
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--tasks needs the package lm-eval: pip install 'zoo-nnx[eval]'")
+
+
+def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[str, Any]:
+    sets = None if data is None else {"data": _records(data, cronicas)}
+    from zoo.evaluate.cronica import evaluate as run
 
     result = run(
-        load(model),
+        _load(model, dtype),
         num_cronicas=cronicas,
         sets=sets,
         seed=seed,
         batch_size=batch_size,
-        on_progress=_Progress(),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        on_progress=_Progress(" crónicas"),
+        **sampling,
     )
-    result["model"] = model
-    if out is not None:
-        atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    for found in result["sets"].values():
-        del found["texts"]
-    print(json.dumps(result, ensure_ascii=False) if as_json else markdown(result))
+    return {**result, "model": model}
 
 
 def _records(path: Path, count: int) -> list[dict]:
@@ -80,17 +224,52 @@ def _records(path: Path, count: int) -> list[dict]:
     return load_records(DataSection(source=source, path=str(path), num_pairs=count))
 
 
-class _Progress:
-    """A line on stderr after each batch: how many, how fast, how long it will take."""
+def _compared(first: Path, second: Path) -> dict[str, Any]:
+    from zoo.evaluate.compare import compare, read
 
-    def __init__(self):
-        self._name, self._started = "", 0.0
+    return compare(read(first), read(second))
+
+
+def _check_out(out: Path) -> None:
+    from zoo.errors import UserError
+
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out: there is no directory {out.parent}")
+    if out.suffix == ".md":
+        raise UserError(f"--out: {out} is where the tables would go; name a JSON file, as {out.with_suffix('.json')}")
+
+
+def _finish(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Write the whole result, and print it without its items and texts."""
+    from zoo.evaluate import report, tables
+    from zoo.util import atomic_write
+
+    text = (report if result["suite"] == "cronica" else tables).markdown(result)
+    if out is not None:
+        atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        atomic_write(out.with_suffix(".md"), text + "\n")
+    for found in result.get("sets", {}).values():
+        del found["texts"]
+    for found in result.get("tasks", {}).values():
+        found.pop("items", None)
+    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+class _Progress:
+    """A line on stderr after each batch, at most one a second: how many, and how long it will take."""
+
+    def __init__(self, unit: str):
+        self._unit, self._name, self._started, self._first, self._shown = unit, "", 0.0, 0, 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
         from zoo.util import human_duration
 
-        if done == 0:
-            self._name, self._started = name, time.perf_counter()
-        took = time.perf_counter() - self._started
-        left = f", {human_duration(took / done * (total - done))} left" if done else ""
-        print(f"{name}: {done} of {total} crónicas{left}", file=sys.stderr, flush=True)
+        now = time.perf_counter()
+        if name != self._name:
+            self._name, self._started, self._first, self._shown = name, now, done, 0.0
+        if now - self._shown < 1 and done < total:
+            return
+        self._shown = now
+        fresh = done - self._first
+        left = f", {human_duration((now - self._started) / fresh * (total - done))} left" if fresh else ""
+        print(f"{name}: {done} of {total}{self._unit}{left}", file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""Records of the public data sets that suites use: from files that the user has, else from the Hugging Face hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.data.sources import read_jsonl
+from zoo.errors import UserError
+from zoo.tokenizers.hub import unreachable
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class HubData:
+    """Where a data set lies on the hub."""
+
+    repository: str
+    config: str | None
+    split: str
+
+
+def records(name: str, hub: HubData, directory: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
+    """The first `limit` records: of `directory`/`name`.jsonl (or .jsonl.gz, .parquet), with no directory of the hub.
+
+    Raises UserError when they cannot be had, or are none.
+    """
+    rows = _from_hub(name, hub) if directory is None else _from_files(name, directory)
+    rows = rows[:limit] if limit is not None else rows
+    if not rows:
+        raise UserError(f"{name}: there are no records")
+    return rows
+
+
+def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
+    if not directory.is_dir():
+        raise UserError(f"--data: there is no directory {directory}")
+    path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
+    if path is None:
+        raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
+    if path.suffix != ".parquet":
+        return [record for _, record in read_jsonl(path)]
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:
+    import datasets
+
+    if (reason := unreachable()) is not None:
+        raise UserError(
+            f"{name}: the Hugging Face hub does not answer ({reason}), so {hub.repository} cannot be fetched; put its "
+            f"records into {name}.jsonl and name the directory by --data, or set HF_HUB_OFFLINE=1 if the cache has it"
+        )
+    try:
+        return datasets.load_dataset(hub.repository, hub.config, split=hub.split).to_list()
+    except Exception as error:  # the library raises its own, the hub's, the network's and ValueError alike
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{name}: {hub.repository} (split {hub.split}) cannot be read from the Hugging Face hub ({reason}); put "
+            f"its records into {name}.jsonl and name the directory by --data"
+        ) from None
