@@ -1,5 +1,11 @@
 """Schedules and optimizers: what each field of the `optimizer` section does."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +103,162 @@ def test_what_may_change_on_resume():
 
     assert resume_diff(recipe(), recipe(schedule="constant", clip_norm=None, warmup_init_lr=1e-4)) == []
     assert len(resume_diff(recipe(), recipe(moments_dtype="bfloat16"))) == 1
+
+
+# ------------------------------------------------------------------------------------------------ groups and Muon
+
+LAYERED = {
+    "embed": {"embedding": jnp.linspace(-1.0, 1.0, 24).reshape(6, 4)},
+    "layers": {
+        0: {
+            "attn": {"q": {"kernel": jnp.sin(jnp.arange(32.0)).reshape(4, 8)}},
+            "mlp": {"down": {"kernel": jnp.cos(jnp.arange(32.0)).reshape(8, 4), "bias": jnp.arange(4.0)}},
+            "value_embed": {"embedding": jnp.ones((6, 4))},
+        }
+    },
+    "final_norm": {"scale": jnp.ones(4)},
+}
+CONSTANT = {"peak_lr": 0.1, "schedule": "constant", "warmup_steps": 0, "clip_norm": None}
+
+
+def steps_of(tx, params, count=3):
+    """Parameters after updates with gradients that differ from step to step."""
+    state = tx.init(params)
+    for number in range(count):
+        gradients = jax.tree.map(lambda leaf, n=number: jnp.sin(3.0 * leaf + n), params)
+        update, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, update)
+    return params, state
+
+
+def test_muon_moves_the_matrices_of_the_layers_and_adam_the_rest():
+    fields = dict(CONSTANT, name="muon", weight_decay=0.01, b2=0.99)
+    got, _ = steps_of(make_optimizer(section(**fields), 10), LAYERED)
+    adam, _ = steps_of(make_optimizer(section(**{**fields, "name": "adamw"}), 10), LAYERED)
+    dims = jax.tree.map(lambda _: None, LAYERED)
+    dims["layers"][0]["attn"]["q"]["kernel"] = optax.contrib.MuonDimensionNumbers()
+    dims["layers"][0]["mlp"]["down"]["kernel"] = optax.contrib.MuonDimensionNumbers()
+    reference = optax.contrib.muon(0.1, weight_decay=0.01, muon_weight_dimension_numbers=lambda _: dims)
+    muon, _ = steps_of(reference, LAYERED)
+    for path, leaf in jax.tree.leaves_with_path(got):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        wanted, other = (muon, adam) if name.endswith("kernel") else (adam, muon)
+        wanted, other = (jax.tree.leaves_with_path(tree) for tree in (wanted, other))
+        np.testing.assert_allclose(leaf, dict(wanted)[path], atol=1e-5, err_msg=name)
+        assert not np.allclose(leaf, dict(other)[path], atol=1e-5), name
+
+
+def test_a_muon_update_is_nearly_orthogonal_and_of_the_size_asked_for():
+    for rms, size in ((None, [np.sqrt(2.0), 1.0]), (0.2, [0.2 * np.sqrt(8)] * 2)):
+        config = section(**CONSTANT, name="muon", weight_decay=0.0, muon_rms=rms)
+        moved, _ = steps_of(make_optimizer(config, 10), LAYERED, count=1)
+        for (a, b), factor in zip(((("attn", "q"), (4, 8)), (("mlp", "down"), (8, 4))), size, strict=True):
+            before, after = LAYERED["layers"][0][a[0]][a[1]]["kernel"], moved["layers"][0][a[0]][a[1]]["kernel"]
+            assert before.shape == b
+            values = np.linalg.svd((before - after) / 0.1 / factor, compute_uv=False)
+            assert values.max() < 1.3
+            assert values[0] > 0.6
+
+
+def test_rates_by_pattern_and_parameters_without_decay():
+    base = dict(CONSTANT, weight_decay=0.5)
+    plain, _ = steps_of(make_optimizer(section(**base), 10), LAYERED, count=1)
+    scales = {"layers/*/value_embed/*": 0.25, "*/embedding": 2.0}  # the first that matches counts
+    scaled, _ = steps_of(make_optimizer(section(**base, lr_scales=scales), 10), LAYERED, count=1)
+    spared, _ = steps_of(make_optimizer(section(**base, no_decay=["*/scale", "*/bias"]), 10), LAYERED, count=1)
+
+    def moved(tree, *path):
+        before, after = LAYERED, tree
+        for key in path:
+            before, after = before[key], after[key]
+        return np.asarray(after - before)
+
+    value, embed, q = ("layers", 0, "value_embed", "embedding"), ("embed", "embedding"), ("layers", 0, "attn", "q")
+    np.testing.assert_allclose(moved(scaled, *value), 0.25 * moved(plain, *value), rtol=1e-5)
+    np.testing.assert_allclose(moved(scaled, *embed), 2.0 * moved(plain, *embed), rtol=1e-5)
+    np.testing.assert_array_equal(moved(scaled, *q, "kernel"), moved(plain, *q, "kernel"))
+    np.testing.assert_array_equal(moved(spared, *q, "kernel"), moved(plain, *q, "kernel"))
+    # With a rate of 0.1 and ones, a decay of 0.5 is 0.05 of the step.
+    np.testing.assert_allclose(moved(spared, "final_norm", "scale") - moved(plain, "final_norm", "scale"), 0.05, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_have_their_dtype_whatever_that_of_the_parameters(name):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), LAYERED)
+    for dtype in ("float32", "bfloat16"):
+        tx = make_optimizer(section(**CONSTANT, name=name, moments_dtype=dtype), 10)
+        moved, state = steps_of(tx, params, count=2)
+        moments = [
+            leaf.dtype.name
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if {"mu", "nu"} & {getattr(key, "name", "") for key in path}
+        ]
+        assert len(moments) == (12 if name == "adamw" else 10)
+        assert set(moments) == {dtype}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(moved)} == {"bfloat16"}
+
+
+def test_groups_that_name_nothing_are_refused():
+    for fields in ({"lr_scales": {"embd/*": 2.0}}, {"no_decay": ["*/scales"]}):
+        with pytest.raises(UserError, match=r"optimizer\.(lr_scales|no_decay): '.*' matches none of the 6") as caught:
+            make_optimizer(section(**CONSTANT, **fields), 10).init(LAYERED)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="adamw"):
+        make_optimizer(section(**CONSTANT, name="muon"), 10).init({"embed": {"embedding": jnp.ones((4, 4))}})
+    with pytest.raises(UserError, match=r"optimizer.muon_rms is for optimizer.name muon"):
+        make_recipe({"name": "x", "model": {"name": "cronica-5m"}, "optimizer": {"muon_rms": 0.2}})
+    with pytest.raises(UserError, match=r"optimizer.lr_scales"):
+        make_recipe({"name": "x", "model": {"name": "cronica-5m"}, "optimizer": {"lr_scales": {"*": -1.0}}})
+
+
+MUON_ON_A_MESH = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import AxisType
+    from tiny_models import TINY
+    from zoo.models import build
+    from zoo.recipe import make_recipe
+    from zoo.train.mesh import put_batch
+    from zoo.train.program import Program
+
+    model = TINY["cronica"][1] | dict(num_layers=1, vocab_size=64, embed_dim=32, num_heads=4, head_dim=8, mlp_dim=48)
+    recipe = make_recipe({{
+        "name": "m",
+        "model": {{"name": "cronica-5m", **model}},
+        "data": {{"source": "stories", "seq_len": 12, "batch_size": 8}},
+        "optimizer": {{"name": "muon", "peak_lr": 0.02, "warmup_steps": 0, "lr_scales": {{"embed/*": 0.1}}}},
+        "train": {{"steps": 10}},
+    }})
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 13)).astype(np.int32)
+    batch = {{"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": np.ones((8, 12), np.float32)}}
+    losses = []
+    for shape, devices in (((1, 1, 1), jax.devices()[:1]), ((1, 4, 2), jax.devices())):
+        mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+        program = Program(recipe, mesh)
+        params, state = program.create()
+        step, found = program.step(), []
+        for number in range(4):
+            params, state, metrics = step(params, state, put_batch(batch, mesh), number)
+            found.append(float(metrics["loss"]))
+        losses.append(found)
+        placed = {{
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding.spec
+            for path, leaf in jax.tree.leaves_with_path(state)
+        }}
+        for path, leaf in build.flatten(params).items():
+            mine = [spec for name, spec in placed.items() if name.endswith("/" + path)]
+            assert mine and set(mine) == {{leaf.sharding.spec}}, (path, mine, leaf.sharding.spec)
+    assert losses[0][-1] < losses[0][0] - 0.05, losses
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+    print("equal")
+"""
+
+
+def test_muon_on_eight_devices_keeps_its_momentum_where_the_matrices_lie():
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "32"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    code = textwrap.dedent(MUON_ON_A_MESH).format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "equal"

@@ -66,6 +66,10 @@ def test_published_run_is_as_published():
         ("optimizer.peak_lr=.nan", ["optimizer.peak_lr", "finite"]),
         ("optimizer.peak_lr=1e-6", ["optimizer.final_lr", "optimizer.peak_lr"]),
         ("optimizer.name=adam", ["optimizer.name", "adamw"]),
+        ("optimizer.muon_rms=0.2", ["optimizer.muon_rms", "optimizer.name muon"]),
+        ('optimizer.lr_scales={"embed":-1}', ["optimizer.lr_scales.embed", "above 0"]),
+        ("optimizer.no_decay=3", ["optimizer.no_decay", "list"]),
+        ("logging.wandb=maybe", ["logging.wandb", "true or false"]),
         ("model.name=cronica-6m", ["model.name", "cronica-5m"]),
         ("model.num_layer=3", ["model.num_layer", "num_layers"]),
         ("model.num_layers=0", ["model.num_layers"]),
@@ -86,6 +90,15 @@ def test_published_run_is_as_published():
         ("data.batch_size=0", ["data.batch_size", "at least 1"]),
         ("mesh.data=0", ["mesh.data", "-1"]),
         ("mesh.fsdp=-1", ["mesh.data and mesh.fsdp"]),
+        ("mesh=fsdp", ["mesh must be auto", "'fsdp'"]),
+        ("mesh.tensor=null", ["mesh.tensor", "`mesh: auto`"]),
+        ("train.microbatch=0", ["train.microbatch", "auto", "got 0"]),
+        ("train.microbatch=3", ["train.microbatch 3", "data.batch_size"]),
+        ("lora.rank=0", ["lora.rank", "at least 1"]),
+        ("lora.target=[q]", ["did you mean lora.targets?"]),
+        ("lora.dropout=0.1 train.scan_layers=true", ["lora.dropout and train.scan_layers exclude"]),
+        ("from.stp=3", ["from.stp", "did you mean from.step?"]),
+        ("from=3", ["from", "section"]),
         ("name=../x", ["name", "'../x'"]),
         ("name=3", ["name", "quotes"]),
         ("eval.top_p=1.5", ["eval.top_p", "at most 1"]),
@@ -197,6 +210,15 @@ def test_resolved_yaml_has_every_default_and_reads_back(base):
     assert resume_diff(recipe, again) == []
 
 
+def test_a_mesh_left_to_the_run_stays_so_in_its_recipe(base):
+    recipe = load_recipe(base, ["mesh=auto"])
+    assert recipe.mesh.auto
+    assert recipe.resolved()["mesh"] == "auto"
+    (base.parent / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_recipe("recipe.yaml").mesh == recipe.mesh
+    assert not load_recipe(base).mesh.auto
+
+
 def test_a_finished_run_is_read_without_its_data(base):
     pairs = base.parent / "pairs.jsonl"
     pairs.write_text("{}\n")
@@ -224,9 +246,18 @@ def test_a_finished_run_is_read_without_its_data(base):
         ("optimizer", "peak_lr", 1e-3, False),
         ("optimizer", "warmup_steps", 5, False),
         ("mesh", "fsdp", 2, False),
+        ("train", "microbatch", "auto", False),
+        ("train", "on_nonfinite", "skip", False),
         ("checkpoint", "keep", 9, False),
+        ("checkpoint", "keep_best", True, False),
+        ("checkpoint", "keep_every", 5000, False),
+        ("logging", "runs_dir", "gs://bucket/runs", False),
         ("logging", "every", 1, False),
         ("eval", "every", 50, False),
+        ("eval", "sample_every", 50, False),
+        ("optimizer", "lr_scales", {"embed/*": 2.0}, False),
+        ("optimizer", "no_decay", ["*/scale"], False),
+        ("logging", "wandb", True, False),
     ],
 )
 def test_what_may_change_on_resume(section, field, value, refused):

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -26,11 +26,16 @@ from zoo.recipe_fields import Section
 from zoo.recipe_training import (
     CheckpointSection,
     EvalSection,
+    FromSection,
     LoggingSection,
+    LoraSection,
     MeshSection,
     OptimizerSection,
     TrainSection,
 )
+
+if TYPE_CHECKING:
+    from etils import epath
 
 FORMAT = 1  # of the recipe file; written into every run directory
 
@@ -62,6 +67,8 @@ class Recipe(Section):
     model: ModelSection
     tokenizer: TokenizerSection = Field(default_factory=lambda: TokenizerSection(train=True))
     data: DataSection = Field(default_factory=lambda: DataSection(num_pairs=16_000))
+    from_: FromSection | None = Field(default=None, alias="from")
+    lora: LoraSection | None = None
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     train: TrainSection = Field(default_factory=TrainSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
@@ -80,6 +87,11 @@ class Recipe(Section):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below train.steps "
                 f"{self.train.steps}; lower the one or raise the other"
             )
+        rows = self.train.microbatch
+        if isinstance(rows, int) and self.data.batch_size % rows:
+            raise ValueError(
+                f"train.microbatch {rows} does not divide data.batch_size {self.data.batch_size}; take a divisor of it"
+            )
         if self.data.kind == "cronicas":
             if self.tokenizer.learns_texts:
                 raise ValueError(
@@ -88,6 +100,16 @@ class Recipe(Section):
                 )
             if self.eval.prompt is not None:
                 raise ValueError("eval.prompt is for models of texts; a crónica's prompt is a match: leave it out")
+        if self.lora is not None and self.lora.dropout and self.train.scan_layers:
+            raise ValueError(
+                "lora.dropout and train.scan_layers exclude each other: a scanned block has one mask for all layers; "
+                "set train.scan_layers: false, or lora.dropout: 0"
+            )
+        if "://" in self.logging.runs_dir:
+            try:
+                self.remote_run_dir  # noqa: B018
+            except UserError as error:
+                raise ValueError(f"logging.runs_dir {error}") from None
         return self
 
     @property
@@ -113,12 +135,32 @@ class Recipe(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Absolute path of the run directory; not created."""
+        """Absolute path of the run directory; not created. Of a remote run: the cache of its small files."""
+        if "://" in self.logging.runs_dir:
+            from zoo import storage
+
+            return storage.cache("runs", self.logging.runs_dir) / self.name
         return Path(self.logging.runs_dir).expanduser().absolute() / self.name
+
+    @property
+    def remote_run_dir(self) -> "epath.Path | None":
+        """The run directory where `logging.runs_dir` is remote (gs://bucket/runs), else None; nothing is looked at."""
+        if "://" not in self.logging.runs_dir:
+            return None
+        from zoo import storage
+
+        return storage.directory(self.logging.runs_dir) / self.name
+
+    @property
+    def checkpoints_dir(self) -> "epath.Path":
+        """Where the run's checkpoints lie: remote where `logging.runs_dir` is."""
+        from zoo import storage
+
+        return (self.remote_run_dir or storage.directory(self.run_dir)) / "checkpoints"
 
     def resolved(self) -> dict[str, Any]:
         """Plain dictionary with every default written out, the model's whole config included."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", by_alias=True)
         plain["model"] = {"name": self.model.name, **dataclasses.asdict(self.model.make_config())}
         return plain
 
@@ -156,7 +198,9 @@ def make_recipe(
     """Validate a recipe given as nested dictionaries. `source` and `origins` (dotted key -> where it was
     written) only serve the error messages. Raises UserError."""
     origins = origins or {}
-    content = {key: {} if value is None and key in sections(Recipe) else value for key, value in content.items()}
+    # An empty section has its defaults; those that a recipe may do without stay absent.
+    always = sections(Recipe).keys() - {"from", "lora"}
+    content = {key: {} if value is None and key in always else value for key, value in content.items()}
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
@@ -168,10 +212,10 @@ def make_recipe(
 def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     """What forbids going on with a run of recipe `old` under recipe `new`: a line a field; [] is nothing.
 
-    Refused: the model, the tokenizer, the data and their order, the optimizer's kind and the dtype of its moments,
-    the seed, the storage dtype. Free to change: steps, learning rates and the other numbers of the optimizer,
-    compute dtype, mesh, logging, checkpoints, evaluation, how data are prepared, and where local data lie (files may
-    move; their content is held by the fingerprint in the checkpoint).
+    Refused: the model, what it began as, which parameters are trained, the tokenizer, the data and their order, the
+    optimizer's kind and the dtype of its moments, the seed, the storage dtype. Free to change: steps, learning rates
+    and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how data are
+    prepared, and where local files lie (they may move; the checkpoint knows what they held).
     """
     before, after = _comparable(old), _comparable(new)
     keys = [*before, *(key for key in after if key not in before)]
@@ -192,6 +236,8 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     if data.validation is not None:
         flat = {key: value for key, value in flat.items() if not key.startswith("data.validation")}
         flat["data.validation"] = _without_local_path(data.validation)
+    if recipe.from_ is not None and Path(recipe.from_.source).is_absolute():
+        flat["from.source"] = "a local path"  # what it holds is in the checkpoint's meta
     return flat
 
 
@@ -202,11 +248,14 @@ def _without_local_path(source: SourceSection) -> dict[str, Any]:
 def _fixed_for_a_run(key: str) -> bool:
     if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records"):
         return False
-    return key.startswith(("model.", "tokenizer.", "data.")) or key in (
+    return key.startswith(("model.", "tokenizer.", "data.", "from.", "lora.")) or key in (
+        "from",
+        "lora",
         "optimizer.name",
         "optimizer.moments_dtype",
         "train.seed",
         "train.param_dtype",
+        "train.trainable",
     )
 
 
@@ -228,6 +277,11 @@ def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str])
         raise UserError(
             f"{where(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
             f"model's max_seq_len {config.max_seq_len}; lower it, or raise model.max_seq_len"
+        )
+    if recipe.train.scan_layers and not getattr(config, "layers_alike", True):
+        raise UserError(
+            f"{where(origins, 'train.scan_layers', source)}: train.scan_layers: the blocks of {recipe.model.name} "
+            "differ from each other and cannot be scanned; set it to false"
         )
     tokenizer = recipe.tokenizer
     if tokenizer.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
@@ -263,4 +317,8 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
         changed["validation"] = moved("data.validation", data.validation)
     if tokenizer.path is not None:
         tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
-    return recipe.model_copy(update={"data": data.model_copy(update=changed), "tokenizer": tokenizer})
+    found = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
+    if recipe.from_ is not None and Path(recipe.from_.source).expanduser().exists():  # else it is a name
+        full = str(Path(recipe.from_.source).expanduser().absolute())
+        found["from_"] = recipe.from_.model_copy(update={"source": full})
+    return recipe.model_copy(update=found)

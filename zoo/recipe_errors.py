@@ -2,6 +2,7 @@
 
 import re
 import typing
+from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -35,7 +36,7 @@ def where(origins: dict[str, str], key: str, source: str) -> str:
 
 def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The sections of a recipe: field -> class."""
-    found = {name: _section(field.annotation) for name, field in schema.model_fields.items()}
+    found = {field.alias or name: _section(field.annotation) for name, field in schema.model_fields.items()}
     return {name: section for name, section in found.items() if section is not None}
 
 
@@ -92,14 +93,16 @@ def _unknown_key(loc: tuple[str, ...], schema: type[BaseModel]) -> str:
     for part in loc[:-1]:
         if inside is not None and not part.isdigit():
             inside = sections(inside).get(part)
-    siblings = list(inside.model_fields) if inside else []
+    siblings = [field.alias or name for name, field in inside.model_fields.items()] if inside else []
     if len(loc) == 1:
         siblings.append("extends")
     elsewhere = [
         f"{name}.{key}" for name, section in sections(schema).items() if name != prefix and key in section.model_fields
     ]
     near = nearest(key, siblings)
-    if near:
+    # A slip of the pen first, then the right word in the wrong section, then what is like it from afar.
+    slip = near is not None and SequenceMatcher(None, key, near).ratio() > 0.75
+    if near and (slip or not elsewhere):
         hint = f"did you mean {prefix}.{near}?" if prefix else f"did you mean {near}?"
     elif elsewhere:
         hint = f"did you mean {elsewhere[0]}?"

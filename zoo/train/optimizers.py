@@ -1,10 +1,18 @@
 """Learning-rate schedule and optimizer from the recipe's `optimizer` section."""
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from zoo.errors import UserError
+from zoo.train.parameters import matches, matching
+
+Tree = Any
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
@@ -32,41 +40,155 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global gradient norm; the weight decay reaches norms and embeddings too.
+    """AdamW or Muon behind a clip of the global gradient norm.
+
+    The weight decay reaches every parameter, norms and embeddings too, but those that `no_decay` names. The update of
+    a parameter, its decay included, is multiplied by the first of `lr_scales` whose pattern matches its path. Both
+    moments are kept in `moments_dtype`; an update is computed in float32 whatever the dtype of the parameters.
 
     Args:
-        config: the recipe's `optimizer` section: clip_norm (None: no clip), b1, b2, eps, weight_decay, moments_dtype
-            and what `make_schedule` reads.
+        config: the recipe's `optimizer` section.
         steps: `train.steps`.
+
+    The transformation's `init` raises UserError for a pattern that matches no parameter, and for Muon on a model
+    without matrices in its layers.
     """
     # Without a clip its place stays: the state has the same tree either way.
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    adamw = optax.adamw(
-        make_schedule(config, steps),
+    make = _muon if config.name == "muon" else _adamw
+    tx = keep_moments_in(make(config, make_schedule(config, steps)), jnp.dtype(config.moments_dtype))
+    return optax.chain(clip, _by_patterns(tx, config))
+
+
+def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        mask=_decayed(config.no_decay),
     )
-    if config.moments_dtype == "bfloat16":
-        adamw = keep_state_in(adamw, jnp.bfloat16)
-    return optax.chain(clip, adamw)
 
 
-def keep_state_in(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """`tx` with the floating leaves of its state kept in `dtype` between updates.
+def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al., github.com/KellerJordan/Muon) for the matrices of the layers, AdamW for everything else.
 
-    An update is computed in float32: the state is widened, updated, and rounded to nearest on the way out.
+    Momentum with Nesterov's look-ahead is made nearly orthogonal by `muon_iterations` Newton-Schulz steps and scaled
+    by sqrt(max(1, fan_out / fan_in)), or with `muon_rms` by muon_rms * sqrt(max(fan_in, fan_out)), whose entries have
+    about that root mean square (Liu et al., arXiv:2502.16982; 0.2 is that of AdamW).
     """
 
-    def cast(state: Any, to: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+    def scale(update: jax.Array) -> jax.Array:
+        fan_in, fan_out = update.shape
+        if config.muon_rms is not None:
+            return config.muon_rms * math.sqrt(max(fan_in, fan_out)) * update
+        return math.sqrt(max(1.0, fan_out / fan_in)) * update
 
-    def init(params: Any) -> Any:
+    def each_a_matrix(updates: Tree) -> Tree:
+        return jax.tree.map(lambda _: MuonDimensionNumbers(), updates)
+
+    muon = optax.chain(
+        scale_by_muon(
+            ns_steps=config.muon_iterations,
+            beta=config.muon_momentum,
+            weight_dimension_numbers=each_a_matrix,
+        ),
+        optax.stateless(lambda updates, params: jax.tree.map(scale, updates)),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed(config.no_decay)),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.partition({"muon": muon, "adam": _adamw(config, schedule)}, _muon_or_adam)
+
+
+def _muon_or_adam(params: Tree) -> Tree:
+    """ "muon" for the matrices inside the list of layers, "adam" for embeddings, head, norms, biases and scalars."""
+
+    def label(path: tuple, leaf: Any) -> str:
+        in_a_layer = any(isinstance(getattr(key, "key", None), int) for key in path)
+        return "muon" if in_a_layer and leaf.ndim == 2 and _name(path[-1:]) != "embedding" else "adam"
+
+    labels = jax.tree.map_with_path(label, params)
+    if "muon" not in jax.tree.leaves(labels):
+        raise UserError(
+            "optimizer.name: muon moves the matrices of a model's layers and none of them is trained here; take adamw"
+        )
+    return labels
+
+
+def keep_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """`tx` with the moments of its state (`mu` and `nu`) kept in `dtype` between updates.
+
+    An update is computed in float32: gradients, parameters and moments are widened, and the moments rounded to nearest
+    on the way out.
+    """
+
+    def is_moment(path: tuple) -> bool:
+        return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in ("mu", "nu") for key in path)
+
+    def cast(state: Tree, to: Any) -> Tree:
+        return jax.tree.map_with_path(lambda path, leaf: leaf.astype(to) if is_moment(path) else leaf, state)
+
+    def widened(tree: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    def init(params: Tree) -> Tree:
         return cast(tx.init(params), dtype)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = tx.update(updates, cast(state, jnp.float32), params)
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        updates, state = tx.update(widened(updates), cast(state, jnp.float32), widened(params))
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_patterns(tx: optax.GradientTransformation, config) -> optax.GradientTransformation:
+    """`tx` with its updates scaled by `lr_scales`; its `init` holds all patterns against the parameters."""
+
+    def factor(path: tuple) -> float:
+        name = _name(path)
+        found = (scale for pattern, scale in config.lr_scales.items() if matches(pattern, name))
+        return next(found, 1.0)
+
+    def init(params: Tree) -> Tree:
+        names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        _refuse_idle("optimizer.lr_scales", config.lr_scales, names)
+        _refuse_idle("optimizer.no_decay", config.no_decay, names)
+        return tx.init(params)
+
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        updates, state = tx.update(updates, state, params)
+        if config.lr_scales:
+            updates = jax.tree.map_with_path(lambda path, leaf: leaf * factor(path), updates)
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _decayed(patterns: Iterable[str]) -> Callable[[Tree], Tree] | None:
+    """A mask of the parameters that decay; None where all do."""
+    patterns = list(patterns)
+    if not patterns:
+        return None
+
+    def mask(params: Tree) -> Tree:
+        def decays(path: tuple, leaf: Any) -> bool:
+            return not any(matches(pattern, _name(path)) for pattern in patterns)
+
+        return jax.tree.map_with_path(decays, params)
+
+    return mask
+
+
+def _refuse_idle(field: str, patterns: Iterable[str], names: list[str]) -> None:
+    for pattern, found in matching(list(patterns), names).items():
+        if not found:
+            raise UserError(
+                f"{field}: {pattern!r} matches none of the {len(names)} trained parameters; they are called like "
+                f"{names[0]} and {names[-1]}"
+            )
+
+
+def _name(path: tuple) -> str:
+    """layers/3/attn/q/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

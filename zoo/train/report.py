@@ -1,7 +1,9 @@
 """report.md and loss.png of a run, made from its metrics.jsonl at the end and on interruption."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,31 +39,88 @@ def write_report(
     atomic_write(run_dir / "report.md", "\n\n".join(parts) + "\n")
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a report.md says: its first table, name -> text, and the Markdown under each further heading."""
+
+    facts: dict[str, str]
+    sections: dict[str, str]
+
+
+def read_report(run_dir: str | os.PathLike) -> Report:
+    """The report that `write_report` wrote; an empty one where there is none."""
+    path = Path(run_dir) / "report.md"
+    if not path.is_file():
+        return Report({}, {})
+    head, *rest = path.read_text(encoding="utf-8").split("\n## ")
+    rows = [line.strip("|").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
+    facts = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2 and row[0].strip()}
+    parts = (part.partition("\n") for part in rest)
+    return Report(facts, {heading.strip(): text.strip() for heading, _, text in parts})
+
+
 def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the lines of a metrics.jsonl say, as rows of a table: name -> text."""
     if not lines:
         return {}
     last = lines[-1]
-    tail = [line["loss"] for line in lines[-max(1, len(lines) // 20) :]]
-    rows = {
-        "Steps": f"{last['step']:,}",
-        "Tokens (batch positions)": f"{last['tokens']:,}",
-        "Time": human_duration(last["seconds"]),
-        "First loss": f"{lines[0]['loss']:.4f} (step {lines[0]['step']})",
-        "Final loss": f"{sum(tail) / len(tail):.4f} (mean of the last {len(tail)} logged steps)",
-    }
-    for name in dict.fromkeys(name for line in lines for name in line if name.startswith("heldout")):
-        values = [(line[name], line["step"]) for line in lines if name in line]
+    rows = {"Steps": f"{last['step']:,}"}
+    if last.get("tokens"):
+        rows["Tokens (batch positions)"] = f"{last['tokens']:,}"
+    if last.get("seconds"):
+        rows["Time"] = human_duration(last["seconds"])
+    losses = series(lines, "loss")
+    if losses:
+        number = max(1, len(losses) // 20)
+        rows["First loss"] = f"{losses[0][1]:.4f} (step {losses[0][0]})"
+        rows["Final loss"] = f"{final_loss(lines):.4f} (mean of the last {number} logged steps)"
+    for name in heldout_names(lines):
+        values = [(value, step) for step, value in series(lines, name)]
         rows[name.replace("_", " ").capitalize()] = (
             f"{values[-1][0]:.4f} (lowest {min(values)[0]:.4f} at step {min(values)[1]})"
         )
-    timed = [line for line in lines if line["tokens_per_s"]]
-    if timed:
-        rates = sorted(line["tokens_per_s"] for line in timed)
-        shares = sorted(line["mfu"] for line in timed)
-        rows["Speed"] = f"{rates[len(rates) // 2]:,.0f} tokens/s (median), MFU {shares[len(shares) // 2]:.1%}"
-        rows["Peak memory"] = f"{max(line['memory_mb'] for line in lines):,.0f} MB"
+    rates, shares = (sorted(value for _, value in series(lines, name)) for name in ("tokens_per_s", "mfu"))
+    if rates:
+        share = f", MFU {shares[len(shares) // 2]:.1%}" if shares else ""
+        rows["Speed"] = f"{rates[len(rates) // 2]:,.0f} tokens/s (median){share}"
+    memory = series(lines, "memory_mb")
+    if memory:
+        rows["Peak memory"] = f"{max(value for _, value in memory):,.0f} MB"
     return rows
+
+
+def series(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of every line that has a number under `name`."""
+    found = [(line["step"], line.get(name)) for line in lines]
+    return [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
+
+
+def heldout_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The held-out losses in the lines."""
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith("heldout"))
+    return [name for name in names if series(lines, name)]
+
+
+def heldout_label(name: str) -> str:
+    """heldout_loss -> heldout."""
+    return name.replace("_loss", "").replace("_", " ")
+
+
+def final_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean loss of the last twentieth of the logged steps, at least one; None where no loss is logged."""
+    losses = [loss for _, loss in series(lines, "loss")]
+    tail = losses[-max(1, len(losses) // 20) :]
+    return sum(tail) / len(tail) if tail else None
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Exponential mean over about a twentieth of the run, unbiased at its start."""
+    keep = 1 - 1 / max(1.0, len(values) / 20)
+    mean, weight, smooth = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.append(mean / weight)
+    return smooth
 
 
 def _table(rows: Mapping[str, str]) -> str:
@@ -74,28 +133,19 @@ def _loss_plot(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    steps = [line["step"] for line in lines]
-    losses = [line["loss"] for line in lines]
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(steps) < 3 else None)
-    axes.plot(steps, _running_mean(losses), color="tab:blue", label="training")
-    for name in dict.fromkeys(name for line in lines for name in line if name.startswith("heldout")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True), marker="o", label=name.replace("_loss", "").replace("_", " "))
+    points = series(lines, "loss")
+    if points:
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(steps) < 3 else None)
+        axes.plot(steps, running_mean(losses), color="tab:blue", label="training")
+    for name in heldout_names(lines):
+        axes.plot(*zip(*series(lines, name), strict=True), marker="o", label=heldout_label(name))
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a target)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the run, unbiased at its start."""
-    keep = 1 - 1 / max(1.0, len(values) / 20)
-    mean, weight, smooth = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smooth.append(mean / weight)
-    return smooth
