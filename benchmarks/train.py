@@ -1,47 +1,73 @@
-"""How fast a recipe trains here, on made-up tokens: the very step of zoo-train, timed.
+"""How fast a recipe trains here: the very step of zoo-train, timed, and others beside it.
 
-    python benchmarks/train.py recipes/cronica_5m.yaml --steps 10 --vs plain --json
-    python benchmarks/train.py recipes/quickstart.yaml data.batch_size=4
+    python benchmarks/train.py recipes/cronica_5m.yaml --steps 10 --vs plain torch --json
+    python benchmarks/train.py recipes/kodalite_1b.yaml train.scan_layers=true data.batch_size=64
+    python benchmarks/train.py recipes/quickstart.yaml data.batch_size=4 --data
 
-Every round times, one after the other, a step, its forward pass alone, forward and backward, a 2048^3 float32 matrix
-product and (with --vs plain) the same training as a plain JAX program: whole score matrices, whole logits, nothing
-fused by hand. Medians over the rounds, so that a busy machine slows all of them alike. MFU is against that product.
+Every round times, one after the other, a step, a large matrix product (2048^3 in float32 on a CPU, 8192^3 in bfloat16
+elsewhere) and the programs of --vs: `plain`, crónica in plain JAX; `torch`, the same model in PyTorch, eager and
+compiled (transformers' Llama, or a plain module). All begin with the same parameters, see the same batch and must
+agree on its loss. Medians over the rounds, so that a busy machine slows all of them alike. Then steps run as zoo-train
+runs them, the loss fetched a step late, and the time the host takes is taken apart: waiting for data, laying them on
+the devices, starting the step. Tokens are made up, or with --data the recipe's. --parts adds the forward pass alone,
+and forward and backward.
+
+MFU is model FLOPs by formula (see `zoo.models.config.training_flops`) over that product's rate, and over the device's
+peak where the maker states one.
 """
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from timing import Way, alternate, machine, matmul_way, medians, peak_memory_mb
 
-from zoo import registry
 from zoo.recipe import Recipe, load_recipe
 from zoo.train import step as steps
-from zoo.train.mesh import check_batch_size, make_mesh, put_batch
-from zoo.train.optimizers import make_optimizer, make_schedule
+from zoo.train.layout import make_mesh_for
+from zoo.train.mesh import put_batch
+from zoo.train.metrics import peak_flops
+from zoo.train.program import Program
 
-MATMUL = 2048
+DOCUMENTS = 4  # in a made-up row, on average, where the recipe masks them
+
+Batch = dict[str, np.ndarray]
 
 
 def main() -> None:
     options = arguments()
-    recipe = load_recipe(options.recipe, options.overrides, check_files=False)
-    mesh = make_mesh(recipe.mesh)
-    check_batch_size(recipe.data.batch_size, mesh)
-    batch = made_up_batch(recipe, options.targets)
-    ways = zoo_ways(recipe, mesh, batch) | {"matmul": matmul()}
-    if options.vs == "plain":
-        ways["plain"] = plain_way(recipe, batch)
-    seconds = measure(ways, options.steps)
-    result = report(recipe, batch, seconds, {name: way.loss for name, way in ways.items()})
+    recipe = load_recipe(options.recipe, options.overrides, check_files=options.data)
+    program = Program(recipe, make_mesh_for(recipe))
+    kernels = ", ".join(map(str, program.attention_kernels))
+    print(f"{recipe.name} on {machine()['device']}; {program.compute_dtype.name}; attention by {kernels}", flush=True)
+    batches = the_recipes_batches(recipe) if options.data else made_up_batches(recipe, options.targets)
+    batch = next(batches)
+    product, product_flops = matmul_way()
+    ways = {"step": training_way(program, batch), "matmul": product}
+    if options.parts:
+        ways |= part_ways(program, batch)
+    if "plain" in options.vs:
+        from plain import plain_way
+
+        ways["plain"] = plain_way(program, batch)
+    if "torch" in options.vs:
+        from peers_torch import torch_ways
+
+        ways |= torch_ways(program, batch)
+    seconds, first = alternate(ways, options.steps)
+    peers = [name for name in ways if name == "plain" or name.startswith("torch")]
+    for name in peers:
+        agree(ways["step"], ways[name], name, program)
+    result = report(program, batch, medians(seconds), first, product_flops, peers)
+    result |= breakdown(program, batches, max(3 * options.steps, 10))
+    print_breakdown(result)
+    result |= {"attention": kernels, "rounds": options.steps, "memory_mb": peak_memory_mb(), **machine()}
     if options.json:
         print(json.dumps(result))
 
@@ -52,173 +78,181 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the recipe")
     parser.add_argument("--steps", type=int, default=5, help="timed rounds after the first, which compiles")
     parser.add_argument("--targets", type=float, default=1.0, help="share of each row that bears loss, at its end")
-    parser.add_argument("--vs", choices=["plain"], help="time another program side by side")
+    parser.add_argument("--vs", nargs="+", choices=["plain", "torch"], default=[], help="programs to time beside it")
+    parser.add_argument("--parts", action="store_true", help="time the forward pass, and forward and backward, too")
+    parser.add_argument("--data", action="store_true", help="take the recipe's own data")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     return parser.parse_intermixed_args()
 
 
-def made_up_batch(recipe: Recipe, targets: float) -> dict[str, np.ndarray]:
+def made_up_batches(recipe: Recipe, targets: float) -> Iterator[Batch]:
+    """The same random batch for ever; where documents are masked, rows of several."""
     rows, length = recipe.data.batch_size, recipe.data.seq_len
-    tokens = np.random.default_rng(0).integers(0, recipe.model.make_config().vocab_size, (rows, length + 1))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, recipe.model.make_config().vocab_size, (rows, length + 1))
     mask = np.zeros((rows, length), np.float32)
     mask[:, length - round(targets * length) :] = 1
-    return {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32), "loss_mask": mask}
+    batch = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32), "loss_mask": mask}
+    if recipe.data.document_mask:
+        begins = rng.random((rows, length)) < DOCUMENTS / length
+        batch["segment_ids"] = 1 + np.cumsum(begins, axis=1, dtype=np.int32)
+        batch["positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    while True:
+        yield batch
 
 
-@dataclass
-class Way:
-    """Something to time: `run` starts it and returns what to wait for; losses are kept to be compared."""
+def the_recipes_batches(recipe: Recipe) -> Iterator[Batch]:
+    """As zoo-train reads them; prepared first where they have not been."""
+    from zoo.run import Job
 
-    run: Callable[[], Any]
-    loss: list[float] = field(default_factory=list)
-
-
-def zoo_ways(recipe: Recipe, mesh: jax.sharding.Mesh, batch: dict) -> dict[str, Way]:
-    from zoo.layers.sharding import param_shardings
-    from zoo.models import build
-
-    model_cls, config = registry.describe(recipe.model.name).model_class(), recipe.model.make_config()
-    graphdef, _ = build.abstract_params(model_cls, config)
-    placed = param_shardings(build.abstract(model_cls, config)[1], mesh)
-    dtype = steps.compute_dtype_for(recipe.train.compute_dtype, mesh)
-    schedule = make_schedule(recipe.optimizer, recipe.train.steps)
-    on_mesh = put_batch(batch, mesh)
-
-    def training(tx: optax.GradientTransformation) -> Way:
-        _, params = build.create_params(model_cls, config, 0, mesh=mesh, dtype=jnp.dtype(recipe.train.param_dtype))
-        shardings = steps.opt_state_shardings(tx, params, placed, mesh)
-        state = [params, steps.init_opt_state(tx, params, shardings)]
-        step_fn = steps.make_train_step(
-            graphdef, {}, tx, schedule, mesh=mesh, shardings=(placed, shardings), compute_dtype=dtype
-        )
-
-        def run():
-            # The step's number only enters the key and the reported rate; the optimizer counts for itself.
-            *state[:], metrics = step_fn(*state, put_batch(batch, mesh), 0)
-            way.loss.append(metrics["loss"])
-            return state
-
-        way = Way(run)
-        return way
-
-    evaluate = steps.make_eval_step(graphdef, {}, mesh=mesh, compute_dtype=dtype)
-    _, params = build.create_params(model_cls, config, 0, mesh=mesh)
-    return {
-        "step": training(make_optimizer(recipe.optimizer, recipe.train.steps)),
-        # Without an update the gradients still have to be there: their norm is reported.
-        "forward + backward": training(optax.set_to_zero()),
-        "forward": Way(lambda: evaluate(params, on_mesh)),
-    }
+    yield from Job.prepare(recipe, resume=False).task.batches(0)
 
 
-def matmul() -> Way:
-    a = jnp.ones((MATMUL, MATMUL), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    return Way(lambda: product(a, a))
+def begin(program: Program) -> tuple[list[Any], Any]:
+    """New parameters and optimizer state, and the parameters that are not trained."""
+    return list(program.create()), program.create_frozen() if program.frozen else {}
 
 
-def plain_way(recipe: Recipe, batch: dict) -> Way:
-    """crónica in plain JAX as one would first write it, on the same initial parameters."""
-    from zoo.models import build
-
-    spec, config = registry.describe(recipe.model.name), recipe.model.make_config()
-    if spec.name != "cronica-5m":
-        raise SystemExit(f"--vs plain: there is a plain program for cronica-5m, none for {spec.name}")
-    _, params = build.create_params(spec.model_class(), config, 0)
-    tx = make_optimizer(recipe.optimizer, recipe.train.steps)
-
-    def norm(x, scale):
-        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps) * scale
-
-    def rotate(x):  # [B, N, T, H]
-        half = config.head_dim // 2
-        angles = jnp.arange(x.shape[2])[:, None] * config.rope_theta ** (-jnp.arange(half) / half)
-        cos, sin, even, odd = jnp.cos(angles), jnp.sin(angles), x[..., 0::2], x[..., 1::2]
-        return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
-
-    def loss_fn(params, tokens, targets, mask):
-        rows, length = tokens.shape
-        x = params["embed"]["embedding"][tokens]
-        for i in range(config.num_layers):
-            layer = params["layers"][i]
-            weights = {name: part["kernel"] for part in (layer["attn"], layer["mlp"]) for name, part in part.items()}
-            h = norm(x, layer["attn_norm"]["scale"])
-            q, k, v = (
-                (h @ weights[n]).reshape(rows, length, config.num_heads, -1).transpose(0, 2, 1, 3) for n in "qkv"
-            )
-            scores = rotate(q) @ rotate(k).swapaxes(-1, -2) / np.sqrt(config.head_dim)
-            scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -1e9)
-            heads = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(rows, length, -1)
-            x = x + heads @ weights["o"]
-            h = norm(x, layer["mlp_norm"]["scale"])
-            x = x + (jax.nn.silu(h @ weights["gate"]) * (h @ weights["up"])) @ weights["down"]
-        logits = norm(x, params["final_norm"]["scale"]) @ params["embed"]["embedding"].T
-        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-        return (nll * mask).sum() / jnp.maximum(mask.sum(), 1)
-
-    def train(params, state, batch):
-        loss, gradients = jax.value_and_grad(loss_fn)(params, batch["tokens"], batch["targets"], batch["loss_mask"])
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    step_fn, state = jax.jit(train, donate_argnums=(0, 1)), [params, tx.init(params)]
+def training_way(program: Program, batch: Batch) -> Way:
+    state, frozen = begin(program)
+    step_fn, done = program.step(frozen), 0
 
     def run():
-        *state[:], loss = step_fn(*state, batch)
-        way.loss.append(loss)
+        nonlocal done
+        placed = put_batch(batch, program.mesh)
+        start = time.perf_counter()
+        *state[:], metrics = step_fn(*state, placed, done)
+        way.dispatched.append(time.perf_counter() - start)
+        way.losses.append(metrics["loss"])
+        done += 1
         return state
 
     way = Way(run)
     return way
 
 
-def measure(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
-    for way in ways.values():
-        jax.block_until_ready(way.run())  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            # Once untimed: the first run after another program pays for the memory that one gave back.
-            jax.block_until_ready(way.run())
-            start = time.perf_counter()
-            jax.block_until_ready(way.run())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def part_ways(program: Program, batch: Batch) -> dict[str, Way]:
+    params, frozen = begin(program)[0][0], begin(program)[1]
+    evaluate, placed = program.evaluate(frozen), put_batch(batch, program.mesh)
+    # Without an update the gradients still have to be there: their norm is reported.
+    tx = optax.set_to_zero()
+    shardings = (
+        program.shardings[0],
+        steps.opt_state_shardings(tx, program.params, program.shardings[0], program.mesh),
+    )
+    backward = steps.make_train_step(
+        program.graphdef,
+        frozen,
+        tx,
+        program.schedule,
+        mesh=program.mesh,
+        shardings=shardings,
+        compute_dtype=program.compute_dtype,
+        execution=program.execution,
+    )
+    state = [begin(program)[0][0], tx.init(params)]
+
+    def run():
+        *state[:], _ = backward(*state, placed, 0)
+        return state
+
+    return {"forward": Way(lambda: evaluate(params, placed)), "forward + backward": Way(run)}
 
 
-def report(recipe: Recipe, batch: dict, seconds: dict[str, list[float]], losses: dict[str, list]) -> dict[str, Any]:
+def agree(ours: Way, peer: Way, name: str, program: Program) -> None:
+    """Two programs that do not compute the same loss are not the same training.
+
+    The first loss holds them to the same function; the later ones, where neither drops out, to the same updates.
+    """
+    exact, drops = program.compute_dtype == np.float32, getattr(program.config, "dropout", 0) > 0
+    count = 1 if drops else min(len(ours.losses), len(peer.losses))
+    mine, theirs = (np.array([float(loss) for loss in way.losses[:count]]) for way in (ours, peer))
+    np.testing.assert_allclose(
+        mine, theirs, rtol=2e-4 if exact and not drops else 2e-2, err_msg=f"zoo and {name} train differently"
+    )
+
+
+def breakdown(program: Program, batches: Iterator[Batch], count: int) -> dict[str, float]:
+    """`count` steps as zoo-train runs them: each one's loss is waited for when the next has been started."""
+    state, frozen = begin(program)
+    step_fn = program.step(frozen)
+    parts = {"data": 0.0, "put": 0.0, "dispatch": 0.0, "wait": 0.0}
+    last, whole = None, 0.0
+    for number in range(count + 2):  # the first compiles, the second fills the pipeline
+        marks = [time.perf_counter()]
+        batch = next(batches)
+        marks.append(time.perf_counter())
+        placed = put_batch(batch, program.mesh)
+        marks.append(time.perf_counter())
+        *state[:], metrics = step_fn(*state, placed, number)
+        marks.append(time.perf_counter())
+        if last is not None:
+            float(last)
+        last = metrics["loss"]
+        marks.append(time.perf_counter())
+        if number > 1:
+            whole += marks[-1] - marks[0]
+            for name, (start, end) in zip(parts, pairwise(marks), strict=True):
+                parts[name] += end - start
+    jax.block_until_ready(state)
+    found = {f"loop_{name}_ms": 1e3 * total / count for name, total in parts.items()}
+    return found | {"loop_ms": 1e3 * whole / count, "loop_host_share": (whole - parts["wait"]) / whole}
+
+
+def report(
+    program: Program,
+    batch: Batch,
+    median: dict[str, float],
+    first: dict[str, float],
+    product_flops: float,
+    peers: list[str],
+) -> dict[str, Any]:
     rows, length = batch["tokens"].shape
-    median = {name: statistics.median(times) for name, times in seconds.items()}
     rate = rows * length / median["step"]
-    flops = recipe.model.make_config().flops_per_token(length)
-    matmul_rate = 2 * MATMUL**3 / median["matmul"]
+    flops, product_rate = program.config.flops_per_token(length), product_flops / median["matmul"]
+    on_cpu = program.mesh.devices.flat[0].platform == "cpu"
+    devices = program.mesh.size
     result = {
-        "recipe": recipe.name,
+        "recipe": program.recipe.name,
         "rows": rows,
         "length": length,
         "targets": float(batch["loss_mask"].mean()),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "jax": version("jax"),
-        "rounds": len(seconds["step"]),
+        "dtype": program.compute_dtype.name,
         "tokens_per_s": rate,
         "step_ms": 1e3 * median["step"],
-        "forward_ms": 1e3 * median["forward"],
-        "backward_ms": 1e3 * (median["forward + backward"] - median["forward"]),
-        "update_ms": 1e3 * (median["step"] - median["forward + backward"]),
-        "matmul_gflop_per_s": matmul_rate / 1e9,
+        "compile_s": first["step"] - median["step"],
+        "matmul_gflop_per_s": product_rate / 1e9,
         # The convention counts the head for every position, whether or not it bears loss.
-        "mfu": flops * rate / matmul_rate,
+        "mfu": flops * rate / (product_rate * (1 if on_cpu else devices)),
+        "mfu_of_peak": None if on_cpu else flops * rate / peak_flops()[0] / devices,
     }
-    print(f"{recipe.name}: {rows} rows of {length}, {result['targets']:.0%} of them targets, on {result['device']}")
-    print(f"  {rate:,.0f} tokens/s, {result['mfu']:.0%} of {matmul_rate / 1e9:,.0f} GFLOP/s ({MATMUL}^3 in float32)")
-    parts = [f"{part} {result[f'{part}_ms']:,.0f}" for part in ("forward", "backward", "update")]
-    print(f"  step {result['step_ms']:,.0f} ms: {', '.join(parts)}")
-    if "plain" in median:
-        # Two programs that drift apart are not the same training.
-        np.testing.assert_allclose(losses["step"], losses["plain"], rtol=1e-4)
-        result |= {"plain_tokens_per_s": rows * length / median["plain"], "ratio": median["plain"] / median["step"]}
-        print(f"  plain JAX {result['plain_tokens_per_s']:,.0f} tokens/s: zoo is {result['ratio']:.2f} times as fast")
+    print(f"  {rows} rows of {length}, {result['targets']:.0%} of them targets: {rate:,.0f} tokens/s")
+    print(f"  {result['mfu']:.0%} of {product_rate / 1e9:,.0f} GFLOP/s, the rate of a large product", end="")
+    print("" if on_cpu else f"; {result['mfu_of_peak']:.0%} of the device's peak")
+    print(f"  step {result['step_ms']:,.0f} ms; the first took {result['compile_s']:,.1f} s more, to compile")
+    if "forward" in median:
+        forward, both = median["forward"], median["forward + backward"]
+        parts = {"forward": forward, "backward": both - forward, "update": median["step"] - both}
+        result |= {f"{name}_ms": 1e3 * value for name, value in parts.items()}
+        print("  " + ", ".join(f"{name} {1e3 * value:,.0f} ms" for name, value in parts.items()))
+    result["peers"] = {
+        name: {
+            "tokens_per_s": rows * length / median[name],
+            "ratio": median[name] / median["step"],
+            "compile_s": first[name] - median[name],
+        }
+        for name in peers
+    }
+    for name, peer in result["peers"].items():
+        print(f"  {name} {peer['tokens_per_s']:,.0f} tokens/s: zoo is {peer['ratio']:.2f} times as fast")
+    if peers:
+        result["ratio"] = min(peer["ratio"] for peer in result["peers"].values())
     return result
+
+
+def print_breakdown(result: dict[str, Any]) -> None:
+    parts = [f"{name} {result[f'loop_{name}_ms']:,.2f}" for name in ("data", "put", "dispatch", "wait")]
+    print(f"  in a loop {result['loop_ms']:,.0f} ms a step ({', '.join(parts)}): host {result['loop_host_share']:.1%}")
 
 
 if __name__ == "__main__":
