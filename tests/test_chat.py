@@ -167,7 +167,15 @@ def test_old_turns_are_left_out_when_there_is_no_room(talk):
     assert "tokens; the model takes 100" in err and out == "the end.\n"
 
 
-def test_ctrl_c_stops_the_reply_and_not_the_program(talk, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as at a terminal: programs in the background begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(talk, monkeypatch, ctrl_c):
     lm = scripted_lm("the user and the user and the user and the end<|end|>")
     shown = []
     plain = TextStream.__next__

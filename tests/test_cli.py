@@ -75,9 +75,7 @@ def test_malformed_line_of_the_data_is_refused(recipe, tmp_path, capsys):
 
 def test_wrong_types_of_model_fields_are_refused(recipe):
     # A process of its own: here the shape checker of the tests would speak first.
-    done = run_python(
-        "import sys, zoo.cli.train as t; sys.exit(t.main(['tiny.yaml', 'model.num_layers=two']))"
-    )
+    done = run_python("import sys, zoo.cli.train as t; sys.exit(t.main(['tiny.yaml', 'model.num_layers=two']))")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "model.num_layers" in done.stderr

@@ -134,6 +134,7 @@ def test_gelu_generates_with_its_cache_as_without(tmp_path):
     assert both[1, 13:].tolist() == alone[0, 10:].tolist()
 
 
+@pytest.mark.slow
 def test_untied_gelu_with_relu_squared(tmp_path):
     config = {**zoo.load(GOLDEN / "gelu").config.to_dict(), "num_layers": 4, "num_kv_heads": 2}
     bare = zoo.create(

@@ -239,6 +239,7 @@ def is_undisturbed(directory: Path, recipe: list[str], steps: int) -> None:
     np.testing.assert_allclose(found[:, :2], wanted[:, :2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_on_all_and_one_goes_on(tmp_path, capsys):
     recipe = [str(write_inputs(tmp_path)), *RECIPE]
     stopped = stopped_by_sigterm(tmp_path, recipe, 2)

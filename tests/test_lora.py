@@ -234,6 +234,7 @@ def test_a_pattern_that_matches_nothing_is_named():
             _ = _program(_recipe(train={"trainable": ["*norm/scale", pattern]})).params
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_have_float32_adapters_and_a_steps_dropout_is_that_of_its_number():
     kinds = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
     program = _program(_recipe(lora={"rank": 2, "targets": ["*"], "dropout": 0.5}, train=kinds))

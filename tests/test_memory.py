@@ -52,6 +52,7 @@ def test_state_is_counted_to_the_byte():
     }
 
 
+@pytest.mark.slow
 def test_what_was_compiled_to_count_is_what_runs(limit, capsys):
     """The real step, in microbatches; the run does not compile it again."""
     program = program_of(train={"microbatch": 2})

@@ -186,6 +186,7 @@ EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_split_their_own_rows():
     env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8", NPROC="32")
     script = textwrap.dedent(EIGHT_DEVICES).format(here=str(Path(__file__).parent))

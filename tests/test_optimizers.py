@@ -255,6 +255,7 @@ MUON_ON_A_MESH = """
 """
 
 
+@pytest.mark.slow
 def test_muon_on_eight_devices_keeps_its_momentum_where_the_matrices_lie():
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "32"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

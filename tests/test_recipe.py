@@ -201,7 +201,7 @@ def test_resolved_yaml_has_every_default_and_reads_back(base):
     path.write_text(recipe.to_yaml())
     content = yaml.safe_load(recipe.to_yaml())
     assert content["format"] == 1
-    assert set(content) == set(Recipe.model_fields)
+    assert set(content) == {field.alias or name for name, field in Recipe.model_fields.items()}
     assert content["model"]["num_layers"] == 2
     assert content["model"]["embed_dim"] == 256
     assert content["optimizer"]["warmup_steps"] == 100

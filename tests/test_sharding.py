@@ -169,6 +169,7 @@ def equal_on_eight_devices(name, meshes):
     assert done.stdout.strip() == f"equal on {len(meshes)}"
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     equal_on_eight_devices("cronica", [(1, 8, 1), (2, 1, 4)])
 

@@ -402,6 +402,7 @@ def losses(name):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_base_stops_and_goes_on_and_refuses_another(quick, capsys):
     write_data()
     assert train([write_recipe("base")]) == 0

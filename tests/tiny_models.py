@@ -31,6 +31,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def fast_for(*names: str) -> list[Any]:
+    """All models as parameters of a test, those but `names` marked slow."""
+    import pytest
+
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+
+
 def tiny(name: str, seed: int = 0, **overrides: Any):
     """(graphdef, params, config) of a tiny model, with nothing left at zero."""
     import jax

@@ -11,7 +11,6 @@ import yaml
 from zoo.errors import UserError
 from zoo.util import nearest
 
-
 AUTO = "auto"  # stands for a section that the run settles for itself; a field of it given sets the rest to defaults
 
 
