@@ -4,6 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
 import typer
 
@@ -29,6 +32,7 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
     debug = "--debug" in options
     if debug:
         argv.remove("--debug")
+    _leave_out_a_tpu_that_is_not_there()
     try:
         code = app(args=argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe can still be answered
@@ -48,6 +52,13 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
         text = " ".join(str(error).split())[:300]
         hint = "" if debug else " (add --debug for the traceback)"
         return _report(f"{prog}: unexpected {type(error).__name__}: {text}{hint}", 1, debug)
+
+
+def _leave_out_a_tpu_that_is_not_there() -> None:
+    """libtpu, installed for `zoo plan`, fills the terminal with complaints when JAX looks for a TPU and there is none."""
+    tpu = any(next(Path("/dev").glob(name), None) for name in ("accel*", "vfio/[0-9]*"))
+    if find_spec("libtpu") is not None and not tpu and not entry_points(group="jax_plugins"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

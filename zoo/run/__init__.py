@@ -290,7 +290,7 @@ class Job:
             callbacks=self._callbacks(begun.frozen, checkpoints),
             on_nonfinite=recipe.train.on_nonfinite,
             restore=lambda: self._begin(checkpoints, begun.frozen).state,
-            saved=mirror.push,
+            saving=mirror.push,  # what is mirrored must never be older than a checkpoint
         )
 
     def _callbacks(self, frozen: Any, checkpoints: Checkpoints) -> list[Callback]:

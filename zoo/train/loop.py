@@ -153,7 +153,7 @@ class Trainer:
       peak: FLOP/s that mfu is measured against.
       on_nonfinite: see `zoo.recipe_training.TrainSection`; with skip, step_fn itself leaves the state as it was.
       restore: for rollback: the state of the newest checkpoint, or that of the beginning.
-      saved: called whenever a checkpoint has been started.
+      saving: called before each checkpoint, when the log is on the disk.
     """
 
     step_fn: StepFn
@@ -170,7 +170,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     on_nonfinite: str = "halt"
     restore: Callable[[], TrainState] | None = None
-    saved: Callable[[], None] = lambda: None
+    saving: Callable[[], None] = lambda: None
     _meter: _Meter = field(init=False, default_factory=_Meter)
     _begun: float = field(init=False, default=0.0)
     _saved: int = field(init=False, default=-1)
@@ -341,9 +341,9 @@ class Trainer:
     def _save(self, state: TrainState) -> None:
         state.seconds = self._seconds()
         self.log.sync()
+        self.saving()
         self.checkpoints.save(state.step, state.params, state.opt_state, self.meta(state))
         self._saved = state.step
-        self.saved()
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._begun
