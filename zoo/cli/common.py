@@ -55,7 +55,7 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
 
 
 def _leave_out_a_tpu_that_is_not_there() -> None:
-    """libtpu, installed for `zoo plan`, fills the terminal with complaints when JAX looks for a TPU and there is none."""
+    """libtpu, there for `zoo plan`, fills the terminal with complaints when JAX looks for a TPU in vain."""
     tpu = any(next(Path("/dev").glob(name), None) for name in ("accel*", "vfio/[0-9]*"))
     if find_spec("libtpu") is not None and not tpu and not entry_points(group="jax_plugins"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
