@@ -95,12 +95,11 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_computes_the_same(name):
     new = adapted(name)
     assert len(lora.adapters(new)) == len(lora.projections(new)) > 4
     np.testing.assert_array_equal(logits(new), plain)
-    trained = adapted(name, noise=0.1)
+    trained = adapted(name, noise=0.02)
     changed, merged = logits(trained), lora.merge(trained)
     scale = np.abs(changed).max()
     assert np.abs(changed - plain).max() > 0.01 * scale
-    # 1e-6, and as much again where the compiler orders sums otherwise (at optimization level 0).
-    assert np.abs(logits(merged) - changed).max() <= 2e-6 * scale
+    assert np.abs(logits(merged) - changed).max() <= 1e-6 * scale
     assert nnx.graphdef(merged) == graphdef  # nothing but the values has changed
     assert lora.adapters(trained) and not lora.adapters(merged)
 
