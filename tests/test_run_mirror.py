@@ -193,6 +193,15 @@ def test_a_lock_whose_holder_is_gone_is_taken(tmp_path, remote):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+def test_a_lock_that_is_just_being_signed_is_held(tmp_path, remote, monkeypatch):
+    path = hold(remote)
+    path.write_text("")
+    monkeypatch.setattr(run_mirror.time, "sleep", lambda seconds: hold(remote))  # its holder ends the line
+    with pytest.raises(UserError, match="7 on elsewhere"), Mirror(remote, tmp_path / "here").locked():
+        pass
+    assert json.loads(path.read_text())["token"] == "theirs"
+
+
 def test_of_two_that_start_at_once_the_last_one_has_it(tmp_path, remote, monkeypatch):
     mirror = Mirror(remote, tmp_path / "here")
     monkeypatch.setattr(run_mirror.time, "sleep", lambda seconds: hold(remote))  # while this one waits
@@ -220,9 +229,11 @@ def test_the_lock_is_signed_again_and_again(tmp_path, remote, monkeypatch):
         path = tmp_path / "bucket" / "run" / "lock"
         first = json.loads(path.read_text())["time"]
         until = time.monotonic() + 20
-        while _time_in(path) == first and time.monotonic() < until:
+        seen = first
+        while seen <= first and time.monotonic() < until:
             time.sleep(0.02)
-        assert _time_in(path) > first
+            seen = _time_in(path)
+        assert seen > first
 
 
 def _time_in(path: Path) -> float:

@@ -42,6 +42,7 @@ LOCAL_LOCK_FILE = ".lock"
 STALE_AFTER = 300.0
 """Seconds without a sign of life after which a lock is nobody's."""
 _SIGN_EVERY = 60.0
+_REWRITTEN = 0.2  # seconds in which a small file is whole again
 _SETTLE = 2.0  # seconds in which two that start at once see each other's lock
 
 
@@ -204,6 +205,9 @@ class _Lock:
         """Raises UserError if another process holds the run."""
         try:
             holder = self._read()
+            if holder is None and self._path.exists():  # a directory's file is seen while it is being written
+                time.sleep(_REWRITTEN)
+                holder = self._read()
             if holder is not None and not _abandoned(holder):
                 raise UserError(self._held_by(holder))
             self._path.parent.mkdir(parents=True, exist_ok=True)
