@@ -109,9 +109,9 @@ def undisturbed(tmp_path_factory):
     return recipe, run_dir, exact(run_dir)
 
 
-def killed_run(recipe: Path, when: str, step: int) -> None:
+def killed_run(recipe: Path, when: str, step: int) -> str:
     """Go on with a run in a process of its own that kills itself by SIGKILL: `when` is "before" the step is
-    computed, "during" it or "in save" of its checkpoint."""
+    computed, "during" it or "in save" of its checkpoint. What it printed."""
     program = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
@@ -149,6 +149,7 @@ def killed_run(recipe: Path, when: str, step: int) -> None:
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_killed_at_any_moment_it_gives_the_same_numbers(tmp_path, undisturbed):
@@ -156,14 +157,15 @@ def test_killed_at_any_moment_it_gives_the_same_numbers(tmp_path, undisturbed):
     expected = undisturbed[2]
     assert [line["step"] for line in expected] == list(range(1, STEPS + 1))
 
-    killed_run(recipe, "before", 3)  # before the first checkpoint
+    again = "starts again at step 0"
+    assert again not in killed_run(recipe, "before", 3)  # before the first checkpoint
     assert Checkpoints(run_dir / "checkpoints").steps() == []
     assert 0 < len(exact(run_dir)) < 3
-    killed_run(recipe, "during", EVERY + 4)
+    assert again in killed_run(recipe, "during", EVERY + 4)
     assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY, EVALUATED]
     after = exact(run_dir)
     assert EVERY < len(after) < EVERY + 4 and after == expected[: len(after)]
-    killed_run(recipe, "in save", 2 * EVERY)
+    assert again not in killed_run(recipe, "in save", 2 * EVERY)
     assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY, EVALUATED]
     assert len(exact(run_dir)) == 2 * EVERY
 

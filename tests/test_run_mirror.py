@@ -47,12 +47,12 @@ def test_a_machine_that_goes_on_gets_the_small_files_and_only_those(tmp_path, re
     first = Mirror(remote, tmp_path / "first")
     assert not first.fetch()
     write(tmp_path / "first", recipe_yaml="name: run", tokenizer__tokenizer_json="{}", metrics_jsonl="1\n", _lock="")
-    write(tmp_path / "first", tensorboard__events="many", result_json="{}")
+    write(tmp_path / "first", tensorboard__events="many", result_json="{}", notes_txt="mine")
     first.push()
     write(tmp_path / "first", metrics_jsonl="1\n2\n")
     first.push()
     expected = {"recipe.yaml": "name: run", "tokenizer/tokenizer.json": "{}", "metrics.jsonl": "1\n2\n"}
-    expected |= {"result.json": "{}"}
+    expected |= {"result.json": "{}", "tensorboard/events": "many"}
     assert contents(tmp_path / "bucket" / "run") == expected
 
     second = Mirror(remote, tmp_path / "second")
@@ -68,6 +68,7 @@ def test_a_machine_that_goes_on_gets_the_small_files_and_only_those(tmp_path, re
         "tokenizer/tokenizer.json": "{}",
         "metrics.jsonl": "1\n2\n3\n",
         "tensorboard/events": "many",
+        "notes.txt": "mine",
         ".lock": "",
     }
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # The recipe stands last: where it is, a run is, and all that it needs has been written before.
 MIRRORED = (
-    *("tokenizer", "metrics.jsonl", "samples.md", "report.md", "loss.png", "result.json", "wandb_id"),
+    *("tokenizer", "metrics.jsonl", "tensorboard", "samples.md", "report.md", "loss.png", "result.json", "wandb_id"),
     "recipe.yaml",  # last: it makes a directory a run
 )
 LOCK_FILE = "lock"
@@ -96,8 +96,9 @@ class Mirror:
         for name in self._local_names():
             if name not in contents:
                 (self.local / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (self.local / "tokenizer").rmdir()  # where nothing is left in it
+        for name in ("tokenizer", "tensorboard"):
+            with contextlib.suppress(OSError):
+                (self.local / name).rmdir()  # where nothing is left in it
         for name, content in contents.items():
             (self.local / name).parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.local / name, content)

@@ -38,7 +38,7 @@ from zoo.train import distributed, memory
 from zoo.train import mesh as meshes
 from zoo.train.layout import make_mesh_for
 from zoo.train.loop import Callback, StepFn, Trainer, TrainState
-from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops
+from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops, read_metrics
 from zoo.train.program import Program
 from zoo.train.report import write_report
 from zoo.train.step import TrainStep
@@ -217,6 +217,8 @@ class Job:
         with Checkpoints(recipe.checkpoints_dir, **keep) as checkpoints:
             begun = self._begin(checkpoints)
             state = begun.state
+            if not state.step and read_metrics(recipe.run_dir / "metrics.jsonl"):
+                _say("the run ended before its first checkpoint was complete; it starts again at step 0")
             steps = recipe.train.steps if part is None else min(part.until(state.step), recipe.train.steps)
             distributed.share(lambda: self._write_recipe(mirror))
             with contextlib.closing(self._log(state.step)) as log:

@@ -36,21 +36,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zoo.errors import UserError
+from zoo.train.topologies import chip_of
 from zoo.train.wandb_log import WandbLog
 from zoo.util import atomic_write, human_duration
-
-# Dense bfloat16 peaks in FLOP/s as the makers state them, by a part of JAX's device_kind.
-_PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "TPU v6": 918e12,
-    "TPU v5p": 459e12,
-    "TPU v5 lite": 197e12,
-    "TPU v4": 275e12,
-    "TPU v3": 61.5e12,  # per core: JAX shows each of the chip's two as a device
-}
 
 
 class MetricsLog:
@@ -210,13 +198,13 @@ def cut_metrics(path: str | os.PathLike, step: int, *, keep_events: bool = False
 def peak_flops() -> tuple[float, str]:
     """(FLOP/s of all devices together, where the figure comes from).
 
-    The maker's dense bfloat16 peak for accelerators in the table; else measured: float32 products of
+    The maker's dense bfloat16 peak for accelerators known to `zoo.train.topologies`; else measured: float32 products of
     2048 x 2048 matrices, the best of three.
     """
     device = jax.devices()[0]
-    for part, flops in _PEAKS.items():
-        if part in device.device_kind:
-            return flops * jax.device_count(), f"{device.device_kind}, stated bfloat16 peak"
+    chip = chip_of(device.device_kind)
+    if chip is not None and chip.bf16_flops is not None:
+        return chip.bf16_flops * jax.device_count(), f"{device.device_kind}, stated bfloat16 peak"
     size = 2048
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
