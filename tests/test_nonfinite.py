@@ -14,7 +14,7 @@ from zoo.checkpoints import Checkpoints
 from zoo.cli.train import main
 from zoo.errors import UserError
 from zoo.run.cronica import CronicaTask
-from zoo.train.loop import MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
+from zoo.train.loop import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, read_events, read_metrics
 from zoo.train.stop import StopSignal
 
@@ -179,6 +179,42 @@ def test_the_line_of_a_step_waits_for_its_evaluation_and_a_kill_in_its_midst_rep
     assert saved == [True] * 4  # a save precedes every evaluation
 
 
+def test_an_evaluation_that_ends_the_process_is_left_out_in_the_end(tmp_path):
+    begun = []
+
+    def measure(params, step):
+        begun.append(step)
+        if step == 7:
+            raise Killed
+        return {"heldout_loss": 0.5}
+
+    settings = {"callbacks": [Callback(7, measure)]}
+    for _ in range(MOST_EVALUATIONS):
+        killed, state = trainer(tmp_path, (), "halt", **settings)
+        with pytest.raises(Killed):
+            killed.run(state, StopSignal())
+        killed.log.close()
+        killed.checkpoints.__exit__()
+    run(tmp_path, (), "halt", **settings)
+    assert begun == [7] * MOST_EVALUATIONS + [14, 20]
+    assert [(event["step"], event["error"]) for event in events(tmp_path)] == [
+        (7, f"the process ended in it {MOST_EVALUATIONS} times")
+    ]
+    assert [step for step, _ in lines(tmp_path)] == list(range(1, 21))
+
+
+def test_what_is_evaluated_after_a_skipped_update_is_kept(tmp_path, capsys):
+    run(tmp_path, {9}, "skip", callbacks=[Callback(5, lambda params, step: {"heldout_loss": float(step)})])
+    assert [event["step"] for event in events(tmp_path)] == [10]
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found] == list(range(1, 21))
+    assert {line["step"]: line["heldout_loss"] for line in found if "heldout_loss" in line} == {
+        step: float(step) for step in (5, 10, 15, 20)
+    }
+    assert "loss" not in found[9]
+    assert "step 10  heldout_loss 10.0" in capsys.readouterr().out
+
+
 def test_a_failing_evaluation_is_told_and_does_not_end_the_run(tmp_path, capsys):
     def measure(params, step):
         if step == 5:
@@ -226,7 +262,8 @@ def test_a_nan_in_a_batch_of_a_real_run_under_each_policy(tmp_path, poisoned, ca
     rolled = exact(tmp_path / "runs/halt")
     assert [line["step"] for line in rolled] == list(range(1, 13))
     for name, step in (("skip", None), ("halt", 5)):
-        (event,) = (e for e in read_events(tmp_path / "runs" / name / "metrics.jsonl") if e["policy"] != "halt")
+        found = read_events(tmp_path / "runs" / name / "metrics.jsonl")
+        (event,) = (e for e in found if e["event"] == "nonfinite" and e["policy"] != "halt")
         assert (event["step"], event["batch"], event["examples"], event.get("back_to")) == (8, 7, [28, 31], step)
     assert all(math.isfinite(line["loss"]) for line in [*rolled, *exact(tmp_path / "runs/skip")])
     meta = Checkpoints(tmp_path / "runs/halt/checkpoints").read_meta(12)

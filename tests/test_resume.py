@@ -28,7 +28,7 @@ from zoo.run import evaluations
 from zoo.run.cronica import CronicaTask
 from zoo.tokenizers.cronica import STYLES
 from zoo.train.loop import Callback, Trainer, TrainState
-from zoo.train.metrics import MetricsLog, read_metrics
+from zoo.train.metrics import MetricsLog, read_events, read_metrics
 from zoo.train.report import write_report
 from zoo.train.step import TrainStep
 from zoo.train.stop import Stopped, StopSignal
@@ -280,7 +280,10 @@ def test_more_steps_go_on_and_fresh_starts_over(tmp_path, capsys):
     assert main([str(recipe), "train.steps=4", f"logging.tensorboard={board}"]) == 0
     assert bool(list(run_dir.glob("tensorboard/events.*"))) == board
     assert main([str(recipe), "train.steps=6"]) == 0
-    assert "going on from the checkpoint of step 4" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "going on from the checkpoint of step 4" in out and "the recipe has changed: train.steps: 4 -> 6" in out
+    (event,) = read_events(run_dir / "metrics.jsonl")
+    assert (event["event"], event["step"]) == ("recipe changed", 4) and "train.steps: 4 -> 6" in event["changes"]
     first = exact(run_dir)
     assert [line["step"] for line in first] == [1, 2, 3, 4, 5, 6]
     assert yaml.safe_load((run_dir / "recipe.yaml").read_text())["train"]["steps"] == 6

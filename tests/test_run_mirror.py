@@ -73,6 +73,35 @@ def test_a_machine_that_goes_on_gets_the_small_files_and_only_those(tmp_path, re
     }
 
 
+def test_what_another_machine_did_before_the_lock_was_taken_is_fetched(tmp_path, remote):
+    first, second = Mirror(remote, tmp_path / "first"), Mirror(remote, tmp_path / "second")
+    write(tmp_path / "first", recipe_yaml="name: run", metrics_jsonl="1\n2\n")
+    first.push()
+    second.fetch()
+    write(tmp_path / "first", metrics_jsonl="1\n2\n3\n")
+    first.push()
+    with second.locked():
+        second.fetch_again()
+        with (tmp_path / "second" / "metrics.jsonl").open("a") as file:
+            file.write("4\n")
+        second.push()
+    assert (tmp_path / "bucket" / "run" / "metrics.jsonl").read_text() == "1\n2\n3\n4\n"
+
+
+def test_lines_that_could_not_be_pushed_are_kept_unless_the_run_went_another_way(tmp_path, remote):
+    write(tmp_path / "here", recipe_yaml="name: run", metrics_jsonl="1\n")
+    Mirror(remote, tmp_path / "here").push()
+    write(tmp_path / "here", metrics_jsonl="1\n2\n")
+    mirror = Mirror(remote, tmp_path / "here")
+    mirror.fetch()
+    assert (tmp_path / "here" / "metrics.jsonl").read_text() == "1\n2\n"
+    mirror.push()
+    assert (tmp_path / "bucket" / "run" / "metrics.jsonl").read_text() == "1\n2\n"
+    (tmp_path / "bucket" / "run" / "metrics.jsonl").write_text("1\n3\n")
+    Mirror(remote, tmp_path / "here").fetch()
+    assert (tmp_path / "here" / "metrics.jsonl").read_text() == "1\n3\n"
+
+
 def test_what_has_not_changed_is_not_sent_again(tmp_path, remote):
     mirror = Mirror(remote, tmp_path / "here")
     write(tmp_path / "here", recipe_yaml="name: run", metrics_jsonl="1\n")

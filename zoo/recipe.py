@@ -217,13 +217,27 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how data are
     prepared, and where local files lie (they may move; the checkpoint knows what they held).
     """
+    return [
+        f"{key}: {before} in the run, {after} in the recipe"
+        for key, (before, after) in _differences(old, new).items()
+        if _fixed_for_a_run(key)
+    ]
+
+
+def resume_changes(old: Recipe, new: Recipe) -> list[str]:
+    """What is different and does not forbid it (see `resume_diff`): a line a field."""
+    return [
+        f"{key}: {before} -> {after}"
+        for key, (before, after) in _differences(old, new).items()
+        if not _fixed_for_a_run(key)
+    ]
+
+
+def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     before, after = _comparable(old), _comparable(new)
     keys = [*before, *(key for key in after if key not in before)]
-    return [
-        f"{key}: {before.get(key, 'not set')} in the run, {after.get(key, 'not set')} in the recipe"
-        for key in keys
-        if before.get(key) != after.get(key) and _fixed_for_a_run(key)
-    ]
+    pairs = {key: (before.get(key, "not set"), after.get(key, "not set")) for key in keys}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

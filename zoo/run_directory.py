@@ -44,6 +44,18 @@ def is_started(run_dir: Path) -> bool:
     return False
 
 
+def check_place(run_dir: Path) -> None:
+    """Raises UserError where the directory cannot be made or written, without trying."""
+    place = next(path for path in [run_dir.absolute(), *run_dir.absolute().parents] if path.exists())
+    if not place.is_dir():
+        raise UserError(f"{shown(place)} is a file; choose another name or logging.runs_dir")
+    if not os.access(place, os.W_OK):
+        raise UserError(
+            f"{shown(place)} cannot be written (no permission, or mounted read-only); make it writable, or choose "
+            f"another logging.runs_dir"
+        )
+
+
 def refuse_other_recipe(recipe: Recipe) -> None:
     """Raises UserError with the differences if the run's own recipe cannot go on as this one."""
     old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)

@@ -70,15 +70,7 @@ class Mirror:
         """
         if self.remote is None:
             return False
-        there = {path.name for path in self.remote.iterdir()} if self.remote.is_dir() else set()
-        begun = "recipe.yaml" in there
-        foreign = sorted(there - {*MIRRORED, LOCK_FILE, "checkpoints"})
-        if foreign and not begun:
-            raise UserError(
-                f"{self.remote} holds files ({', '.join(foreign[:3])}) but no recipe.yaml, so it is not a run; choose "
-                f"another name or logging.runs_dir"
-            )
-        contents = {name: (self.remote / name).read_bytes() for name in self._remote_names()} if begun else {}
+        begun, contents = self._read()
         try:
             self.local.mkdir(parents=True, exist_ok=True)
             file = (self.local / LOCAL_LOCK_FILE).open("w")
@@ -92,6 +84,22 @@ class Mirror:
             self._replace(contents)
         return begun
 
+    def fetch_again(self) -> None:
+        """The same once more, by the process that holds the run now: another one may have gone on with it before."""
+        if self.remote is not None:
+            self._replace(self._read()[1])
+
+    def _read(self) -> tuple[bool, dict[str, bytes]]:
+        there = {path.name for path in self.remote.iterdir()} if self.remote.is_dir() else set()
+        begun = "recipe.yaml" in there
+        foreign = sorted(there - {*MIRRORED, LOCK_FILE, "checkpoints"})
+        if foreign and not begun:
+            raise UserError(
+                f"{self.remote} holds files ({', '.join(foreign[:3])}) but no recipe.yaml, so it is not a run; choose "
+                f"another name or logging.runs_dir"
+            )
+        return begun, {name: (self.remote / name).read_bytes() for name in self._remote_names()} if begun else {}
+
     def _replace(self, contents: dict[str, bytes]) -> None:
         for name in self._local_names():
             if name not in contents:
@@ -100,8 +108,11 @@ class Mirror:
             with contextlib.suppress(OSError):
                 (self.local / name).rmdir()  # where nothing is left in it
         for name, content in contents.items():
-            (self.local / name).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.local / name, content)
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Lines that go on where the remote ones end could not be pushed; a checkpoint may be newer than those.
+            if not (name == "metrics.jsonl" and path.is_file() and path.read_bytes().startswith(content)):
+                atomic_write(path, content)
             self._pushed[name] = sha256_hex(content)
 
     def push(self) -> None:

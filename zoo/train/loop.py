@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 StepFn = Callable[[Any, Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
 MOST_SKIPPED = 10  # updates left out in a row
 MOST_ROLLBACKS = 3  # from one checkpoint
+MOST_EVALUATIONS = 3  # of one step, none of which came to its end
 
 
 @dataclass
@@ -154,6 +155,7 @@ class Trainer:
       on_nonfinite: see `zoo.recipe_training.TrainSection`; with skip, step_fn itself leaves the state as it was.
       restore: for rollback: the state of the newest checkpoint, or that of the beginning.
       saving: called before each checkpoint, when the log is on the disk.
+      changes: of the recipe since the run was begun or last gone on with, for the log.
     """
 
     step_fn: StepFn
@@ -171,6 +173,7 @@ class Trainer:
     on_nonfinite: str = "halt"
     restore: Callable[[], TrainState] | None = None
     saving: Callable[[], None] = lambda: None
+    changes: Sequence[str] = ()
     _meter: _Meter = field(init=False, default_factory=_Meter)
     _begun: float = field(init=False, default=0.0)
     _saved: int = field(init=False, default=-1)
@@ -188,8 +191,9 @@ class Trainer:
         self._begun = time.perf_counter() - state.seconds
         self._saved = state.step
         with distributed.training(), stop.deferred(), ProgressDisplay(self.steps, state.step) as progress:
-            if distributed.share(lambda: self.log.unfinished) == state.step > 0:
-                self._evaluate(state, progress)  # a kill was quicker
+            self._evaluate_again(state, progress)
+            if self.changes:
+                self.log.write({"step": state.step, "event": "recipe changed", "changes": list(self.changes)})
             running = None
             while state.step < self.steps and not stop.reached():
                 before, running = running, self._update(state)
@@ -261,9 +265,12 @@ class Trainer:
         else:
             state.skipped = 0
             line = {}
+        if "event" in line:
+            self.log.write(line)
+            line = {"step": step, "tokens": update.tokens} if due else {}
         if line:
-            self.log.write(line | ({"unfinished": True} if due else {}))
-            if not due and "event" not in line:
+            self.log.write(line | ({"unfinished": 1} if due else {}))
+            if not due:
                 progress.show(line)
         if first:
             self._meter.start()
@@ -287,13 +294,29 @@ class Trainer:
                 text = (str(error).splitlines() or [""])[0][:300]
                 failed.append(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
             distributed.alive(state.step)
+        self._finish_line(state, values, failed, progress)
+        self._meter.paused += time.perf_counter() - paused
+
+    def _evaluate_again(self, state: TrainState, progress: ProgressDisplay) -> None:
+        """Do what is due where a kill was quicker; but it may be the evaluation that ends the process."""
+        step, begun = distributed.share(lambda: self.log.unfinished) or (0, 0)
+        if step != state.step or not step:
+            return
+        if begun >= MOST_EVALUATIONS:
+            self._finish_line(state, {}, [f"the process ended in it {begun} times"], progress)
+        else:
+            self.log.begin_again()
+            self._evaluate(state, progress)
+
+    def _finish_line(
+        self, state: TrainState, values: dict[str, float], failed: list[str], progress: ProgressDisplay
+    ) -> None:
         line = self.log.amend(values)
-        if line and "event" not in line:
+        if line:
             progress.show(line)
         for text in failed:
             self.log.write({"step": state.step, "event": "evaluation failed", "error": text})
             progress.note(f"warning: the evaluation after step {state.step} failed, training goes on: {text}")
-        self._meter.paused += time.perf_counter() - paused
 
     def _nonfinite(self, update: _Update, loss: float, grad_norm: float) -> dict[str, Any]:
         """The event of an update that is not finite: which batch did it."""
@@ -330,7 +353,7 @@ class Trainer:
         good = self.checkpoints.latest()
         kept = f"the checkpoint of step {good} is from before" if good else "there is no checkpoint yet"
         if event["policy"] == "skip":
-            kept = f"{state.skipped} updates in a row were left out; the checkpoint of step {good} is there"
+            kept = f"{state.skipped} updates in a row were left out; {kept}"
         elif event["policy"] == "rollback":
             kept = f"the run went back to step {event['back_to']} {MOST_ROLLBACKS} times"
         raise UserError(

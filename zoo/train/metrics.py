@@ -18,15 +18,18 @@ depend on when a run was interrupted; the others are measurements.
 
 A line with `event` is no logged step: `nonfinite`, a loss or gradient norm that is not finite, with the step, what was
 done (`policy`; `back_to`: the step of the checkpoint the run went back to), and of the batch its number and the first
-and last of its `examples` in the global order; `evaluation failed`, with the `error`.
+and last of its `examples` in the global order; `evaluation failed`, with the `error`; `recipe changed`, with the
+`changes` that the run goes on with after `step`.
 """
 
 import json
+import logging
 import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +39,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zoo.errors import UserError
+from zoo.storage import first_line
 from zoo.train.topologies import chip_of
 from zoo.train.wandb_log import WandbLog
 from zoo.util import atomic_write, human_duration
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
     """Appends to metrics.jsonl, line by line, and mirrors to TensorBoard and to Weights & Biases.
 
     A line is on its way to the disk before the checkpoint of its step, and so before that step's evaluation: until
-    `amend` completes it, it says `unfinished`.
+    `amend` completes it, it says `unfinished`: how often that evaluation was begun.
 
     Args:
       path: the file; created when missing. None writes nothing: of several processes only one writes.
@@ -63,44 +69,51 @@ class MetricsLog:
         tensorboard: str | os.PathLike | None = None,
         wandb: WandbLog | None = None,
     ):
-        self._wandb = wandb
         self._path = None if path is None else Path(path)
         self._last: dict[str, Any] = {}
-        self._board = None
+        self._mirrors: list[_Board | WandbLog] = [] if wandb is None else [wandb]
         if self._path is not None:
             cut_metrics(self._path, step)
             self._open()
             lines = _lines(self._path)
             self._last = lines[-1] if lines else {}
         if tensorboard is not None:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1, write_to_disk=True)
+            self._mirrors.append(_Board(tensorboard, step))
 
     @property
-    def unfinished(self) -> int | None:
-        """The step of the last line if its evaluation is still to come."""
-        return self._last["step"] if self._last.get("unfinished") else None
+    def unfinished(self) -> tuple[int, int] | None:
+        """(step, how often its evaluation was begun) of the last line if that evaluation has not come to its end."""
+        begun = int(self._last.get("unfinished", 0))
+        return (self._last["step"], begun) if begun else None
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; every number in it must be finite or None."""
         if self._path is not None:
             data = _encoded(line)
-            os.pwrite(self._file, data, self._end)
+            _write_all(self._file, data, self._end)
             self._start, self._end = self._end, self._end + len(data)
             self._show(line, line["step"])
         self._last = line
 
     def amend(self, values: dict[str, Any]) -> dict[str, Any]:
         """Complete the last line, which is `unfinished`, with what its evaluation found; returns it."""
-        line = {name: value for name, value in self._last.items() if name != "unfinished"} | values
+        self._rewrite({name: value for name, value in self._last.items() if name != "unfinished"} | values)
+        if self._path is not None:
+            self._show(values, self._last["step"])
+        return self._last
+
+    def begin_again(self) -> None:
+        """Write down, on the disk at once, that the evaluation of the last line is begun once more."""
+        if self._last:
+            self._rewrite(self._last | {"unfinished": int(self._last["unfinished"]) + 1})
+            self.sync()
+
+    def _rewrite(self, line: dict[str, Any]) -> None:
         if self._path is not None:
             # One call, and never shorter than before: a kill leaves the old line or the new one.
-            os.pwrite(self._file, _encoded(line, self._end - self._start), self._start)
+            _write_all(self._file, _encoded(line, self._end - self._start), self._start)
             self._end = os.fstat(self._file).st_size
-            self._show(values, line["step"])
         self._last = line
-        return line
 
     def rewind(self, step: int) -> None:
         """Cut the lines of later steps; events stay, for they are why the run goes back."""
@@ -113,17 +126,13 @@ class MetricsLog:
         """Wait until every line is on the disk: a checkpoint must never be newer than the lines before it."""
         if self._path is not None:
             os.fsync(self._file)
-        if self._board is not None:
-            self._board.flush()
+        self._mirrored(lambda mirror: mirror.sync())
 
     def close(self) -> None:
         self.sync()
         if self._path is not None:
             os.close(self._file)
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.close()
+        self._mirrored(lambda mirror: mirror.close())
 
     def _open(self) -> None:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -132,12 +141,50 @@ class MetricsLog:
         self._start = content[:-1].rfind(b"\n") + 1
 
     def _show(self, values: dict[str, Any], step: int) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.show(values, step)
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self._mirrored(lambda mirror: mirror.show(numbers, step))
+
+    def _mirrored(self, tell: Callable[["_Board | WandbLog"], None]) -> None:
+        """A mirror that fails is let go of: metrics.jsonl has it all, and the run must not end for it."""
+        for mirror in list(self._mirrors):
+            try:
+                tell(mirror)
+            except Exception as error:  # of each library's own kinds
+                self._mirrors.remove(mirror)
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                logger.warning("%s fails (%s); the run goes on without it", mirror.name, reason)
+
+
+class _Board:
+    """TensorBoard's event files, from the step after `step` on."""
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: str | os.PathLike, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1, write_to_disk=True)
+
+    def show(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _write_all(file: int, data: bytes, at: int) -> None:
+    """A disk that fills up takes a part without an error; the rest then raises one."""
+    while data:
+        number = os.pwrite(file, data, at)
+        data, at = data[number:], at + number
 
 
 def _encoded(line: dict[str, Any], length: int = 0) -> bytes:
@@ -171,8 +218,8 @@ def _lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         for text in Path(path).read_text(encoding="utf-8").splitlines():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
-                break
+            except json.JSONDecodeError:  # torn by a crash
+                continue
             lines.append(line)
     return lines
 
@@ -214,8 +261,8 @@ def peak_flops() -> tuple[float, str]:
         start = time.perf_counter()
         product(a, a).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    # Virtual devices of one CPU share its cores, so the measured rate is that of all of them.
-    return 2 * size**3 / best, f"float32 matmul {size}^3 measured at the start"
+    # Virtual devices of one CPU share its cores, so the measured rate is that of all of this process.
+    return jax.process_count() * 2 * size**3 / best, f"float32 matmul {size}^3 measured at the start"
 
 
 def memory_mb() -> float:
@@ -264,9 +311,12 @@ class ProgressDisplay:
 
     def show(self, line: dict[str, Any]) -> None:
         """Show a line of metrics.jsonl."""
+        extras = "".join(f"  {name} {line[name]:.4f}" for name in line if name.startswith("heldout"))
+        if "loss" not in line:  # of an update that was left out, and evaluated all the same
+            self.note(f"step {line['step']}{extras}")
+            return
         rate = f"{line['tokens_per_s']:,.0f} tok/s" if line["tokens_per_s"] else "- tok/s"
         text = f"loss {line['loss']:.4f}  lr {line['lr']:.2e}  {rate}  {self._left(line['step'])}"
-        extras = "".join(f"  {name} {line[name]:.4f}" for name in line if name.startswith("heldout"))
         if self._bar:
             self._bar.update(self._task, description=text)
             if extras:

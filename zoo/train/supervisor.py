@@ -75,8 +75,9 @@ class _Reader:
             if runtime:
                 self.kept.append(line)
             if self._verbose or not runtime:
-                sys.stderr.write(line)
-                sys.stderr.flush()
+                with contextlib.suppress(OSError):  # whoever read it is gone, and the child must not wait for him
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
 
 
 def _why(code: int, reader: _Reader, process_id: int) -> str:

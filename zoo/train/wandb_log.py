@@ -7,7 +7,6 @@ later), WANDB_PROJECT names the project (default zoo), WANDB_ENTITY whose it is.
 import os
 import uuid
 from pathlib import Path
-from typing import Any
 
 from zoo.errors import UserError
 from zoo.recipe import Recipe
@@ -35,6 +34,8 @@ class WandbLog:
         UserError: wandb will not begin, most often as nobody is logged in or the network is away.
     """
 
+    name = "Weights & Biases"
+
     def __init__(self, run_dir: Path, recipe: Recipe):
         import wandb
 
@@ -60,14 +61,12 @@ class WandbLog:
         # zoo's steps along the x axis: wandb's own count could not go back to a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
-    def show(self, values: dict[str, Any], step: int) -> None:
-        """The numbers among `values`, at that step."""
-        numbers = {
-            name: value
-            for name, value in values.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
+    def show(self, numbers: dict[str, float], step: int) -> None:
+        """These numbers, at that step."""
         self._run.log(numbers | {"step": step})
+
+    def sync(self) -> None:
+        """Nothing: wandb's own process sends when it can."""
 
     def close(self) -> None:
         """Send what is left."""
