@@ -18,6 +18,7 @@ import sys
 
 TENSOR = r"tensor<([0-9x]+)x(\w+)>"
 PRODUCT = re.compile(rf"stablehlo\.dot_general.* : \({TENSOR}, {TENSOR}\) -> {TENSOR}")
+BATCHED = re.compile(r"batching_dims = \[([0-9, ]+)\]")
 LARGE = 2**26  # multiply-adds from which a product counts
 
 
@@ -95,9 +96,12 @@ def float32_products(text: str) -> list[str]:
         match = PRODUCT.search(line)
         if match is None or (match[2], match[4]) != ("f32", "f32"):
             continue
-        left, right, out = (math.prod(map(int, match[i].split("x"))) for i in (1, 3, 5))
-        # For a product, left * right * out is the square of its multiply-adds times its batch.
-        if math.isqrt(left * right * out) >= LARGE:
+        sizes = [[int(size) for size in match[i].split("x")] for i in (1, 3, 5)]
+        batched = BATCHED.search(line)
+        axes = [int(axis) for axis in batched[1].split(",")] if batched else []
+        batch = math.prod(sizes[0][axis] for axis in axes)
+        # left * right * out is the square of the multiply-adds, once more by the batch.
+        if math.isqrt(math.prod(map(math.prod, sizes)) // batch) >= LARGE:
             found.add(f"{match[1]} . {match[3]}")
     return sorted(found)
 

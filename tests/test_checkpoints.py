@@ -273,10 +273,26 @@ def test_checksum_against_its_definition(dtype):
     width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
     bits = np.asarray(x).view(width).ravel().astype(np.uint64)
     expected = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum()) % 2**32
-    assert int(trees.checksums([x])[0]) == expected
+    on_device = trees._compiled(None)
+    assert int(trees.checksums([x])()[0]) == int(on_device([x])[0]) == expected
     flipped = np.asarray(x).view(width).copy()
     flipped[2, 4, 1] ^= 1
-    assert int(trees.checksums([jnp.asarray(flipped.view(x.dtype))])[0]) != expected
+    flipped = jnp.asarray(flipped.view(x.dtype))
+    assert int(trees.checksums([flipped])()[0]) == int(on_device([flipped])[0]) != expected
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 70_000), (70, 3), (2, 70, 1, 3), (0, 4)])
+def test_checksums_on_the_host_are_those_of_the_devices_for_every_part_of_an_array(shape):
+    """Cut along each axis in turn: long and short runs, in pieces and at once."""
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    whole = int(trees._compiled(None)([jnp.asarray(x)])[0])
+    assert trees._part_sum(x, [0] * x.ndim, x.shape) == whole
+    for axis in range(x.ndim):
+        total, begin = 0, 0
+        for part in np.array_split(x, 2, axis=axis):
+            total += trees._part_sum(part, [begin if one == axis else 0 for one in range(x.ndim)], x.shape)
+            begin += part.shape[axis]
+        assert total % 2**32 == whole
 
 
 def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
@@ -285,7 +301,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
         from zoo.checkpoints import Checkpoints
-        from zoo.leaves import checksums
+        from zoo.leaves import _compiled, checksums
         x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         leaves = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in
@@ -293,7 +309,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         assert len(jax.devices()) == 8
         with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
             checkpoints.save(1, {{str(i): leaf for i, leaf in enumerate(leaves)}}, {{}}, {{}})
-        print(*np.asarray(checksums(leaves)))
+        print(*checksums(leaves)(), *map(int, _compiled(NamedSharding(mesh, P()))(leaves)))
         """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -305,7 +321,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    assert set(map(int, done.stdout.split())) == {int(trees.checksums([jnp.asarray(x)])[0])}
+    assert set(map(int, done.stdout.split())) == {int(trees.checksums([jnp.asarray(x)])()[0])}
     shapes = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype) for i in range(4)}
     found = Checkpoints(tmp_path).restore(shapes, {})
     assert all(np.asarray(leaf).tobytes() == x.tobytes() for leaf in found.params.values())
@@ -406,7 +422,7 @@ def test_the_first_format_is_read_and_verified(tmp_path):
     content = {"format": 1, "step": 1, "leaves": leaves, "meta": META}
     every = [leaf for tree in items.values() for leaf in tree.values()]
     stored = {item: trees.nested(tree) for item, tree in items.items()}
-    stored["checksums"] = {"uint32": trees.checksums(every)}
+    stored["checksums"] = {"uint32": jnp.asarray(trees.checksums(every)())}
     stored["meta"] = {"content": content, "sha256": checkpoint_files._hash(content)}
     with checkpoint_files._context(Checkpoints(tmp_path).directory):
         ocp.save_checkpointables(tmp_path / "1", stored)

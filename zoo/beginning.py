@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from zoo import leaves, loading, registry
@@ -118,7 +117,7 @@ def begin(
 def fingerprint(params: build.Params) -> str:
     """SHA-256 (64 hexadecimal digits) of names, shapes, dtypes and every bit of the parameters, however sharded."""
     named = leaves.named(params)
-    sums = np.asarray(leaves.checksums(list(named.values()))).tolist()
+    sums = leaves.checksums(list(named.values()))().tolist()
     about = [[*item, total] for item, total in zip(leaves.described(named).items(), sums, strict=True)]
     return sha256_hex(json.dumps(about).encode())
 

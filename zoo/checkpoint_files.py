@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def verify(arrays: Items, checksums: dict[str, int]) -> None:
     names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
     if not names:
         return
-    found = np.asarray(trees.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()]))
+    found = trees.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])()
     for name, value in zip(names, found.tolist(), strict=True):
         if checksums.get(name) != value:
             raise DamagedCheckpoint(f"{name} does not match its checksum")
@@ -142,14 +142,14 @@ def verify(arrays: Items, checksums: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class _Checksums:
-    """Those of all leaves, in the order of the names; the devices may still be computing them."""
+    """Those of all leaves, in the order of the names; see `zoo.leaves.checksums`."""
 
     names: list[str]
-    values: jax.Array
+    values: Callable[[], np.ndarray]
 
 
 class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
-    """Writes {name: checksum} as JSON. They are fetched in the background: a save does not wait for them."""
+    """Writes {name: checksum} as JSON. They are had in the background: a save does not wait for them."""
 
     async def save(self, directory: Any, checkpointable: _Checksums) -> Awaitable[None]:
         return self._write(directory, checkpointable)
@@ -157,7 +157,7 @@ class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
     async def _write(self, directory: Any, checksums: _Checksums) -> None:
         folder = await directory.await_creation()
         if is_first():
-            values = await asyncio.to_thread(np.asarray, checksums.values)
+            values = await asyncio.to_thread(checksums.values)
             content = dict(zip(checksums.names, values.tolist(), strict=True))
             await asyncio.to_thread((folder / "data.json").write_text, json.dumps(content))
 
