@@ -12,8 +12,8 @@ runs them, the loss fetched a step late, and the time the host takes is taken ap
 the devices, starting the step. Tokens are made up, or with --data the recipe's. --parts adds the forward pass alone,
 and forward and backward.
 
-MFU is model FLOPs by formula (see `zoo.models.config.training_flops`) over that product's rate, and over the device's
-peak where the maker states one.
+MFU is model FLOPs by formula (see `Program.flops_per_token`) over that product's rate, and over the device's peak where
+the maker states one.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     program = Program(recipe, make_mesh_for(recipe))
     kernels = ", ".join(map(str, program.attention_kernels))
     print(f"{recipe.name} on {machine()['device']}; {program.compute_dtype.name}; attention by {kernels}", flush=True)
-    batches = the_recipes_batches(recipe) if options.data else made_up_batches(recipe, options.targets)
+    batches = the_recipes_batches(program) if options.data else made_up_batches(recipe, options.targets)
     batch = next(batches)
     product, product_flops = matmul_way()
     ways = {"step": training_way(program, batch), "matmul": product}
@@ -101,11 +101,11 @@ def made_up_batches(recipe: Recipe, targets: float) -> Iterator[Batch]:
         yield batch
 
 
-def the_recipes_batches(recipe: Recipe) -> Iterator[Batch]:
+def the_recipes_batches(program: Program) -> Iterator[Batch]:
     """As zoo-train reads them; prepared first where they have not been."""
     from zoo.run import Job
 
-    yield from Job.prepare(recipe, resume=False).task.batches(0)
+    yield from Job.prepare(program.recipe, program.mesh, None, None).task.batches(0)
 
 
 def begin(program: Program) -> tuple[list[Any], Any]:
@@ -209,7 +209,7 @@ def report(
 ) -> dict[str, Any]:
     rows, length = batch["tokens"].shape
     rate = rows * length / median["step"]
-    flops, product_rate = program.config.flops_per_token(length), product_flops / median["matmul"]
+    flops, product_rate = program.flops_per_token(length), product_flops / median["matmul"]
     on_cpu = program.mesh.devices.flat[0].platform == "cpu"
     devices = program.mesh.size
     result = {

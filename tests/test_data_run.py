@@ -124,7 +124,16 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
     assert train([path, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "stories; up to 1,024 tokens are prepared in prepared" in said and "nothing was written" in said
+    assert "parameters" in said and "Plan:" in said and "Devices:" in said
     assert set(tmp_path.iterdir()) - before == {tmp_path / "dry.yaml"}
+    # What the run would be refused for, a dry run is refused for.
+    for override, words in [
+        ("optimizer.no_decay=[zzz/*]", "zzz"),
+        (f"logging.runs_dir={path}", "is a file"),
+        (f"logging.runs_dir={tmp_path}/none/runs", None),
+    ]:
+        assert train([path, "--dry-run", override]) == (2 if words else 0)
+        assert (words or "") in capsys.readouterr().err
 
 
 # zoo data
@@ -166,6 +175,7 @@ def test_a_tokenizer_is_trained_and_used_again(capsys):
         (["prepare", "c.yaml"], "its data are crónicas"),
         (["prepare", "no.yaml"], "no such file"),
         (["inspect", "i.yaml", "--batches", "0"], "--batches"),
+        (["inspect", "i.yaml", "--step", str(10**30)], "--step is 1000000"),
         (["inspect", "i.yaml", "--heldout", "eval.num_pairs=0"], "--heldout"),
         (["tokenizer", "p.yaml"], "tokenizer.train"),
         (["prepare", "i.yaml", "model.vocab_size=5"], "more than the model's vocab_size 5"),

@@ -1,5 +1,6 @@
 """Microbatches give the whole batch's loss, gradient and update; a step that is not finite changes nothing."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,17 +16,24 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_data_pipeline import make_records
+from test_data_text import TOKENIZER, text_data
 from test_training import Noisy
 from tiny_models import TINY, tiny
 
-from zoo.recipe import OptimizerSection
+from zoo.recipe import OptimizerSection, make_recipe
+from zoo.run import evaluations
+from zoo.run.cronica import CronicaTask
+from zoo.run.text import TextTask
 from zoo.train.losses import cross_entropy
 from zoo.train.mesh import make_mesh, put_batch
 from zoo.train.optimizers import make_optimizer, make_schedule
+from zoo.train.program import Program
 from zoo.train.step import init_opt_state, make_train_step, opt_state_shardings
 
 OPTIMIZER = OptimizerSection(peak_lr=1e-2, final_lr=1e-3, warmup_steps=2, warmup_init_lr=5e-3, clip_norm=1.0)
 STEPS = 10
+MODEL = {"name": TINY["cronica"][0], **TINY["cronica"][1], "vocab_size": 400}
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -118,6 +126,23 @@ def test_bfloat16_parameters_keep_their_dtype_and_sum_in_float32():
     np.testing.assert_allclose(parts, whole, rtol=0.01)  # a bfloat16 sum stands still at half of it
 
 
+def test_the_norm_of_bfloat16_gradients_is_a_float32_number():
+    # An optimizer whose state is the gradients as they came.
+    keeps = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda updates, state, params: (jax.tree.map(jnp.zeros_like, updates), updates),
+    )
+    graphdef, params, _ = tiny("cronica")
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    run = Run(graphdef, params, tx=keeps, compute_dtype=jnp.bfloat16)
+    _, state, metrics = run.function(run.params, run.state, put_batch(ragged_batch(0), run.mesh), 0)
+    assert {value.dtype.name for value in metrics.values()} == {"float32"}
+    gradients = jax.tree.leaves(state)
+    assert {leaf.dtype.name for leaf in gradients} == {"bfloat16"}
+    exact = np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in gradients))
+    assert float(metrics["grad_norm"]) == pytest.approx(exact, rel=2e-3)  # it may be that of gradients not yet rounded
+
+
 def test_every_microbatch_has_a_key_of_its_own():
     graphdef, params = nnx.graphdef(Noisy()), {"kernel": np.eye(4, 8, dtype=np.float32)}
     batch = {"tokens": np.zeros((4, 3), np.int32), "targets": np.ones((4, 3), np.int32)}
@@ -149,6 +174,53 @@ def test_a_step_that_is_not_finite_is_skipped(microbatches):
     assert after["lr"] == pytest.approx(float(make_schedule(OPTIMIZER, STEPS)(1)))
     changed = [not (a == b).all() for a, b in zip(run.kept(), before, strict=True)]
     assert all(changed)
+    # Under another policy it goes on from there, with the rate that the optimizer really takes.
+    halting = Run(graphdef, params, microbatches=microbatches)
+    halting.params, halting.state = run.params, run.state
+    assert halting.step(ragged_batch(3), 3)["lr"] == pytest.approx(float(make_schedule(OPTIMIZER, STEPS)(2)))
+
+
+# ------------------------------------------------------------------------------------------------ the held-out loss
+
+
+def text_task(tmp_path):
+    """Five held-out rows of different lengths, whose batches are as wide as their longest."""
+    section = {"sources": None, "source": "stories", "packing": "document", "seq_len": 400, "trim_to": 4}
+    data, made = text_data(tmp_path, model=MODEL, data=section)
+    return TextTask(made, TOKENIZER, data)
+
+
+def cronica_task(tmp_path):
+    recipe = make_recipe(
+        {
+            "name": "x",
+            "model": MODEL,
+            "tokenizer": {"vocab_size": 330},
+            "data": {"source": "cronicas", "seq_len": 400, "batch_size": 8, "trim_to": 4},
+            "eval": {"num_pairs": 5},
+        }
+    )
+    task = CronicaTask.prepare(recipe, make_records(20), None, recipe.model.make_config())
+    return dataclasses.replace(task, heldout=make_records(5))
+
+
+@pytest.mark.parametrize("make_task", [text_task, cronica_task])
+def test_the_held_out_loss_takes_a_microbatch_at_a_time(tmp_path, monkeypatch, make_task):
+    task, seen, losses = make_task(tmp_path), [], []
+
+    def put(batch, mesh):
+        seen.append(batch["tokens"].shape)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(evaluations.meshes, "put_batch", put)
+    for rows in (2, None):
+        train = task.recipe.train.model_copy(update={"microbatch": rows})
+        program = Program(task.recipe.model_copy(update={"train": train}), mesh_of())
+        measure = evaluations.heldout_loss(program, task, {}, None).function
+        losses.append(measure(program.create()[0], 1)["heldout_loss"])
+    assert [rows for rows, _ in seen] == [2, 2, 2, 8]
+    assert len({width for _, width in seen}) > 1  # each batch is trimmed to its own targets
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 EIGHT_DEVICES = """

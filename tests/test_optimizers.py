@@ -69,6 +69,20 @@ def test_clipping_is_of_the_global_norm_and_null_switches_it_off():
     assert jax.tree.structure(state) == jax.tree.structure(other)  # a checkpoint fits both
 
 
+def test_the_clip_of_bfloat16_gradients_is_computed_in_float32():
+    """400 ones have a norm of 20; added up in bfloat16 they come to 256 and no further."""
+    ones = {f"w{number:03}": jnp.ones(1, jnp.bfloat16) for number in range(400)}
+    config = section(peak_lr=1e-3, schedule="constant", warmup_steps=0, b1=0.0, clip_norm=10.0)
+    tx = make_optimizer(config, 10)
+    _, state = tx.update(ones, tx.init(ones), ones)
+    (adam,) = (node for node in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(node, "mu"))
+    clipped = [float(leaf[0]) for leaf in adam.mu.values()]
+    assert clipped == pytest.approx([0.5] * 400, rel=1e-6)
+    # The state is that of optax's own clip and AdamW: older checkpoints fit.
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
+    assert jax.tree.structure(state) == jax.tree.structure(plain.init(ones))
+
+
 def test_moments_are_kept_in_bfloat16_and_updates_stay_close():
     base = {"peak_lr": 1e-3, "schedule": "constant", "warmup_steps": 0, "b1": 0.95, "b2": 0.98}
     exact, _ = updates(section(**base), count=8)

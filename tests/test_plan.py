@@ -18,6 +18,7 @@ from zoo.train.mesh import make_mesh
 from zoo.train.plan import collectives, compiled, estimate, search
 from zoo.train.plan.collectives import Collective
 from zoo.train.plan.compiled import Needs
+from zoo.train.plan.report import make_plan
 from zoo.train.program import Program
 from zoo.train.topologies import chip_of, parse_topology
 
@@ -117,6 +118,29 @@ def test_a_compiled_plan_is_exact_where_it_says_so(recipe):
     assert plan["largest_batch"] == {"fits": 64, "too_many": None, "trials": 1}  # 16 times what was known to fit
     assert plan["tokens"] == 100 * 4 * 16
     assert plan["lower_bound_s"]["compute"] is plan["tokens_per_s"] is plan["days"] is None  # no peak is stated
+
+
+def test_frozen_weights_cost_no_gradient_and_are_not_written(recipe):
+    topology = parse_topology("h200:1")
+    plans = {}
+    for name, overrides in {
+        "whole": [],
+        "adapters": ["lora.rank=2"],
+        "norms": ["train.trainable=['*norm/scale']"],
+    }.items():
+        plans[name] = make_plan(load_recipe(recipe, overrides), topology, trials=0)
+    attended = 12 * 2 * 24 * 17 / 2
+    assert plans["whole"].flops_per_token == 6 * (MATRICES - 40 * 24) + attended
+    for name in ("adapters", "norms"):
+        plan = plans[name]
+        assert plan.flops_per_token == 4 * (MATRICES - 40 * 24) + attended
+        assert plan.bounds.compute == pytest.approx(
+            plans["whole"].bounds.compute * plan.flops_per_token / plans["whole"].flops_per_token
+        )
+        frozen = 4 * (MATRICES + (GAINS if name == "adapters" else 0))
+        once = plan.needs.batch + frozen
+        twice = plan.needs.parameters - frozen + plan.needs.optimizer + plan.needs.other
+        assert plan.bounds.memory == pytest.approx((once + 2 * twice) / topology.chip.bandwidth)
 
 
 def test_a_gpu_plan_is_marked_as_estimated_and_predicts(recipe):

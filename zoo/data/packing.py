@@ -4,6 +4,7 @@ A row of `seq_len` targets holds `seq_len` + 1 tokens, given as spans of the doc
 span lies within one document when rows know their documents (`document_mask`), else neighbours are joined to one.
 """
 
+import contextlib
 import heapq
 import io
 import itertools
@@ -173,19 +174,19 @@ def _kept(cache: Path | None, lengths: np.ndarray, width: int) -> tuple[np.ndarr
         return best_fit(lengths, width)
     key = sha256_hex(np.ascontiguousarray(lengths, "<i8").tobytes() + f"{width} {_BUFFER}".encode())[:16]
     path = cache / f"best_fit-{key}.npy"
-    if path.is_file():
-        try:
-            packed = np.load(path, allow_pickle=False)
-            order, rows = packed[: len(lengths)].astype(np.int32), packed[len(lengths) :]
-            if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
-                return order, rows
-        except (OSError, ValueError):
-            pass  # a damaged file is made anew
+    try:
+        packed = np.load(path, allow_pickle=False)
+        order, rows = packed[: len(lengths)].astype(np.int32), packed[len(lengths) :]
+        if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
+            return order, rows
+    except (OSError, ValueError, EOFError):
+        pass  # there is none yet; a damaged one is made anew
     order, rows = best_fit(lengths, width)
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([order.astype(np.int64), rows]))
-    cache.mkdir(exist_ok=True)
-    atomic_write(path, buffer.getvalue())
+    with contextlib.suppress(OSError):  # shards may lie where nothing can be written; then every start packs again
+        cache.mkdir(exist_ok=True)
+        atomic_write(path, buffer.getvalue())
     return order, rows
 
 

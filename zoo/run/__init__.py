@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -21,10 +20,10 @@ import jax.numpy as jnp
 from zoo import __version__, beginning, registry, run_directory, storage
 from zoo.checkpoints import Checkpoints
 from zoo.data.sources import load_records
-from zoo.data.vocabulary import token_budget
+from zoo.data.vocabulary import settle
 from zoo.errors import UserError
 from zoo.models import build
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, load_recipe, resume_changes
 from zoo.run import cronica, evaluations, opening, text
 from zoo.run.cronica import CronicaTask
 from zoo.run.start import Begun, begin
@@ -113,27 +112,39 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Par
         if opened.result["sample"] is not None:
             _say((cronica if recipe.data.kind == "cronicas" else text).shown(opened.result["sample"]))
         return 0
+    distributed.share(lambda: run_directory.check_place(recipe.run_dir))
     if not resume and not recipe.characters:  # an alphabet decides the shapes when it is known
         beginning.check(recipe)
-    if dry_run and recipe.data.kind != "cronicas":
-        # Shards are made when training starts; a dry run writes nothing, so it stops before them.
-        _mesh(recipe)
-        _say(_planned(recipe))
+    mesh = _mesh(recipe)
+    tokenizer = opening.saved_tokenizer(recipe, resume=resume)
+    program = None
+    if recipe.data.kind != "cronicas":
+        # What can be refused is refused before tokens are prepared, which may take hours.
+        recipe, tokenizer = settle(recipe, tokenizer, say=_say)
+        program = Program(recipe, mesh)
+        _check(program)
+    if dry_run and program is not None:  # shards are made when training starts; a dry run writes nothing
+        _say(_listed(_facts(program, tokenizer, _planned(recipe), None), recipe))
     else:
-        job = Job.prepare(recipe, resume=resume)
+        job = Job.prepare(recipe, mesh, tokenizer, program)
         recipe = job.recipe
         _say(job.description())
+        if program is None:
+            _check(job.program)
     if dry_run:
         doing = "go on" if resume else "start over" if opened.started else "start"
         _say(f"dry run: would {doing} in {shown(recipe.run_dir)}; nothing was written")
         return 0
-    memory.check(job.program, _say)
     with contextlib.ExitStack() as held:
 
         def take() -> None:
             held.enter_context(run_directory.lock(recipe.run_dir, mirror))
             if fresh:
                 run_directory.clear(recipe.run_dir, mirror)
+                return
+            mirror.fetch_again()
+            if run_directory.is_started(recipe.run_dir):
+                run_directory.refuse_other_recipe(recipe)
 
         distributed.share(take)
         return job.train(stop, mirror, part)
@@ -144,16 +155,17 @@ class Job:
     """A recipe with everything it names loaded and held against each other. Make one with `prepare`."""
 
     task: Task
-    mesh: jax.sharding.Mesh
+    program: Program
+    """What is compiled."""
 
     @classmethod
-    def prepare(cls, recipe: Recipe, *, resume: bool) -> "Job":
-        """Load data and tokenizer (of the run directory, where the run has begun).
+    def prepare(
+        cls, recipe: Recipe, mesh: jax.sharding.Mesh, tokenizer: Tokenizer | None, program: Program | None
+    ) -> "Job":
+        """Load the data, and make the tokenizer where there is none yet.
 
         Writes nothing into the run directory; tokens are prepared where the recipe keeps them.
         """
-        mesh = _mesh(recipe)
-        tokenizer = opening.saved_tokenizer(recipe, resume=resume)
         _say(f"reading the data: {_sources(recipe)}")
         task: Task
         if recipe.data.kind == "cronicas":
@@ -163,7 +175,8 @@ class Job:
             task = TextTask.prepare(recipe, tokenizer)
         distributed.agree("the tokenizer", task.tokenizer.fingerprint)
         distributed.agree("the data", task.fingerprint)
-        return cls(task, mesh)
+        same = program is not None and program.recipe == task.recipe
+        return cls(task, program if same else Program(task.recipe, mesh))
 
     @property
     def recipe(self) -> Recipe:
@@ -175,38 +188,13 @@ class Job:
         """Of the data and the model."""
         return self.task.tokenizer
 
-    @cached_property
-    def program(self) -> Program:
-        """What is compiled."""
-        return Program(self.recipe, self.mesh)
-
     def facts(self) -> dict[str, str]:
         """What is worth knowing about the run before it starts, in order."""
-        recipe, data = self.recipe, self.recipe.data
-        count = build.count_params(self.program.spec.model_class(), self.program.config)
-        positions = recipe.train.steps * data.batch_size * data.seq_len
-        epochs = "" if self.task.epochs is None else f", {self.task.epochs:.1f} epochs"
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
-        sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
-        return {
-            "Model": f"{recipe.model.name}, {count:,} parameters{self._trained()}",
-            "Data": self.task.description,
-            "Tokenizer": f"{self.tokenizer.vocab_size:,} entries, SHA-256 {self.tokenizer.fingerprint[:12]}",
-            "Plan": f"{recipe.train.steps:,} steps of {data.batch_size} x {data.seq_len} "
-            f"({'at most ' if data.trim_to else ''}{positions:,} tokens{epochs})",
-            "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(self.program.compute_dtype).name}; "
-            f"attention by {', '.join(map(str, self.program.attention_kernels))}",
-            "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
-        }
-
-    def _trained(self) -> str:
-        trained = sum(leaf.size for leaf in jax.tree.leaves(self.program.params))
-        return f"; {trained:,} are trained" if self.program.frozen else ""
+        return _facts(self.program, self.tokenizer, self.task.description, self.task.epochs)
 
     def description(self) -> str:
         """`facts` for the terminal."""
-        rows = self.facts() | {"Run": shown(self.recipe.run_dir)}
-        return "\n".join(f"{name + ':':<11}{text}" for name, text in rows.items() if name != "Data")
+        return _listed({name: text for name, text in self.facts().items() if name != "Data"}, self.recipe)
 
     def train(self, stop: StopSignal, mirror: Mirror, part: Part | None = None) -> int:
         """Write the run directory, train and finish; the exit code."""
@@ -220,9 +208,12 @@ class Job:
             if not state.step and read_metrics(recipe.run_dir / "metrics.jsonl"):
                 _say("the run ended before its first checkpoint was complete; it starts again at step 0")
             steps = recipe.train.steps if part is None else min(part.until(state.step), recipe.train.steps)
-            distributed.share(lambda: self._write_recipe(mirror))
+            changes = distributed.share(lambda: self._write_recipe(mirror))
+            for change in changes:
+                _say(f"the recipe has changed: {change}")
             with contextlib.closing(self._log(state.step)) as log:
                 trainer = self._trainer(begun, checkpoints, log, mirror, steps)
+                trainer.changes = changes
                 if part is not None:
                     trainer.step_fn = part.watched(trainer.step_fn)
                 status = trainer.run(state, stop)
@@ -244,12 +235,17 @@ class Job:
         if not (run_dir / "tokenizer").exists():
             run_directory.save_tokenizer(self.tokenizer, run_dir)
 
-    def _write_recipe(self, mirror: Mirror) -> None:
-        """After the checkpoint's acceptance: a recipe that a checkpoint refuses must not take the old one's place."""
+    def _write_recipe(self, mirror: Mirror) -> list[str]:
+        """What has changed in it. After the checkpoint's acceptance: a recipe that a checkpoint refuses must not take
+        the old one's place.
+        """
         path = self.recipe.run_dir / "recipe.yaml"
+        changes = []
         if self.recipe.to_yaml() != path.read_text(encoding="utf-8"):
+            changes = resume_changes(load_recipe(path, check_files=False), self.recipe)
             atomic_write(path, self.recipe.to_yaml())
         mirror.push()
+        return changes
 
     def _log(self, step: int) -> MetricsLog:
         run_dir = self.recipe.run_dir
@@ -274,20 +270,20 @@ class Job:
             raise UserError(self.task.changed.format(where=where))
 
     def _trainer(self, begun: Begun, checkpoints: Checkpoints, log: MetricsLog, mirror: Mirror, steps: int) -> Trainer:
-        recipe, batch_size, share = self.recipe, self.recipe.data.batch_size, meshes.batch_share(self.mesh)
+        recipe, batch_size, share = self.recipe, self.recipe.data.batch_size, meshes.batch_share(self.program.mesh)
         peak, source = peak_flops()
         _say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
         return Trainer(
             step_fn=_together(self.program.step(begun.frozen)),
             batches=lambda number: self.task.batches(number * batch_size, share),
-            put=lambda batch: meshes.put_batch(batch, self.mesh),
+            put=lambda batch: meshes.put_batch(batch, self.program.mesh),
             steps=steps,
             checkpoints=checkpoints,
             save_every=recipe.checkpoint.every,
             log=log,
             log_every=recipe.logging.every,
             meta=lambda state: self._meta(state, begun.base),
-            flops_per_token=self.program.config.flops_per_token,
+            flops_per_token=self.program.flops_per_token,
             peak=peak,
             callbacks=self._callbacks(begun.frozen, checkpoints),
             on_nonfinite=recipe.train.on_nonfinite,
@@ -319,16 +315,18 @@ class Job:
     def _finish(self, state: TrainState, frozen: Any) -> None:
         """Evaluate, write a sample, report and result; training is done and saved, and nothing here can undo that."""
         run_dir = self.recipe.run_dir
-        lm = evaluations.language_model(self.program, self.task, state.params, frozen)
-        if lm is None:
-            return
         try:
+            lm = evaluations.language_model(self.program, self.task, state.params, frozen)
+            if lm is None:
+                return
             finished = self.task.finish(lm)
         except Exception as error:
             logger.debug("the evaluation at the end failed", exc_info=True)
             failed = f"the evaluation at the end failed: {type(error).__name__}: {storage.first_line(error)}"
             _say(f"warning: {failed}; the model is trained and saved")
             finished = Finished({"Evaluation": f"Warning: {failed}"})
+        if not distributed.is_main():  # which failed to lend a hand
+            return
         self._report(f"Finished: {state.step:,} steps.", finished.sections)
         result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}
         run_directory.write_result(run_dir, result)
@@ -386,6 +384,38 @@ def _mesh(recipe: Recipe) -> jax.sharding.Mesh:
     return mesh
 
 
+def _facts(program: Program, tokenizer: Tokenizer, data: str, epochs: float | None) -> dict[str, str]:
+    recipe = program.recipe
+    count = build.count_params(program.spec.model_class(), program.config)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.params))
+    batch, length = recipe.data.batch_size, recipe.data.seq_len
+    positions = recipe.train.steps * batch * length
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    sizes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
+    return {
+        "Model": f"{recipe.model.name}, {count:,} parameters"
+        + (f"; {trained:,} are trained" if program.frozen else ""),
+        "Data": data,
+        "Tokenizer": f"{tokenizer.vocab_size:,} entries, SHA-256 {tokenizer.fingerprint[:12]}",
+        "Plan": f"{recipe.train.steps:,} steps of {batch} x {length} ({'at most ' if recipe.data.trim_to else ''}"
+        f"{positions:,} tokens{'' if epochs is None else f', {epochs:.1f} epochs'})",
+        "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(program.compute_dtype).name}; "
+        f"attention by {', '.join(map(str, program.attention_kernels))}",
+        "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+    }
+
+
+def _listed(facts: dict[str, str], recipe: Recipe) -> str:
+    """Facts for the terminal."""
+    return "\n".join(f"{name + ':':<11}{text}" for name, text in (facts | {"Run": shown(recipe.run_dir)}).items())
+
+
+def _check(program: Program) -> None:
+    """Raises UserError where the optimizer does not fit the parameters, or a step not into the devices' memory."""
+    program.opt_state  # noqa: B018 - patterns that match nothing show when it is made
+    memory.check(program, _say)
+
+
 def _sources(recipe: Recipe) -> str:
     data = recipe.data
     if data.kind == "cronicas":
@@ -395,10 +425,8 @@ def _sources(recipe: Recipe) -> str:
 
 def _planned(recipe: Recipe) -> str:
     """What a dry run says of data that have not been prepared."""
-    data = recipe.settled(max_tokens=token_budget(recipe)).data
-    return (
-        f"Data:      {_sources(recipe)}; up to {data.max_tokens:,} tokens are prepared in {shown(data.prepared_path)}"
-    )
+    data = recipe.data
+    return f"{_sources(recipe)}; up to {data.max_tokens:,} tokens are prepared in {shown(data.prepared_path)}"
 
 
 def _versions() -> dict[str, str]:

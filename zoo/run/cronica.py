@@ -90,12 +90,10 @@ class CronicaTask(Task):
     def _heldout_pairs(self) -> Pairs:
         return data_pairs.tokenise(self.heldout[: self.recipe.eval.num_pairs], self.tokenizer)
 
-    def heldout_batches(self) -> Iterator[Batch]:
+    def heldout_batches(self, rows: int) -> Iterator[Batch]:
         """See `Task`."""
         data = self.recipe.data
-        return pipeline.eval_batches(
-            self._heldout_pairs, batch_size=data.batch_size, seq_len=data.seq_len, trim_to=data.trim_to
-        )
+        return pipeline.eval_batches(self._heldout_pairs, batch_size=rows, seq_len=data.seq_len, trim_to=data.trim_to)
 
     def finish(self, lm: "LanguageModel") -> Finished:
         """See `Task`."""

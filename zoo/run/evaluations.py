@@ -23,13 +23,16 @@ SAMPLES_FILE = "samples.md"
 
 
 def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpoints) -> Callback:
-    """Mean loss over held-out rows, in nats a target; with `checkpoint.keep_best` the lowest keeps its checkpoint."""
+    """Mean loss over held-out rows, in nats a target; with `checkpoint.keep_best` the lowest keeps its checkpoint.
+
+    As many rows at once as in a microbatch of training: what fits there forward and backward fits here forward.
+    """
     evaluate = program.evaluate(frozen)
     keep_best = program.recipe.checkpoint.keep_best
 
     def measure(params: Any, step: int) -> dict[str, float]:
         sums = []
-        for batch in task.heldout_batches():
+        for batch in task.heldout_batches(program.microbatch.rows):
             placed = meshes.put_batch(meshes.own_rows(batch, program.mesh), program.mesh)
             sums.append(evaluate(params, placed))
             distributed.alive(step)

@@ -11,6 +11,7 @@ import optax
 from zoo import beginning, loading
 from zoo.checkpoints import Checkpoints
 from zoo.convert import bwetaf
+from zoo.convert.base import all_finite
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.train.loop import TrainState
@@ -108,6 +109,10 @@ def _with_adam(program: Program, adam: dict[str, Any], opt_state: Tree) -> Tree:
 
     def place(new: jax.Array, array: Any) -> jax.Array:
         array = np.asarray(array).astype(new.dtype)
+        if array.shape != new.shape or not all_finite(array):
+            raise UserError(
+                "from.optimizer: a moment does not fit its parameter, or is not finite; leave from.optimizer out"
+            )
         return jax.make_array_from_callback(new.shape, new.sharding, lambda index: array[index])
 
     def filled(node: Any) -> Any:

@@ -60,8 +60,8 @@ class Task(ABC):
         """Batches from that example on; of each the share (index, count) of its rows: `zoo.train.mesh.batch_share`."""
 
     @abstractmethod
-    def heldout_batches(self) -> Iterator[Batch]:
-        """The held-out rows, once."""
+    def heldout_batches(self, rows: int) -> Iterator[Batch]:
+        """The held-out rows, once, in batches of `rows`; what the last one lacks are rows that bear no loss."""
 
     @abstractmethod
     def finish(self, lm: "LanguageModel") -> Finished:

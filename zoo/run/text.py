@@ -64,9 +64,9 @@ class TextTask(Task):
             self.recipe.data.batch_size, start_example=start_example, process_index=index, process_count=count
         )
 
-    def heldout_batches(self) -> Iterator[Batch]:
+    def heldout_batches(self, rows: int) -> Iterator[Batch]:
         """See `Task`."""
-        return self.data.heldout_batches(self.recipe.data.batch_size)
+        return self.data.heldout_batches(rows)
 
     def finish(self, lm: "LanguageModel") -> Finished:
         """See `Task`."""

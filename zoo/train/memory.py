@@ -256,7 +256,8 @@ def microbatch_sizes(program: "Program") -> list[int]:
 def check(program: "Program", say: Callable[[str], None]) -> None:
     """Raise UserError where the step does not fit into the devices' memory, naming two changes with which it would.
 
-    To be called before the first array is made. Where an estimate leaves much room nothing is compiled.
+    To be called before the first array is made. Where an estimate leaves much room nothing is compiled. Evaluation is
+    covered: it goes through a microbatch's rows at a time, without the gradients and all that is kept for them.
     """
     device = program.mesh.devices.flat[0]
     limit = common_memory(list(program.mesh.devices.flat))

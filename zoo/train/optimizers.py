@@ -54,7 +54,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     without matrices in its layers.
     """
     # Without a clip its place stays: the state has the same tree either way.
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = optax.identity() if config.clip_norm is None else _clip(config.clip_norm)
     make = _muon if config.name == "muon" else _adamw
     tx = keep_moments_in(make(config, make_schedule(config, steps)), jnp.dtype(config.moments_dtype))
     return optax.chain(clip, _by_patterns(tx, config))
@@ -116,6 +116,21 @@ def _muon_or_adam(params: Tree) -> Tree:
     return labels
 
 
+def widened(tree: Tree) -> Tree:
+    """The tree in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """Of the global norm, in float32: a sum of squares in bfloat16 stands still long before its end."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        return clip.update(widened(updates), state, params)
+
+    return optax.GradientTransformation(clip.init, update)
+
+
 def keep_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
     """`tx` with the moments of its state (`mu` and `nu`) kept in `dtype` between updates.
 
@@ -128,9 +143,6 @@ def keep_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.Gradi
 
     def cast(state: Tree, to: Any) -> Tree:
         return jax.tree.map_with_path(lambda path, leaf: leaf.astype(to) if is_moment(path) else leaf, state)
-
-    def widened(tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
     def init(params: Tree) -> Tree:
         return cast(tx.init(params), dtype)

@@ -3,6 +3,7 @@
 The run, the plan of memory and time, and the benchmarks all take the step from here, so they speak of the same program.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.extend.core import Literal
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -119,6 +121,34 @@ class Program:
             kinds |= {"segment_ids": np.int32, "positions": np.int32}
         shape = (data.batch_size, data.seq_len)
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Of training, in rows of `seq_len` tokens: the model's own count, less what frozen weights do not cost.
+
+        A weight of a product costs 2 in the forward pass, 2 for the gradient of what it reads and, only if it is
+        trained, 2 for its own. Adapters are not counted.
+        """
+        return self.config.flops_per_token(seq_len) - 2.0 * self._frozen_products
+
+    @cached_property
+    def _frozen_products(self) -> int:
+        """Frozen weights that a token meets in a matrix product: kernels, and the head whatever it is made of."""
+        if not self.frozen:
+            return 0
+        params = steps.merged(self.params, self.frozen)
+        traced = jax.make_jaxpr(lambda params: nnx.merge(self.graphdef, params).head()[0])(params)
+        made_of = {traced.jaxpr.outvars[0]}
+        for equation in reversed(traced.jaxpr.eqns):
+            if not made_of.isdisjoint(equation.outvars):
+                made_of.update(var for var in equation.invars if not isinstance(var, Literal))
+        head = {path for path, var in zip(build.flatten(params), traced.jaxpr.invars, strict=True) if var in made_of}
+        frozen = build.flatten(self.frozen)
+        kernels = (
+            leaf for path, leaf in frozen.items() if path.endswith("kernel") and leaf.ndim == 2 and path not in head
+        )
+        # Of a table or kernel longer than the vocabulary the logits' part alone is multiplied.
+        of_head = math.prod(traced.out_avals[0].shape) if head & frozen.keys() else 0
+        return sum(leaf.size for leaf in kernels) + of_head
 
     @cached_property
     def microbatch(self) -> memory.Microbatch:

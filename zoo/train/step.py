@@ -21,6 +21,7 @@ from zoo.layers.stack import UNROLLED, Execution, executing
 from zoo.models.build import cast_floats
 from zoo.train.losses import cross_entropy
 from zoo.train.mesh import BATCH_AXES, split_rows
+from zoo.train.optimizers import widened
 
 Tree = Any
 
@@ -33,8 +34,8 @@ class TrainStep:
     positions are handed to the model where present); `step` counts from 0 and, with the seed, decides dropout.
 
     metrics are float32 scalars on the device: loss (nats a target over the global batch), grad_norm (before clipping),
-    lr (of this very update), num_targets (sum of the loss mask); and with `skip_nonfinite` skipped, 1 where loss or
-    grad_norm were not finite and nothing was changed, else 0.
+    lr (of this very update, by the optimizer's own count of them), num_targets (sum of the loss mask); and with
+    `skip_nonfinite` skipped, 1 where loss or grad_norm were not finite and nothing was changed, else 0.
     """
 
     def __init__(self, function: Callable, mesh: Mesh, shardings: tuple[Tree, Tree], frozen: Tree):
@@ -138,7 +139,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), step)
         (loss, count), gradients = (loss_and_gradients if microbatches == 1 else in_parts)(params, frozen, batch, key)
         gradients = like_params(gradients)
-        grad_norm = optax.tree.norm(gradients)
+        grad_norm = optax.tree.norm(widened(gradients))
         updates, new_state = tx.update(gradients, opt_state, params)
         new_params = optax.apply_updates(params, updates)
         metrics = {"loss": loss, "grad_norm": grad_norm, "num_targets": count}
@@ -148,8 +149,7 @@ def make_train_step(
                 lambda new, old: jnp.where(good, new, old), (new_params, new_state), (params, opt_state)
             )
             metrics["skipped"] = 1 - good.astype(jnp.float32)
-            step = updates_done(opt_state, step)
-        metrics["lr"] = jnp.asarray(schedule(step), jnp.float32)
+        metrics["lr"] = jnp.asarray(schedule(updates_done(opt_state, step)), jnp.float32)
         return new_params, new_state, metrics
 
     return TrainStep(train_step, mesh, shardings, frozen)
@@ -226,8 +226,8 @@ def opt_state_shardings(
 def updates_done(opt_state: Tree, step: Any) -> Any:
     """How many updates the optimizer's schedule has counted; `step` where it has none.
 
-    Skipped steps are no updates: from the first one on, its schedule lags behind the number of the step. The moments
-    have a count of their own, which is ahead where they were taken over from another run.
+    Skipped steps are no updates: from the first one on, its schedule lags behind the number of the step, whatever the
+    policy is by now. The moments have a count of their own, which is ahead where they were taken over from another run.
     """
 
     def is_schedule(node: Any) -> bool:

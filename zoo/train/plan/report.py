@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from zoo.recipe import Recipe
 from zoo.train import layout, memory
 from zoo.train.plan import collectives as col
-from zoo.train.plan.compiled import Needs, compile_step
+from zoo.train.plan.compiled import Needs, compile_step, device_bytes
 from zoo.train.plan.estimate import collectives_of, estimate_step
 from zoo.train.plan.search import Search, largest_batch
 from zoo.train.plan.targets import devices, gpu_fraction, usable_memory
@@ -25,10 +25,10 @@ from zoo.train.topologies import Topology
 
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds below which no step can go, None where the table of chips does not say.
+    """Seconds below which no step of full rows can go, None where the table of chips does not say.
 
-    compute: the model's FLOPs at the devices' peak. memory: state read and written once, and all else that stands in
-    memory written and read once. network: `zoo.train.plan.collectives.seconds`.
+    compute: `Program.flops_per_token` at the devices' peak. memory: state read and written once (what is frozen read
+    alone), and all else that stands in memory written and read once. network: `zoo.train.plan.collectives.seconds`.
     """
 
     compute: float | None
@@ -184,7 +184,7 @@ def make_plan(
         taken = memory.Memory(0, 0, 0, needs.total)
         changes = memory.changes_that_fit(program, limit, taken, measure=lambda other: measured(other).total)
         changes = changes or [memory.more_devices(program, limit)]
-    flops = program.config.flops_per_token(recipe.data.seq_len)
+    flops = program.flops_per_token(recipe.data.seq_len)
     mesh = dict(program.mesh.shape)
     return Plan(
         recipe=recipe,
@@ -239,7 +239,7 @@ def _bounds(program: Program, topology: Topology, needs: Needs, flops_per_token:
     chip, data = topology.chip, program.recipe.data
     peak = chip.flops(jnp.dtype(program.compute_dtype).name)
     tokens = data.batch_size * data.seq_len
-    moved = 2 * (needs.parameters + needs.optimizer + needs.other) + needs.batch
+    moved = 2 * (needs.parameters + needs.optimizer + needs.other) + needs.batch - device_bytes(program.frozen)
     return Bounds(
         compute=None if peak is None else flops_per_token * tokens / (topology.num_devices * peak),
         memory=None if chip.bandwidth is None else moved / chip.bandwidth,
