@@ -112,7 +112,7 @@ def test_a_saved_conversation_is_read_again(tmp_path):
 def talk(lm, monkeypatch, capsys):
     """Type lines into `zoo chat`; gives stdout, stderr and what the model was asked each time."""
 
-    def run(*lines, model=lm, options=()):
+    def run(*lines, model=lm, options=(), code=0):
         asked = []
         plain = model.stream_chat
 
@@ -123,7 +123,7 @@ def talk(lm, monkeypatch, capsys):
         monkeypatch.setattr(model, "stream_chat", stream_chat)
         monkeypatch.setattr(zoo.language_model, "load", lambda *_, **__: model)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        assert main(["chat", "MODEL", "--temperature", "0", *options]) == 0
+        assert main(["chat", "MODEL", "--temperature", "0", *options]) == code
         return *capsys.readouterr(), asked
 
     return run
@@ -141,15 +141,32 @@ def test_messages_of_several_lines(talk):
     assert [turn[-1] for turn in asked] == ["the\nuser\nand", "on \nand on", "on"]
 
 
+@pytest.mark.parametrize("lines", [('"""the', "user"), ("the\\", "user\\")])
+def test_a_message_that_the_input_cuts_short_is_answered(talk, lines):
+    out, _, asked = talk(*lines)
+    assert asked == [["the\nuser"]] and out == "the end.\n"
+
+
+def test_what_a_pipe_could_not_get_is_no_success(talk, monkeypatch, capsys):
+    out, err, _ = talk("the user " * 60, code=2)
+    assert out == "" and "shorten it" in err
+    monkeypatch.setattr(zoo.language_model, "load", lambda *_, **__: pytest.fail("loaded first"))
+    assert main(["chat", "MODEL", "--template", "kodalit"]) == 2
+    assert "did you mean kodalite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where the process was given none
+    assert main(["chat", "MODEL"]) == 2
+    assert "stdin, which is closed" in capsys.readouterr().err
+
+
 def test_system_and_unknown_commands(talk):
-    _, err, asked = talk("/system Sí.", "user", "/system", "and", "/nothing", "/help")
+    _, err, asked = talk("/system Sí.", "user", "/system", "and", "/nothing", "/help", code=2)
     assert asked == [["Sí.", "user"], ["user", "the end.", "and"]]
     assert "unknown command /nothing" in err and "/save FILE" in err
 
 
 def test_save_and_history(talk, tmp_path):
     path = tmp_path / "talk.json"
-    _, err, _ = talk("user", f"/save {path}", "/save", options=["--system", "Sí."])
+    _, err, _ = talk("user", f"/save {path}", "/save", options=["--system", "Sí."], code=2)
     assert "2 messages" in err and "/save needs" in err
     assert [message["role"] for message in json.loads(path.read_text())] == ["system", "user", "assistant"]
     _, _, asked = talk("and", options=["--history", str(path)])
@@ -163,7 +180,7 @@ def test_old_turns_are_left_out_when_there_is_no_room(talk):
     assert "oldest messages left out" in err
     assert len(asked[0]) == 1 and len(asked[-1]) < 7
     # A message that does not fit by itself is refused, and the conversation goes on.
-    out, err, _ = talk("the user " * 60, "and", model=small, options=["--max-new-tokens", "16"])
+    out, err, _ = talk("the user " * 60, "and", model=small, options=["--max-new-tokens", "16"], code=2)
     assert "tokens; the model takes 100" in err and out == "the end.\n"
 
 

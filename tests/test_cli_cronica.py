@@ -2,13 +2,17 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from zoo.cli.main import main
 from zoo.data import cronicas
+from zoo.evaluate.grounding import Lexicon
 from zoo.language_model import Generation, LanguageModel, create
+from zoo.recipe import load_recipe
 from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tokenizers.characters import CharacterTokenizer
 from zoo.tokenizers.cronica import STYLES
 
 RECORDS = cronicas.generate(40)
@@ -108,6 +112,28 @@ def test_cronica_finds_the_last_run(directory, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["cronica", LINE]) == 2
     assert "zoo-train" in capsys.readouterr().err
+    root = Path(__file__).parent.parent
+    for name, kind in (("stories", "tiny_lm"), ("matches", "quickstart"), ("later", "tiny_lm")):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        recipe = load_recipe(root / "recipes" / f"{kind}.yaml", [f"name={name}"])
+        (tmp_path / "runs" / name / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert main(["cronica", LINE]) == 2  # of the three the one that learnt crónicas, which has nothing yet
+    assert "model: runs/matches\n" in capsys.readouterr().err
+
+
+def test_a_model_that_is_none_for_cronicas_is_told_at_once(capsys, tmp_path, monkeypatch, stats):
+    bare = create("tiny-lm", vocab_size=4)
+    LanguageModel(bare.module, CharacterTokenizer("abc "), bare.spec, bare.config).save(tmp_path / "letters")
+    monkeypatch.setattr(cronicas, "generate", lambda *_, **__: pytest.fail("a corpus was made first"))
+    monkeypatch.setattr(Lexicon, "learn", lambda *_, **__: pytest.fail("a lexicon was made first"))
+    for command in (
+        ["cronica", LINE, str(tmp_path / "letters")],
+        ["eval", str(tmp_path / "letters")],
+        ["generate", str(tmp_path / "letters"), "--stats", stats, "--style", "mexicano_clasico"],
+    ):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "no model for crónicas" in told and "letters" in told
 
 
 def test_eval_prints_tables_or_json_and_writes_the_texts(directory, capsys, tmp_path):

@@ -145,3 +145,31 @@ def test_bad_requests_are_one_line(directory, tmp_path, monkeypatch, capsys, arg
     assert main(["generate", *[directory if word == "MODEL" else word for word in arguments]]) == 2
     out, err = capsys.readouterr()
     assert out == "" and named in err and len(err.splitlines()) <= 2
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    from zoo.cli.generate import _read_prompts
+
+    text = "one\u2028two\u0085three\x0c"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    (tmp_path / "p.txt").write_text(f"{text}\nfour\n", encoding="utf-8")
+    assert _read_prompts(tmp_path / "p.jsonl") == [text]
+    assert _read_prompts(tmp_path / "p.txt") == [text, "four"]
+
+
+def test_no_stdin_and_no_tokenizer_are_told_in_a_line(directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where the process was given none
+    for arguments in (["-"], ["--prompts", "-"]):
+        assert main(["generate", directory, *arguments]) == 2
+        assert "stdin, which is closed" in capsys.readouterr().err
+    create("tiny-lm").save(tmp_path / "portable")
+    create("tiny-lm").export(tmp_path / "own", "tiny")
+    for way, file in (("portable", "tokenizer.json into"), ("own", "characters.json into")):
+        assert main(["generate", str(tmp_path / way), "Hello"]) == 2
+        told = capsys.readouterr().err
+        assert file in told and str(tmp_path / way) in told and told.count("\n") == 1
+
+
+def test_a_seed_may_be_of_any_size(directory, capsys):
+    huge = run(capsys, directory, "one", "--seed", str(2**80 + 5), *SHORT).out
+    assert huge == run(capsys, directory, "one", "--seed", "5", *SHORT).out

@@ -119,6 +119,45 @@ def test_other_callables_are_refused(call):
         safe_pickle.loads(pickle.dumps({"step": call}), "file")
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_arrays_of_every_kind_of_number(protocol):
+    value = {
+        "big-endian": np.arange(6, dtype=">f4").reshape(2, 3),
+        "by columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "apart": np.arange(12, dtype=np.int64)[::2],
+        "whole": np.array(3.5, np.float16),
+        "number": np.float32(2.5),
+        "truth": np.bool_(True),
+    }
+    data = pickle.dumps(value, protocol=protocol)
+    found = safe_pickle.loads(data, "file")
+    for name, array in pickle.loads(data).items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array), name
+
+
+@pytest.mark.parametrize("array", [np.array([1, None]), np.zeros(2, "V8"), np.zeros(2, "f4,i4"), np.array(["a"])])
+def test_arrays_of_other_things_are_refused(array):
+    """NumPy trusts the flags of a pickled dtype: with those of objects it takes what it is given for pointers."""
+    with pytest.raises(UserError, match=r"refused: .*an array of"):
+        safe_pickle.loads(pickle.dumps({"step": array}, protocol=4), "file")
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"\x80\x04X\x04\0\0\0stepr\xff\xff\xff\x7f.", "claim to remember 2,147,483,647 objects"),
+        (b"\x80\x04X\x04\0\0\0stepp2000000000\n.", "claim to remember 2,000,000,000 objects"),
+        (b"\x80\x04\x8e\0\0\0\0\x05\0\0\0.", "not a readable pickle"),
+        (b"\x80\x04" + b"N0" * 600_000 + b"}.", "more than 1,000,000 operations"),
+    ],
+    ids=["binary", "text", "bytes", "steps"],
+)
+def test_a_short_pickle_that_claims_much(monkeypatch, data, named):
+    monkeypatch.setattr(safe_pickle._ArrayUnpickler, "load", lambda self: pytest.fail("it was unpickled"))
+    with pytest.raises(UserError, match=named):
+        safe_pickle.loads(data, "file")
+
+
 def broken(change):
     value = content()
     change(value)
@@ -130,6 +169,7 @@ def broken(change):
     [
         (lambda c: c.pop("params"), "'params' is missing"),
         (lambda c: c.update(step="many"), "'step' is 'many'"),
+        (lambda c: c.update(step=float("inf")), "'step' is inf"),
         (lambda c: c["config"].pop("d_ff"), "config lacks d_ff"),
         (lambda c: c["config"].update(dropout=0.1), "config field 'dropout'"),
         (lambda c: c["config"].update(n_layers=3), "'layers' is not a list of 3"),

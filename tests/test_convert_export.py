@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -229,6 +230,22 @@ def test_gguf_read_back_is_the_model_rounded(tmp_path, koda, cronica):
     assert 1e-3 < np.abs(np.asarray(q8.logits(tokens) - koda.logits(tokens))).max() < 1
 
 
+def test_of_several_gguf_files_in_a_directory_one_is_read(tmp_path, koda):
+    package = pytest.importorskip("gguf")
+    koda.export(tmp_path, "gguf", name="m")
+    (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF, but not read")
+    assert zoo.convert.detect_format(tmp_path) is gguf
+    assert gguf.examine(tmp_path).file == tmp_path / "m-F16.gguf"
+    reader = package.GGUFReader(tmp_path / "m-F16.gguf", "r+")
+    reader.fields["llama.block_count"].parts[-1][0] = 1000
+    del reader
+    with pytest.raises(UserError, match="the config says 1000 layers"):
+        gguf.examine(tmp_path)
+    (tmp_path / "m-F16.gguf").rename(tmp_path / "m-Q5_K_M.gguf")
+    with pytest.raises(UserError, match=r"holds several GGUF files; name one \(m-Q4_K_M\.gguf, m-Q5_K_M\.gguf\)"):
+        zoo.convert.examine(tmp_path)
+
+
 def llama_cpp(file, **settings):
     package = pytest.importorskip("llama_cpp")
     return package.Llama(str(file), n_ctx=64, logits_all=True, verbose=False, **settings)
@@ -299,6 +316,36 @@ def test_mlx_read_back(tmp_path, koda, bits):
         # Half a step of the widest range in a group, and the rounding of scale and bias to float16.
         step = 1e-3 * np.abs(wanted).max() if bits is None else 1.2 * np.ptp(wanted) / (2**bits - 1)
         assert np.abs(np.asarray(leaf) - wanted).max() <= step, path
+
+
+def test_mlx_as_mlx_lm_writes_it(tmp_path, koda):
+    """Its config.json has the block twice; the two may not differ."""
+    koda.export(tmp_path / "out", "mlx", bits=8)
+    about = tmp_path / "out" / "config.json"
+    plain, content = mlx.load(tmp_path / "out"), json.loads(about.read_text())
+    about.write_text(json.dumps(content | {"quantization_config": content["quantization"]}))
+    again = mlx.load(tmp_path / "out")
+    assert again.config == plain.config
+    one, other = build.flatten(again.params), build.flatten(plain.params)
+    assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
+    about.write_text(json.dumps(content | {"quantization_config": {"group_size": 64, "bits": 4}}))
+    with pytest.raises(UserError, match="quantization_config is"):
+        mlx.examine(tmp_path / "out")
+
+
+def test_mlx_matrices_that_are_none(tmp_path, koda):
+    from safetensors.numpy import load_file, save_file
+
+    koda.export(tmp_path / "out", "mlx", bits=8)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors, name = load_file(file), "model.layers.0.mlp.up_proj"
+    save_file(tensors | {f"{name}.weight": tensors[f"{name}.weight"].reshape(-1)}, file)
+    with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj has not the weight"):
+        mlx.examine(tmp_path / "out")
+    parts = {f"{name}.{part}": np.ones((5, 1), np.float16) for part in ("scales", "biases")}
+    save_file(tensors | parts, file)
+    with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj: a quantised matrix"):
+        mlx.examine(tmp_path / "out")
 
 
 def test_quantised_numbers_are_those_of_mlx():
@@ -387,6 +434,10 @@ def test_cards_claim_only_what_is_known(tmp_path, koda):
     card = Exported("gelu-d12", spec, spec.make_config(), path=tmp_path, **arguments)
     model_card.write(tmp_path / "published", card, "hf")
     head, text = front_matter(tmp_path / "published")
+    assert "license" not in head and "model-index" not in head and "31.4" not in text  # of that size, and not theirs
+    card = Exported("gelu-d12", spec, spec.make_config(), path=tmp_path, official=True, **arguments)
+    model_card.write(tmp_path / "published", card, "hf")
+    head, text = front_matter(tmp_path / "published")
     assert head["license"] == "apache-2.0" and "trust_remote_code=True" in text
     results = {item["dataset"]["name"]: item["metrics"][0]["value"] for item in head["model-index"][0]["results"]}
     assert results == {"wikitext-103-raw-v1": 3.840, "LAMBADA": 18.4, "HellaSwag": 31.4, "ARC-Easy": 34.5}
@@ -403,6 +454,70 @@ def test_cards_claim_only_what_is_known(tmp_path, koda):
     assert "LAMBADA" not in text and "Gol." in text and "license" not in head
     metrics = [item["metrics"][0] for item in head["model-index"][0]["results"]]
     assert [(item["type"], item["value"]) for item in metrics] == [("home", 0.9), ("loss", 2.5)]
+
+
+def test_only_the_authors_own_files_count_as_published(tmp_path):
+    """Random weights of a registered size, by every way back in; the last way is what published files look like."""
+    lm = zoo.create("tiny-lm")
+    lm.save(tmp_path / "portable")
+    lm.export(tmp_path / "own", "tiny")
+    for way in ("portable", "own"):
+        found = zoo.load(tmp_path / way)
+        assert not found.origin.official
+        found.export(tmp_path / f"{way} again", "tiny")
+        head, text = front_matter(tmp_path / f"{way} again")
+        assert "license" not in head and "GPL" not in text and "not stated" in text
+    (tmp_path / "own" / "README.md").unlink()
+    found = zoo.load(tmp_path / "own")
+    assert found.origin.official
+    found.export(tmp_path / "published", "tiny")
+    assert front_matter(tmp_path / "published")[0]["license"] == "gpl-3.0"
+
+
+def test_somebodys_llama_is_not_kodalite(tmp_path, koda):
+    shutil.copytree(GOLDEN / "kodalite", tmp_path / "some-llama")
+    bare = zoo.load(tmp_path / "some-llama")  # may well be KodaLite's, in another size
+    assert not bare.foreign and bare.chat_template == "kodalite"
+    (tmp_path / "some-llama" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    lm = zoo.load(tmp_path / "some-llama")
+    lm.save(tmp_path / "saved")
+    for found in (lm, zoo.load(tmp_path / "saved")):
+        assert found.foreign and not found.origin.official
+        with pytest.raises(UserError, match="has no chat template"):
+            _ = found.chat_template
+        with pytest.raises(UserError, match="publishes no settings"):
+            found.generate([1, 2], preset="original", max_new_tokens=1)
+    lm.export(tmp_path / "out", "hf")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "# some-llama\n" in text and "kodalite" not in text.split("## Config")[0]
+    LanguageModel(lm.module, None, lm.spec, lm.config, origin=lm.origin).export(tmp_path / "gguf", "gguf")
+    assert (tmp_path / "gguf" / "some-llama-F16.gguf").is_file()
+    # What zoo trained as one keeps its name and template, through a directory of transformers too.
+    koda.export(tmp_path / "koda", "hf")
+    for own in (koda, zoo.load(tmp_path / "koda")):
+        assert not own.foreign and own.name == "kodalite-1.3b" and own.chat_template == "kodalite"
+
+
+def test_weights_are_floats(tmp_path, capsys):
+    source = str(GOLDEN / "tiny")
+    for dtype in ("int8", "float7", "float64"):
+        for command in (
+            ["convert", source, str(tmp_path / "out"), "--to", "tiny", "--dtype", dtype],
+            ["merge", source, "--out", str(tmp_path / "out"), "--dtype", dtype],
+            ["generate", source, "a", "--dtype", dtype],
+        ):
+            assert main(command) == 2
+            assert f"--dtype is '{dtype}'; give float32, bfloat16 or float16" in capsys.readouterr().err
+        for name in ("dtype", "compute_dtype"):
+            with pytest.raises(UserError, match=f"{name} is '{dtype}'; give float32, bfloat16 or float16"):
+                zoo.load(source, **{name: dtype})
+    lm = zoo.load(source)
+    for wrong in (lm.save, lambda path, dtype: lm.export(path, "tiny", dtype=dtype)):
+        with pytest.raises(UserError, match="dtype is int8; give float32"):
+            wrong(tmp_path / "out", dtype=np.int8)
+    assert not (tmp_path / "out").exists()
+    lm.save(tmp_path / "half", dtype="bf16")
+    assert {tensor.dtype.name for tensor in zoo.loading.find(tmp_path / "half").tensors()} == {"bfloat16"}
 
 
 def test_convert_verifies_and_says_so(tmp_path, capsys):
@@ -431,6 +546,11 @@ def test_a_wrong_export_is_found(tmp_path):
     save_file(tensors, file)
     found = list(verification.written(lm, tmp_path / "out", "koda", bound=1e-5))
     assert [check.ok for check in found] == [True, False] and "20 of 21" in found[0].found
+    found = list(verification.written(lm, tmp_path / "out", "koda", bound=1e9, dtype="float32"))
+    assert [check.ok for check in found] == [False, True]  # logits may hide what parameters show
+    lm.export(tmp_path / "half", "koda", dtype="bfloat16")
+    found = list(verification.written(lm, tmp_path / "half", "koda", bound=1e9, dtype="bfloat16"))
+    assert [check.ok for check in found] == [True, True]  # rounded, as asked for
 
 
 def test_the_code_for_torch_imports_nothing_of_zoo():

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import zoo.convert
 from zoo import registry, tokenizers
-from zoo.convert import bwetaf, kodalite, llama, nanochat, tiny
+from zoo.convert import bwetaf, kodalite, llama, nanochat, peft, portable, tiny
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.hf import HFTokenizer
@@ -198,6 +198,9 @@ def test_sharded_directory(tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "../../etc/passwd"}}))
     with pytest.raises(UserError, match=r"passwd|leads out"):
         llama.load(target)
+    index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "a" * 5000}}))
+    with pytest.raises(UserError, match=r"'a{80}' names no file"):
+        llama.load(target)
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "gone.safetensors"}}))
     with pytest.raises(UserError, match=r"lists gone\.safetensors, which is not there"):
         llama.load(target)
@@ -261,6 +264,10 @@ def test_llamas_of_transformers(tmp_path, fields, ours):
         ({"num_hidden_layers": 1}, r"layers\.1\.\S+ is not part of the model"),
         ({"intermediate_size": 130}, r"down_proj.weight has shape \(64, 128\), its config says \(64, 130\)"),
         ({"num_key_value_heads": 3}, "num_kv_heads"),
+        ({"head_dim": 1e308}, r"head_dim: 1e\+308 is more than any model has"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types.*sliding"),
+        ({"attention_bias": True}, r"_proj\.bias is missing \(and 7 more"),
+        ({"mlp_bias": True}, r"_proj\.bias is missing \(and 5 more"),
     ],
 )
 def test_llamas_that_do_not_fit_are_refused_by_name(tmp_path, changes, named):
@@ -274,12 +281,15 @@ def test_llamas_that_do_not_fit_are_refused_by_name(tmp_path, changes, named):
 @pytest.mark.parametrize(
     ("name", "file", "changes", "named"),
     [
-        ("bwetaf", bwetaf.CONFIG, {"num_heads": [4, 4]}, "num_heads"),
+        ("bwetaf", bwetaf.CONFIG, {"num_heads": [4, 2]}, r"num_heads is \[4, 2\]"),
+        ("bwetaf", bwetaf.CONFIG, {"num_heads": [4, 4, 4]}, "num_heads"),
+        ("bwetaf", bwetaf.CONFIG, {"num_heads": [], "num_blocks": 0}, "num_heads"),
         ("bwetaf", bwetaf.CONFIG, {"gqa_repeats": 3}, "gqa_repeats"),
         ("bwetaf", bwetaf.CONFIG, {"rotary": True}, "'rotary' is not one of BwETAF's"),
         ("bwetaf", bwetaf.CONFIG, {"ff_dim": 50}, r"blocks_0\.d2\.w has shape \(48, 32\)"),
         ("gelu", "config.json", {"n_layer": ...}, "lacks n_layer"),
         ("gelu", "config.json", {"mlp": "swiglu"}, "mlp is 'swiglu'"),
+        ("gelu", "config.json", {"mlp": ["gelu"]}, "mlp is"),
         ("gelu", "config.json", {"n_head": 5}, "n_embd 48 is no multiple of n_head 5"),
         ("gelu", "config.json", {"n_layer": 5}, r"resid_lambdas has shape \(3,\), its config says \(5,\).*zoo inspect"),
         ("kodalite_native", "config.json", {"moe": 1}, "'moe' is not one of Koda's"),
@@ -297,8 +307,118 @@ def test_configs_that_do_not_fit_are_refused_by_name(tmp_path, name, file, chang
 
 def test_the_published_spelling_of_flash_attention_is_read(tmp_path):
     target = copied("bwetaf", tmp_path)
-    edit_json(target / bwetaf.CONFIG, use_flash_attention=False, res_scale=1.0)
-    assert_equal(bwetaf.load(target).params, bwetaf.load(GOLDEN / "bwetaf").params)
+    edit_json(target / bwetaf.CONFIG, use_flash_attention=False, res_scale=1.0, dtype="bfloat16", num_heads=[4, 4])
+    again, original = bwetaf.load(target), bwetaf.load(GOLDEN / "bwetaf")
+    assert again.config == original.config
+    assert_equal(again.params, original.params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        ({"rope_theta": 5e4, "rope_parameters": {"rope_type": "default"}}, 5e4),
+        ({"rope_theta": 5e4, "rope_parameters": {"rope_type": "default", "rope_theta": 7e4}}, 7e4),
+        ({"rope_theta": 5e4, "rope_scaling": {"rope_type": "default"}}, 5e4),
+        ({"rope_scaling": {"type": "default", "rope_theta": 6e4}, "rope_theta": ...}, 6e4),
+        ({"layer_types": ["full_attention", "full_attention"]}, 1e4),
+    ],
+)
+def test_fields_that_say_what_is_so_anyway(tmp_path, changes, theta):
+    target = copied("kodalite", tmp_path)
+    edit_json(target / "config.json", **changes)
+    found = llama.examine(target)
+    assert found.config["rope_theta"] == theta and found.problems() == []
+
+
+def test_a_window_pattern_in_small_letters(tmp_path):
+    target = copied("gelu", tmp_path)
+    edit_json(target / "config.json", window_pattern="sssl")
+    assert nanochat.examine(target).config == nanochat.examine(GOLDEN / "gelu").config
+
+
+def test_an_orbax_config_need_not_say_whether_the_table_is_tied(tmp_path):
+    from zoo.convert import orbax_tree
+
+    loaded = nanochat.load(GOLDEN / "gelu")
+    untied = config_of(loaded).from_dict({**loaded.config, "tie_embeddings": False})
+    flat = build.flatten(loaded.params)
+    head = np.ones((untied.embed_dim, untied.vocab_size), np.float32)
+    params = build.unflatten({**flat, "lm_head/kernel": head})
+    for number, (config, tree) in enumerate(((config_of(loaded), loaded.params), (untied, params))):
+        names = nanochat.to_flax(tree, config) | {name: np.ones((1, 4, 1, 2)) for name in nanochat.TABLES}
+        theirs = nanochat.their_config(config.to_dict())
+        del theirs["tie_embeddings"]
+        tree = build.unflatten({name.replace(".", "/"): array for name, array in names.items()})
+        orbax_tree.save_composite(tmp_path / str(number), 3, tree, {"step": 3, "model_config": theirs})
+        found = nanochat.examine(tmp_path / str(number))
+        assert found.problems() == [] and found.config == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("place", "file", "field"),
+    [
+        ("kodalite", "config.json", "num_hidden_layers"),
+        ("gelu", "config.json", "n_layer"),
+        ("gelu/orbax", "config.json", "n_layer"),
+        ("bwetaf", bwetaf.CONFIG, "num_blocks"),
+        ("kodalite_native", "config.json", "num_blocks"),
+        ("portable", portable.CONFIG_FILE, "num_layers"),
+    ],
+)
+def test_a_number_of_layers_is_held_against_the_file_first(tmp_path, place, file, field):
+    """All that is made for each layer would be made a million times before anything is found missing."""
+    if place == "portable":
+        loaded = llama.load(GOLDEN / "kodalite")
+        portable.save(tmp_path / "copy", name=loaded.model_name, config=config_of(loaded), params=loaded.params)
+        target = tmp_path / "copy"
+    else:
+        target = copied(place, tmp_path)
+    content = json.loads((target / file).read_text())
+    section = content.get("model", content) if place == "gelu/orbax" else content.get("config", content)
+    section[field] = 1000
+    (target / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the config says 1000 layers, the file has \d+ tensors in all"):
+        zoo.convert.examine(target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": ["x"]}, r'zoo\.json: its model is \["x"\], not a name'),
+        ({"model": {}}, "its model is {}"),
+        ({"model": 5}, "its model is 5"),
+        ({"tokenizer": "a\0b"}, r"'a\\x00b' names no file"),
+        ({"tokenizer": "a" * 5000}, r"'a{80}' names no file"),
+    ],
+)
+def test_a_zoo_json_that_names_nothing(tmp_path, changes, named):
+    loaded = tiny.load(GOLDEN / "tiny")
+    portable.save(tmp_path / "copy", name=loaded.model_name, config=config_of(loaded), params=loaded.params)
+    edit_json(tmp_path / "copy" / portable.CONFIG_FILE, **changes)
+    with pytest.raises(UserError, match=named):
+        zoo.convert.examine(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lora_dropout": [0.1]}, "lora_dropout"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is '5'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+    ],
+)
+def test_adapters_whose_config_is_of_other_kinds(tmp_path, changes, named):
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "x"}
+    (tmp_path / peft.CONFIG).write_text(json.dumps(content | changes))
+    with pytest.raises(UserError, match=named):
+        peft.load(tmp_path)
+
+
+def test_maps_in_maps_in_maps(tmp_path):
+    target = copied("bwetaf", tmp_path)
+    (target / bwetaf.WEIGHTS).write_bytes(b"\x81\xa6params" + b"\x81\xa1a" * 1000 + b"\xc0")
+    with pytest.raises(UserError, match=r"good_stuff\.pkl: cannot be read as Flax msgpack"):
+        bwetaf.examine(target)
 
 
 def halved(params):
@@ -333,11 +453,36 @@ def test_bwetaf_optimizer(tmp_path):
         (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
         with pytest.raises(UserError, match=named):
             bwetaf.load_optimizer(tmp_path, loaded.config)
+    for key, leaf, named in (
+        ("count", np.asarray(2**40), "count is 1099511627776"),
+        ("count", np.asarray(np.nan, np.float32), r"0\.count belongs to no AdamW"),
+        ("mu", np.asarray([1, 2]), r"0\.mu belongs to no AdamW"),
+    ):
+        _, state = optimizer_state()
+        state["0"][key] = leaf
+        state["2"] = {}
+        (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
+        with pytest.raises(UserError, match=named):
+            bwetaf.load_optimizer(tmp_path, loaded.config)
+    _, state = optimizer_state()
     del state["0"]["nu"]["params"]["emb"]
     state["2"] = {}
     (tmp_path / bwetaf.OPTIMIZER).write_bytes(serialization.msgpack_serialize(state))
     with pytest.raises(UserError, match=r"nu does not fit the model \(emb\.embedding\)"):
         bwetaf.load_optimizer(tmp_path, loaded.config)
+
+
+@pytest.mark.parametrize("moment", [np.ones((3, 2), np.float32), np.full((2, 3), np.inf, np.float32)])
+def test_moments_that_cannot_be_trained_on_with(moment):
+    import jax.numpy as jnp
+    import optax
+
+    from zoo.run import start
+
+    params = {"w": jnp.zeros((2, 3))}
+    adam = {"count": 1, "mu": {"w": np.zeros((2, 3), np.float32)}, "nu": {"w": moment}}
+    with pytest.raises(UserError, match=r"^from\.optimizer: a moment does not fit its parameter, or is not finite"):
+        start._with_adam(None, adam, optax.adam(0.1).init(params))
 
 
 def torch_file(path, content):

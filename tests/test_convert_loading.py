@@ -169,7 +169,7 @@ def test_names_are_read_from_the_hubs_cache_offline(tmp_path):
         "UserError",
         "mlnomad/gelu-d12-chinchilla-261M-pytorch",
         "model.safetensors",
-        "zoo.create('gelu-d12')",
+        "or take zoo.create('gelu-d12'), which has random weights",
     ):
         assert part in absent.stderr
 
@@ -205,6 +205,14 @@ def test_only_the_files_needed_are_fetched():
             ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"],
         ),
         (["step_000010.orbax/d/x", "step_000200.orbax/d/x"], ["step_000200.orbax/d/x"]),
+        (["m-Q8_0.gguf", "m-F16.gguf", "m-Q4_K_M.gguf", "README.md", "config.json"], ["config.json", "m-F16.gguf"]),
+        (["m-Q4_K_M.gguf", "m.q8_0.gguf", "m-BF16.gguf"], ["m.q8_0.gguf"]),
+        (["only-Q4_K_M.gguf"], ["only-Q4_K_M.gguf"]),
+        (["m-Q4_K_M.gguf", "m-Q5_K_M.gguf"], []),
+        (
+            ["README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "optimizer.pt"],
+            ["adapter_config.json", "adapter_model.safetensors"],
+        ),
         (["../config.json", "/etc/config.json", "../model.safetensors", "readme.md"], []),
     ):
         assert hub.needed(listed) == wanted
@@ -467,3 +475,25 @@ def test_a_head_that_pythons_own_parser_trips_over_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"params\.npz: cannot be read as npz") as refused:
         open_npz(tmp_path / "params.npz")
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_is_not_there_is_not_sought_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny_lm").mkdir(parents=True)
+    monkeypatch.setattr(zoo.hub, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
+    for name, hint in (
+        ("runs/tiny_ml", "did you mean runs/tiny_lm"),
+        ("runs/tiny_ml@500", "did you mean runs/tiny_lm"),
+        ("runs/nosuch", "train it first"),
+        ("runs/deep/er", "train it first"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            zoo.loading.find(name)
+
+
+def test_reasons_are_cut_at_a_word():
+    from zoo.tokenizers.hub import first_line
+
+    told = first_line(RuntimeError("word " * 60 + "\nsecond line"))
+    assert len(told) <= 200 and told.endswith("word ...")
+    assert first_line(RuntimeError("short")) == "short" and first_line(RuntimeError()) == "RuntimeError"

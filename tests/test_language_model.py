@@ -36,6 +36,32 @@ def lm(tokenizer):
     return LanguageModel(bare.module, tokenizer, bare.spec, bare.config)
 
 
+def test_numbers_of_every_library_and_nothing_else(lm, tmp_path):
+    ids = [1, 2, 3]
+    expected = lm.generate(ids, seed=3, max_new_tokens=3)
+    for prompt, seed in ((ids, np.int64(3)), (jnp.array(ids), 3), (np.array(ids), jnp.int32(3)), (ids, 3 + 2**70)):
+        assert lm.generate(prompt, seed=seed, max_new_tokens=3).tokens == expected.tokens
+    assert [one.tokens for one in lm.generate(np.array([ids, ids]), seed=3, max_new_tokens=3)] == [expected.tokens] * 2
+    vocab = lm.config.vocab_size
+    for wrong, named in (
+        (lambda: lm.generate(ids, max_new_tokens=2.5), "max_new_tokens"),
+        (lambda: lm.generate(ids, top_k=2.5), "top_k"),
+        (lambda: lm.generate(ids, seed=2.5), "seed"),
+        (lambda: lm.generate([1.5, 2]), "whole numbers"),
+        (lambda: lm.logits([1, vocab]), f"the token id {vocab} is none"),
+        (lambda: lm.logits([[1, -1]]), "the token id -1 is none"),
+        (lambda: lm.logits([1.0]), "whole numbers"),
+        (lambda: lm.score([1, vocab]), f"ids go from 0 to {vocab - 1}"),
+        (lambda: lm.score([-1, 1]), "the token id -1"),
+    ):
+        with pytest.raises(UserError, match=named):
+            wrong()
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"README\.md is a file"):
+        lm.save(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def same(one, other):
     """Equal but for the rounding of another batch size."""
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)

@@ -1,6 +1,7 @@
 """Adapters: what they compute, which parameters they leave alone, and PEFT's files."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from tiny_models import TINY, tiny
 
 import zoo
-from zoo import loading, registry
+from zoo import loading, registry, verification
 from zoo.cli.main import main as zoo_main
 from zoo.convert import peft as peft_format
 from zoo.errors import UserError
@@ -19,6 +20,7 @@ from zoo.layers.embedding import Head
 from zoo.layers.initializers import truncated_normal, zeros
 from zoo.layers.linear import Linear
 from zoo.models import build
+from zoo.models.summary import OVER_KEYS, summarize
 from zoo.recipe import make_recipe
 from zoo.train.mesh import make_mesh, put_batch
 from zoo.train.program import Program
@@ -234,6 +236,31 @@ def test_a_pattern_that_matches_nothing_is_named():
             _ = _program(_recipe(train={"trainable": ["*norm/scale", pattern]})).params
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_a_frozen_weight_costs_four_operations_a_token(name):
+    """Kernels and the head, tied or not, cut to the vocabulary or not; attention costs what it did."""
+    registered, values = TINY[name]
+
+    def program(**sections):
+        data = {"kind": "text", "source": "stories", "seq_len": 4, "batch_size": 4}
+        return _program(_recipe(model={"name": registered, **values}, data=data, **sections))
+
+    whole, adapters = program(), program(lora={"rank": 2})
+    config, length = whole.config, whole.config.max_seq_len
+    summary = summarize(registry.describe(registered).model_class(), config)
+    (over_keys,) = (part.flops for part in summary.components if part.name == OVER_KEYS)
+    assert whole.flops_per_token(length) == summary.flops_training
+    wanted = 2 * (summary.flops_forward - over_keys) + 3 * over_keys
+    assert adapters.flops_per_token(length) == pytest.approx(wanted, rel=1e-9)
+    # With what the head is made of trained too; and with all that is in the layers trained, and nothing else.
+    tables = program(lora={"rank": 2}, train={"trainable": ["re:embedding$|^lm_head/"]})
+    head = config.embed_dim * config.vocab_size
+    assert tables.flops_per_token(length) == pytest.approx(wanted + 2 * head, rel=1e-9)
+    layers = program(train={"trainable": ["layers/*/kernel"]})
+    outside = [leaf.size for path, leaf in build.flatten(layers.frozen).items() if path == "smear/gate/kernel"]
+    assert layers.flops_per_token(length) == pytest.approx(summary.flops_training - 2 * (head + sum(outside)), rel=1e-9)
+
+
 @pytest.mark.slow
 def test_bfloat16_weights_have_float32_adapters_and_a_steps_dropout_is_that_of_its_number():
     kinds = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
@@ -373,3 +400,25 @@ def test_what_is_not_plain_lora_of_a_llama_is_refused_by_name(tmp_path):
     nanochat = zoo.create(TINY["nanochat"][0], **TINY["nanochat"][1])
     with pytest.raises(UserError, match="this model has no adapters"):
         nanochat.export(tmp_path / "n", "peft")
+
+
+def test_adapters_are_converted_alone_and_read_back(tmp_path, capsys):
+    base = Path(__file__).parent / "golden" / "kodalite"
+    width = zoo.load(base).config.embed_dim
+    arrays = {f"layers/0/attn/q/lora/{x}": draw(*shape) for x, shape in (("a", (width, 2)), ("b", (2, width)))}
+    arrays = {path: np.asarray(array, np.float32) for path, array in arrays.items()}
+    adapter = peft_format.Adapter(arrays, rank=2, alpha=4.0, base=str(base))
+    peft_format.save(tmp_path / "adapter", adapter, num_layers=2)
+    convert = ["convert", str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "peft"]
+    for option in ("dtype", "name"):
+        assert zoo_main([*convert, f"--{option}", "bf16"]) == 2
+        assert f"format peft takes no {option}: " in capsys.readouterr().err
+    assert zoo_main([*convert, "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "written as peft" in told and "layers/0/attn/q/lora/a" in told and "BAD" not in told
+    assert zoo_main(["convert", "--help"]) == 0 and "peft" in capsys.readouterr().out
+    # Merged, and what is written holds as many parameters as what is read back.
+    assert zoo_main(["convert", str(tmp_path / "adapter"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    lm = zoo.load(tmp_path / "adapter")
+    checks = list(verification.written(lm, tmp_path / "hf", "koda", bound=1e9, dtype="float32"))
+    assert checks[0].ok and "21 of 21" in checks[0].found

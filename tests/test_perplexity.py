@@ -419,6 +419,14 @@ def test_computing_in_bfloat16_is_the_cards_way(card_data, tmp_path, capsys):
         (["MODEL", "--perplexity", "BROKEN"], "no field 'text'"),
         (["MODEL", "--suite", "wikitext", "--limit", "0.5"], "--limit"),
         (["MODEL", "--suite", "wikitext", "--out", "B.md"], "--out"),
+        (["MODEL", "--suite", "wikitext", "--out", "MODEL"], "is a directory"),
+        (["MODEL", "--suite", "wikitext", "--limit", "inf"], "--limit is inf"),
+        (["MODEL", "--suite", "wikitext", "--limit", "nan"], "--limit is nan"),
+        (["--compare", "A", "A", "--limit", "3"], "--limit has no meaning with --compare"),
+        (["--compare", "A", "A", "--batch-size", "3"], "--batch-size has no meaning with --compare"),
+        (["MODEL", "--suite", "wikitext", "--temperature", "0.5"], "--temperature has no meaning"),
+        (["MODEL", "--perplexity", "A", "--seed", "0"], "--seed has no meaning with --perplexity"),
+        (["MODEL", "--tasks", "piqa", "--cronicas", "200"], "--cronicas has no meaning with --tasks"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(arguments, said, lm, tmp_path, capsys):

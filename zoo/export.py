@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from zoo import model_card, registry
 from zoo.convert import bwetaf, cronica, gguf, huggingface, kodalite, mlx, nanochat, tiny
+from zoo.convert.base import storage_dtype
 from zoo.errors import UserError
 from zoo.models.bwetaf import BwetafConfig
 from zoo.models.config import ModelConfig
@@ -41,7 +42,8 @@ class Exported:
     """A model to be written.
 
     name: of the files and the card. params: nested dict of arrays, in the dtype to be written. path: where it was
-    loaded from, None for random weights. step: of training, where known.
+    loaded from, None for random weights. step: of training, where known. official, foreign: as `zoo.loading.Weights`
+    has them.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Exported:
     tokenizer: Tokenizer | None
     path: Path | None
     step: int | None
+    official: bool = False
+    foreign: bool = False
 
 
 def export(
@@ -84,9 +88,8 @@ def export(
     if dtype is not None:
         if format in ("gguf", "mlx"):
             raise UserError(f"dtype is no option of the format {format}, which has types of its own")
-        model = replace(
-            model, params=jax.tree.map(lambda leaf: np.asarray(leaf).astype(jax.numpy.dtype(dtype)), model.params)
-        )
+        stored = storage_dtype(dtype)
+        model = replace(model, params=jax.tree.map(lambda leaf: np.asarray(leaf).astype(stored), model.params))
     target = Path(directory).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{directory} is there already and not empty; choose another directory")
@@ -125,6 +128,8 @@ def _llama(model: Exported, format: str) -> huggingface.LlamaShaped:
     if found is None:
         reason = REASONS.get(type(model.config), "it is of models that are Llamas")
         raise UserError(f"{model.spec.name} has no place in the format {format}: {reason}")
+    if model.foreign:  # KodaLite's template is not its own, whatever its tokenizer
+        found = replace(found, family="llama", chat_template=None, stop_strings=())
     return found
 
 

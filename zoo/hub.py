@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zoo import registry
+from zoo.convert import gguf, peft
 from zoo.errors import UserError
 from zoo.tokenizers.hub import fetch as fetch_files
 from zoo.tokenizers.hub import first_line, unreachable
@@ -50,6 +51,12 @@ def repository(spec: registry.ModelSpec) -> str | None:
     return spec.source.removeprefix(PREFIX) if spec.source.startswith(PREFIX) else None
 
 
+def repositories(spec: registry.ModelSpec) -> list[str]:
+    """All hub repositories in which the model's authors publish these weights."""
+    links = [spec.source, *spec.facts.values()]
+    return [link.removeprefix(PREFIX) for link in links if link.startswith(PREFIX)]
+
+
 def needed(names: Iterable[str]) -> list[str]:
     """The files that hold a model, out of all of a repository: of several checkpoints the last, no optimizer.
 
@@ -57,9 +64,11 @@ def needed(names: Iterable[str]) -> list[str]:
     """
     names = [name for name in names if not name.startswith("/") and ".." not in Path(name).parts]
     beside = [name for name in names if name in ALWAYS]
-    for pick in (_zoo, _bwetaf, _cronica, _safetensors, _orbax_steps, _orbax_states, _torch):
+    for pick in (_zoo, _bwetaf, _cronica, _safetensors, _gguf, _adapters, _orbax_steps, _orbax_states, _torch):
         found = pick(names)
         if found:
+            if pick is _adapters:  # a config.json beside adapters would be that of a whole model, which is not there
+                beside = [name for name in beside if name != "config.json"]
             return sorted({*found, *beside})
     return []
 
@@ -127,6 +136,16 @@ def _safetensors(names):
         return ["model.safetensors"]
     index = "model.safetensors.index.json"
     return [index, *_match(names, "model-*-of-*.safetensors")] if index in names else []
+
+
+def _gguf(names):
+    chosen = gguf.choose(name for name in names if "/" not in name)
+    return [] if chosen is None else [chosen]
+
+
+def _adapters(names):
+    wanted = {peft.CONFIG, peft.WEIGHTS}
+    return sorted(wanted) if wanted <= set(names) else []
 
 
 def _orbax_steps(names):

@@ -7,6 +7,7 @@
 import dataclasses
 import functools
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from jax.typing import DTypeLike
 from zoo import loading, registry
 from zoo.casting import Casting
 from zoo.convert import peft, portable
+from zoo.convert.base import storage_dtype
 from zoo.data.match import Match, parse_block, to_block
 from zoo.errors import UserError
 from zoo.generate import chat as conversations
@@ -88,6 +90,16 @@ class LanguageModel:
             )
 
     @property
+    def foreign(self) -> bool:
+        """Whether it is somebody's Llama, which has the class alone from its spec: no template, settings or card."""
+        return self.origin is not None and self.origin.foreign
+
+    @property
+    def name(self) -> str:
+        """The registry's name of the model; of a foreign one that of its directory, file or repository."""
+        return self.origin.title if self.foreign else self.spec.name
+
+    @property
     def computing(self) -> nnx.Module:
         """The module as the calls here use it: computing in `compute_dtype`."""
         return self._computing
@@ -103,7 +115,7 @@ class LanguageModel:
         }
         entries = f"{self.tokenizer.vocab_size:,} entries" if self.tokenizer else "none: prompts are token ids"
         lines = [
-            f"{self.spec.name}: {self.spec.summary}",
+            f"{self.name}: {'a Llama' if self.foreign else self.spec.summary}",
             f"  parameters  {sum(leaf.size for leaf in leaves):,} in {dtypes}, {size:,.1f} MB",
             f"  weights     {f'{self.origin.path} ({self.origin.kind})' if self.origin else 'of no file'}",
             f"  tokenizer   {entries}",
@@ -152,11 +164,11 @@ class LanguageModel:
         """
         single = _is_single(prompts)
         rows = [self._encode(prompt) for prompt in ([prompts] if single else prompts)]
-        seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
+        seeds = _seeds(seed, len(rows))
         if len(seeds) != len(rows):
             raise UserError(f"{len(seeds)} seeds for {len(rows)} prompts; give one seed, or one for each prompt")
-        if n is not None and n < 1:
-            raise UserError(f"n is {n}; it must be at least 1")
+        if n is not None and (not isinstance(n, int | np.integer) or n < 1):
+            raise UserError(f"n is {n}; it must be a whole number of at least 1")
         count = n or 1
         settings = self._settings(
             preset,
@@ -191,13 +203,17 @@ class LanguageModel:
         """
         self._need_tokenizer()
         return stream_text(
-            self._computing, self.tokenizer, self._encode(prompt), self._settings(preset, **settings), seed
+            self._computing, self.tokenizer, self._encode(prompt), self._settings(preset, **settings), _seed(seed)
         )
 
     @property
     def chat_template(self) -> str:
         """How the model's conversations are marked. Raises UserError for a model that saw none."""
-        return conversations.template_of(self.spec.name, None if self.origin is None else Path(self.origin.path))
+        return conversations.template_of(self._known, None if self.origin is None else Path(self.origin.path))
+
+    def reply_settings(self, template: str, given: Mapping[str, Any]) -> Settings:
+        """Those of a reply: `given`, and what is not as on the card of a model made for chats."""
+        return conversations.settings(self._known, template, given)
 
     def chat(
         self,
@@ -220,7 +236,7 @@ class LanguageModel:
             UserError: a model without a template, other roles, a conversation that is too long.
         """
         ids, resolved = self._conversation(messages, template, settings)
-        return continue_all(self._computing, self.tokenizer, [ids], resolved, seeds=[seed])[0]
+        return continue_all(self._computing, self.tokenizer, [ids], resolved, seeds=[_seed(seed)])[0]
 
     def stream_chat(
         self,
@@ -232,7 +248,7 @@ class LanguageModel:
     ) -> TextStream:
         """The text of `chat` in pieces as they come; the arguments are the same."""
         ids, resolved = self._conversation(messages, template, settings)
-        return stream_text(self._computing, self.tokenizer, ids, resolved, seed)
+        return stream_text(self._computing, self.tokenizer, ids, resolved, _seed(seed))
 
     def cronica(
         self,
@@ -275,15 +291,26 @@ class LanguageModel:
 
     def cronica_prompt(self, stats: str | Match, style: str) -> list[int]:
         """Token ids of the prompt of a crónica; errors as in `cronica`."""
-        self._need_tokenizer()
+        self.check_cronica()
         return cronica_tokens.encode_prompt(self.tokenizer, _block(stats), style)
+
+    def check_cronica(self) -> None:
+        """Raises UserError unless the model's tokenizer is one for crónicas."""
+        self._need_tokenizer()
+        missing = [token for token in cronica_tokens.SPECIAL_TOKENS if token not in self.tokenizer.special_tokens]
+        if missing:
+            where = "" if self.origin is None else f" ({self.origin.path})"
+            raise UserError(
+                f"this {self.name}{where} is no model for crónicas: its tokenizer has no {missing[0]}; take a run of "
+                "recipes/quickstart.yaml or recipes/cronica_5m.yaml, or cronica-5m"
+            )
 
     def _end_of_cronica(self) -> int:
         return cronica_tokens.special_id(self.tokenizer, "</cronica>")
 
     def logits(self, tokens: Any) -> jax.Array:
-        """Float32 logits [T, V] or [B, T, V] of token ids [T] or [B, T]."""
-        tokens = np.asarray(tokens, np.int32)
+        """Float32 logits [T, V] or [B, T, V] of token ids [T] or [B, T]. UserError for what is no id of the model's."""
+        tokens = _ids(tokens, (1, 2), self.config.vocab_size)
         graphdef, params = nnx.split(self._computing)
         logits = _logits(params, jnp.atleast_2d(tokens), graphdef=graphdef)
         return logits[0] if tokens.ndim == 1 else logits
@@ -293,6 +320,7 @@ class LanguageModel:
         ids = self._encode(text)
         if len(ids) < 2:
             raise UserError("the text to score has fewer than 2 tokens; nothing can be predicted")
+        _ids(ids, (1,), self.config.vocab_size)  # the last one too, which is only looked up
         logprobs = jax.nn.log_softmax(self.logits(ids[:-1]), axis=-1)
         chosen = np.take_along_axis(np.asarray(logprobs), np.asarray(ids[1:])[:, None], axis=-1)[:, 0]
         return Score(ids, chosen.tolist())
@@ -309,12 +337,20 @@ class LanguageModel:
         """Write a portable directory: `zoo.json`, `model.safetensors`, `tokenizer/`; `zoo.load` reads it.
 
         Adapters are merged. `dtype` is that of the tensors written, None: as they are. Raises UserError if `directory`
-        already holds something else.
+        is a file or already holds something else.
         """
+        stored = None if dtype is None else storage_dtype(dtype)
         params = nnx.to_pure_dict(nnx.state(self.merge().module))
-        if dtype is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
-        portable.save(directory, name=self.spec.name, config=self.config, params=params, tokenizer=self.tokenizer)
+        if stored is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(stored), params)
+        portable.save(
+            directory,
+            name=self.spec.name,
+            config=self.config,
+            params=params,
+            tokenizer=self.tokenizer,
+            foreign=self.foreign,
+        )
 
     def export(
         self,
@@ -332,7 +368,7 @@ class LanguageModel:
             directory: created; must hold nothing yet.
             format: hf, gguf, mlx, or an original program's own: cronica, bwetaf, nanochat, koda, tiny; adapters are
                 merged. peft: the adapters alone, of a Llama; no other argument applies.
-            name: in the card and of a GGUF file; None is the registry's.
+            name: in the card and of a GGUF file; None is the registry's, or of a foreign Llama its directory's.
             dtype, quantization, bits: see `zoo.export.export`.
 
         Raises:
@@ -344,12 +380,23 @@ class LanguageModel:
             return self._export_adapters(directory, name, dtype, quantization, bits)
         params = nnx.to_pure_dict(nnx.state(self.merge().module))
         path, step = (None, None) if self.origin is None else (self.origin.path, self.origin.step)
-        model = Exported(name or self.spec.name, self.spec, self.config, params, self.tokenizer, path, step)
+        model = Exported(
+            name or self.name,
+            self.spec,
+            self.config,
+            params,
+            self.tokenizer,
+            path,
+            step,
+            official=self.origin is not None and self.origin.official,
+            foreign=self.foreign,
+        )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 
     def _export_adapters(self, directory: str | os.PathLike, *options: Any) -> Path:
-        if any(option is not None for option in options):
-            raise UserError("format peft takes no name, dtype, quantization or bits: adapters are float32")
+        taken = [n for n, o in zip(("name", "dtype", "quantization", "bits"), options, strict=True) if o is not None]
+        if taken:
+            raise UserError(f"format peft takes no {' or '.join(taken)}: adapters are float32, and have no card")
         found = lora.adapters(self.module)
         kinds = {(adapter.rank, adapter.alpha, adapter.dropout) for adapter in found.values()}
         if len(kinds) != 1:
@@ -365,7 +412,12 @@ class LanguageModel:
         return Path(directory)
 
     def _settings(self, preset: str | None, **given: Any) -> Settings:
-        return resolve(self.spec.name, preset, given)
+        return resolve(self._known, preset, given)
+
+    @property
+    def _known(self) -> str:
+        """By which templates and published settings are looked up: no registered name where the model is foreign."""
+        return f"the Llama {self.name}" if self.foreign else self.spec.name
 
     def _conversation(self, messages, template, settings) -> tuple[list[int], Settings]:
         self._need_tokenizer()
@@ -373,17 +425,22 @@ class LanguageModel:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         ids = conversations.encode(self.tokenizer, messages, template)
-        return ids, conversations.settings(self.spec.name, template, settings)
+        return ids, self.reply_settings(template, settings)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             self._need_tokenizer()
             return self.tokenizer.encode(prompt, add_special=True)
-        return [int(token) for token in prompt]
+        return _ids(prompt, (1,)).tolist()
 
     def _need_tokenizer(self) -> None:
-        if self.tokenizer is None:
-            raise UserError(f"this {self.spec.name} has no tokenizer; give token ids, or load trained weights")
+        if self.tokenizer is not None:
+            return
+        if self.origin is None or self.origin.published is None:
+            raise UserError(f"this {self.name} has no tokenizer; give token ids, or load trained weights")
+        raise UserError(
+            f"{self.origin.path} has no tokenizer; put {self.origin.tokenizer_place}, or give token ids from Python"
+        )
 
 
 def create(
@@ -408,7 +465,8 @@ def create(
     """
     spec = registry.describe(name)
     config = spec.make_config(**config_overrides)
-    graphdef, params = build.create_params(spec.model_class(), config, seed, mesh=mesh, dtype=_dtype(dtype))
+    stored, compute_dtype = _dtypes(dtype, compute_dtype)
+    graphdef, params = build.create_params(spec.model_class(), config, seed, mesh=mesh, dtype=stored)
     return LanguageModel(nnx.merge(graphdef, params), None, spec, config, compute_dtype=compute_dtype)
 
 
@@ -429,7 +487,7 @@ def load(
             format, published files or the directory they lie in (docs/checkpoints.md lists the formats), a
             registry name, or owner/repository on the hub. What a path is, its files tell; of a repository only
             the files needed are fetched, once.
-        dtype: parameters are stored in it; None is float32.
+        dtype: parameters are stored in it: float32 (also None), bfloat16 or float16.
         compute_dtype: calls compute in it; None is `dtype`.
         mesh: parameters are laid on it, each as soon as it is read; None is the default device.
         revision: branch, tag or commit on the hub.
@@ -438,15 +496,18 @@ def load(
     Raises:
         UserError: nothing there, nothing that zoo reads, or files that do not fit together or are damaged.
     """
+    stored, compute_dtype = _dtypes(dtype, compute_dtype)
     found = loading.find(name_or_path, revision=revision, overrides=config_overrides)
     tokenizer = found.tokenizer()
-    graphdef, params = found.read(dtype=_dtype(dtype), mesh=mesh)
+    graphdef, params = found.read(dtype=stored, mesh=mesh)
     module = nnx.merge(graphdef, params)
     return LanguageModel(module, tokenizer, found.spec, found.config, compute_dtype=compute_dtype, origin=found)
 
 
-def _dtype(dtype: DTypeLike | None) -> DTypeLike:
-    return jnp.float32 if dtype is None else jnp.dtype(dtype)
+def _dtypes(dtype: DTypeLike | None, compute_dtype: DTypeLike | None) -> tuple[DTypeLike, DTypeLike | None]:
+    """What parameters are stored in, and what calls compute in (None: the same)."""
+    stored = jnp.float32 if dtype is None else storage_dtype(dtype)
+    return stored, None if compute_dtype is None else storage_dtype(compute_dtype, "compute_dtype")
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -455,7 +516,41 @@ def _logits(params, tokens, *, graphdef):
 
 
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+    if isinstance(prompts, np.ndarray | jax.Array):
+        return prompts.ndim == 1
+    if isinstance(prompts, str) or len(prompts) == 0:
+        return isinstance(prompts, str)
+    return not isinstance(prompts[0], str) and np.ndim(prompts[0]) == 0
+
+
+def _ids(tokens: Any, ranks: tuple[int, ...], vocab_size: int | None = None) -> np.ndarray:
+    """Token ids as an array. UserError unless they are whole numbers, of the vocabulary if given, in equal rows."""
+    try:
+        found = np.asarray(tokens)
+    except ValueError:  # rows of several lengths
+        found = np.asarray(None)
+    if found.ndim not in ranks:
+        raise UserError(f"token ids of shape {found.shape}; give a row of them" + (", or equal rows" * (2 in ranks)))
+    if found.size == 0:
+        return found.astype(np.int32)
+    if found.dtype.kind not in "iu":
+        raise UserError(f"token ids are whole numbers; these are {found.dtype.name}")
+    low, high = int(found.min()), int(found.max())
+    if vocab_size is not None and (low < 0 or high >= vocab_size):
+        raise UserError(f"the token id {low if low < 0 else high} is none; ids go from 0 to {vocab_size - 1}")
+    return found.astype(np.int32) if vocab_size is not None else found
+
+
+def _seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+    """The seed of each row."""
+    return [_seed(seed)] * rows if np.ndim(seed) == 0 else [_seed(one) for one in seed]
+
+
+def _seed(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise UserError(f"seed is {seed!r}; give a whole number") from None
 
 
 def _cronica_settings(given: dict[str, Any]) -> dict[str, Any]:

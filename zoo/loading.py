@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zoo import convert, hub, registry, run_mirror, storage, tokenizers
+from zoo import convert, hub, model_card, registry, run_mirror, storage, tokenizers
 from zoo.checkpoints import Checkpoints
-from zoo.convert import peft
+from zoo.convert import files, peft
 from zoo.convert.base import Published
+from zoo.convert.huggingface import KODALITE_CHAT
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models import build
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
 
 RECIPE_FILE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+
+# Formats that hold Llamas of anybody.
+LLAMA_FORMATS = ("llama", "gguf", "mlx")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class Weights:
     """Weights that have been found and not read.
 
     kind: what they are, in words. step: of training, None where the files do not say. published: the opened
-    files, None for a run directory and for adapters.
+    files, None for a run directory and for adapters. official: whether they are what the spec's authors publish: out
+    of their repository, or in their own format, of their size and not written by zoo. foreign: whether they are a Llama
+    that is neither the registry's nor zoo's. title: what to call such a one.
     """
 
     kind: str
@@ -72,6 +78,9 @@ class Weights:
     step: int | None
     tokenizer_path: Path | None
     published: Published | None
+    official: bool = field(default=False, kw_only=True)
+    foreign: bool = field(default=False, kw_only=True)
+    title: str = field(default="", kw_only=True)
 
     @property
     def lora(self) -> LoraSection | None:
@@ -99,6 +108,22 @@ class Weights:
     def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer that lies with them, None where there is none."""
         return None if self.tokenizer_path is None else tokenizers.load(self.tokenizer_path)
+
+    @property
+    def tokenizer_place(self) -> str:
+        """Where a tokenizer has to lie to be found with them, in words that go on from "put"."""
+        file = self.published.file if self.published is not None else self.path
+        directory = self.path if self.path.is_dir() else file.parent
+        if (directory / CONFIG_FILE).is_file():
+            entry = f'"tokenizer": "{TOKENIZER_DIR}" into {CONFIG_FILE}'
+            return f"its tokenizer.json into {directory / TOKENIZER_DIR} and {entry}"
+        if self.spec.name == "tiny-lm":
+            return f"its characters.json into {directory}"
+        if self.spec.name == "bwetaf-97m":
+            return f"its yap.json into {directory / TOKENIZER_DIR}"
+        if file.suffix.lower() == ".gguf":
+            return f"the model's Hugging Face files in place of {file.name}, whose own tokenizer is not read"
+        return f"its tokenizer.json into {directory}"
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
         """The model's structure and its parameters, of that dtype (adapters: float32) and laid on the mesh.
@@ -259,6 +284,8 @@ def find(
             raise UserError(f"revision: {name_or_path} is a path; revisions are of names on the hub")
         return _find_path(path, overrides or {}, step)
     name = str(name_or_path)
+    if name not in registry.list_models():
+        _refuse_missing(path, name)
     if step is not None:
         raise UserError(f"{name_or_path}: is no run directory here, and steps are of the checkpoints of a run")
     if name in registry.list_models():
@@ -271,6 +298,19 @@ def find(
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
 
 
+def _refuse_missing(path: Path, name: str) -> None:
+    """Raise UserError for a path that begins in a directory here: that reads like owner/repository, and is none."""
+    if len(path.parts) < 2 or not Path(path.parts[0]).is_dir():
+        return
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:  # no directory, or none that may be listed
+        beside = []
+    near = nearest(path.name, beside)
+    hint = f"did you mean {path.parent / near}?" if near else "name another, or train it first with zoo-train"
+    raise UserError(f"{name}: no such file or directory here, so no run either; {hint}")
+
+
 def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None) -> Weights:
     if (path / RECIPE_FILE).is_file() and not (path / CONFIG_FILE).is_file():
         return _find_run(path, overrides, step)
@@ -278,15 +318,27 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         raise UserError(f"{path}: is no run directory, and steps are of the checkpoints of a run")
     if peft.detect(path):
         return _find_adapter(path, overrides)
-    if convert.detect_format(path) is None:
+    module = convert.detect_format(path)
+    if module is None:
         raise UserError(
             f"{path} is no run directory ({RECIPE_FILE}), no portable one ({CONFIG_FILE}) and in no published "
             f"format that zoo reads ({', '.join(convert.FORMATS)})"
         )
-    published = convert.examine(path)
+    published = module.examine(path)
+    spec = registry.describe(published.model_name)
+    usual = published.config == spec.make_config().to_dict()
+    kind = module.__name__.rpartition(".")[2]
+    if kind == "portable":
+        foreign = bool(files.read_json(path / CONFIG_FILE).get("foreign"))
+    else:
+        # A tokenizer without KodaLite's template was not made for it; bare weights of another size may well be its.
+        tokenizer = path / "tokenizer_config.json"
+        other = path.is_file() or (
+            tokenizer.is_file() and files.peek_json(tokenizer).get("chat_template") != KODALITE_CHAT
+        )
+        foreign = kind in LLAMA_FORMATS and not usual and other
     if overrides:
         published = published.with_config(overrides)
-    spec = registry.describe(published.model_name)
     return Weights(
         kind=published.kind,
         path=path,
@@ -295,6 +347,9 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         step=published.step,
         tokenizer_path=published.tokenizer_path,
         published=published,
+        official=usual and kind not in ("portable", "gguf", "mlx") and not model_card.written_by_zoo(path),
+        foreign=foreign,
+        title=path.resolve().stem if path.is_file() else path.resolve().name,
     )
 
 
@@ -354,14 +409,16 @@ def _find_adapter(path: Path, overrides: Mapping[str, Any]) -> AdapterWeights:
         published=None,
         base=base,
         adapter=adapter,
+        foreign=base.foreign,
+        title=base.title,
     )
 
 
 def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: Mapping[str, Any]) -> Weights:
     wanted = f"{spec.name}: its weights are in {spec.source} (files: {spec.facts.get('files', registry.NOT_STATED)})"
-    repo, random = hub.repository(spec), f"zoo.create({spec.name!r}) has random weights"
+    repo, random = hub.repository(spec), f"zoo.create({spec.name!r}), which has random weights"
     if repo is None:
-        raise UserError(f"{spec.name}: zoo knows of no published weights; train it with zoo-train; {random}")
+        raise UserError(f"{spec.name}: zoo knows of no published weights; train it with zoo-train, or take {random}")
     try:
         directory = hub.fetch(repo, revision, what=wanted)
     except UserError as error:
@@ -371,6 +428,10 @@ def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: M
 
 def _find_snapshot(directory: Path, repo: str, overrides: Mapping[str, Any]) -> Weights:
     found = _find_path(directory, overrides)
+    if isinstance(found, AdapterWeights):
+        return found
+    official = repo in hub.repositories(found.spec)
+    found = replace(found, official=official, foreign=found.foreign and not official, title=repo.rpartition("/")[2])
     return found if found.tokenizer_path else replace(found, tokenizer_path=hub.fetch_tokenizer(repo))
 
 

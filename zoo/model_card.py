@@ -1,7 +1,7 @@
 """README.md beside exported weights: what they are, where they come from, what was measured.
 
 Published figures are the authors' own, from the registry, and stand only in the card of a model that was loaded from
-published files of exactly that size; a model that zoo trained has its run's figures: recipe, data, steps, losses,
+their published files; a model that zoo trained has its run's figures: recipe, data, steps, losses,
 evaluation, a sample and the versions of the programs.
 """
 
@@ -35,6 +35,7 @@ PUBLISHED = {
     "OpenBookQA": ("OpenBookQA", "accuracy"),
     "validation loss": ("validation text of its training", "loss"),
 }
+USE = "These files are for "  # begins a line of every card, by which zoo knows its own exports again
 PLAIN = ("loss", "perplexity", "accuracy")  # metrics that an evaluation gives as bare numbers
 PROGRAMS = {
     "hf": "`transformers.AutoModelForCausalLM.from_pretrained`",
@@ -66,7 +67,7 @@ class TrainingRun:
 def write(directory: Path, model: Any, format: str) -> None:
     """Write README.md for a `zoo.export.Exported`, as the Hugging Face hub reads it."""
     run = _training_run(model.path, model.step)
-    published = run is None and model.path is not None and model.config == model.spec.make_config()
+    published = run is None and model.official and model.config == model.spec.make_config()
     head: dict[str, Any] = {
         "library_name": "transformers" if format == "hf" else format,
         "pipeline_tag": "text-generation",
@@ -85,11 +86,24 @@ def write(directory: Path, model: Any, format: str) -> None:
     atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, format, run, published)}")
 
 
+def written_by_zoo(path: Path) -> bool:
+    """Whether the weights at `path`, a file or a directory, are an export of zoo: its card lies beside or above."""
+    for directory in (path, path.parent):
+        try:
+            text = (directory / "README.md").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.search(rf"^{USE}", text, flags=re.M):
+            return True
+    return False
+
+
 def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> str:
     import jax
 
     spec, count = model.spec, sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    lines = [f"# {model.name}", "", f"{spec.name}: {spec.summary}.", ""]
+    about = f"{model.name}: a Llama" if model.foreign else f"{spec.name}: {spec.summary}"
+    lines = [f"# {model.name}", "", f"{about}.", ""]
     facts = [("parameters", f"{count:,}"), ("step", "not stated" if model.step is None else str(model.step))]
     if published:
         given = {"source": spec.source, "licence": spec.licence, "dataset": spec.dataset, "tokenizer": spec.tokenizer}
@@ -102,7 +116,7 @@ def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> 
     lines += [] if run is None else _training(run)
     lines += ["## Config", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in model.config.to_dict().items()]
-    lines += ["", "## Use", "", f"These files are for {PROGRAMS[format]}.", ""]
+    lines += ["", "## Use", "", f"{USE}{PROGRAMS[format]}.", ""]
     if format == "hf":
         remote = ", trust_remote_code=True" if (type(model.config).__name__ == "NanochatConfig") else ""
         lines += [

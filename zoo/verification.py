@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -38,15 +39,19 @@ class Check:
     ok: bool = True
 
 
-def written(lm: LanguageModel, directory: str | os.PathLike, format: str, *, bound: float) -> Iterator[Check]:
+def written(
+    lm: LanguageModel, directory: str | os.PathLike, format: str, *, bound: float, dtype: str | None = None
+) -> Iterator[Check]:
     """Read an export back and hold it against the model it was made of.
 
+    `dtype`: what the tensors were written in; every parameter, rounded to it, must come back to the bit. None: a
+    format with types of its own.
     `bound`: how far logits may differ, see `bound_for`; rounding grows with them, so where their standard deviation
     is above 1, it is multiplied by that. A Hugging Face directory is also run by transformers, where that is
     installed: whole rows and through its cache.
     """
     again = load(directory)
-    yield _same_parameters(lm, again)
+    yield _same_parameters(lm if format == "peft" else lm.merge(), again, dtype)
     tokens = sample_tokens(lm)
     ours = np.asarray(lm.logits(tokens))
     if not isinstance(lm.config, NanochatConfig):  # whose logits are capped
@@ -59,6 +64,10 @@ def written(lm: LanguageModel, directory: str | os.PathLike, format: str, *, bou
 def hashes(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
     """The name and the SHA-256 of the content of every tensor in published files, as they are stored."""
     found = loading.find(path)
+    if isinstance(found, loading.AdapterWeights):
+        for name, array in found.adapter.arrays.items():
+            yield name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        return
     for name, tensor in found.published.tensors.items():
         yield name, hashlib.sha256(np.ascontiguousarray(tensor.read()).tobytes()).hexdigest()
 
@@ -117,12 +126,18 @@ def _params(lm: LanguageModel) -> build.Params:
     return nnx.to_pure_dict(nnx.state(lm.module))
 
 
-def _same_parameters(lm: LanguageModel, again: LanguageModel) -> Check:
+def _same_parameters(lm: LanguageModel, again: LanguageModel, dtype: str | None) -> Check:
     if type(lm.config) is not type(again.config):
         return Check("parameters", f"{type(again.config).__name__.removesuffix('Config')} when read back")
     one, other = build.flatten(_params(lm)), build.flatten(_params(again))
-    same = sum(np.array_equal(one[path], np.asarray(other[path])) for path in one)
-    return Check("parameters", f"{same} of {len(one)} are bit-identical when read back")
+    if one.keys() != other.keys():
+        return Check("parameters", "others when read back", ok=False)
+    same, well = 0, True
+    for path, leaf in one.items():
+        leaf, back = np.asarray(leaf), np.asarray(other[path])
+        same += np.array_equal(leaf, back)
+        well = well and (dtype is None or np.array_equal(leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype), back))
+    return Check("parameters", f"{same} of {len(one)} are bit-identical when read back", bool(well))
 
 
 def _difference(what: str, one: np.ndarray, other: np.ndarray, bound: float) -> Check:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model
+from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model, open_stdin
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def chat(
 ) -> None:
     """Talk with a model. Replies come as they are written; /help lists what else can be typed.
 
-    When a conversation grows longer than the model's context, its oldest turns are left out.
+    When a conversation grows longer than the model's context, its oldest turns are left out. Lines that come from a
+    pipe are messages as well; the exit code is 2 if one of them could not be answered.
 
     \b
     Examples:
@@ -50,7 +51,11 @@ def chat(
       echo "What is a zoo?" | zoo chat kodalite-1.3b
     """
     from zoo.generate import chat as conversations
+    from zoo.tokenizers import chat as templates
 
+    open_stdin("zoo chat")
+    if template is not None:
+        templates.find(template)
     messages = [] if history is None else conversations.read(history)
     if messages and messages[0]["role"] == "system":
         system, messages = system or messages[0]["content"], messages[1:]
@@ -65,7 +70,8 @@ def chat(
     lm = open_model(model, rope_scaling, dtype)
     session = Session(lm, template or lm.chat_template, settings, seed)
     session.system, session.messages = system or None, messages
-    session.run()
+    if not session.run():
+        raise typer.Exit(2)
 
 
 class Session:
@@ -87,31 +93,33 @@ class Session:
             "/save": self._save,
         }
 
-    def run(self) -> None:
-        """Read and reply until the input ends."""
-        if sys.stdin.isatty():
+    def run(self) -> bool:
+        """Read and reply until the input ends. False if something in a pipe could not be done: nobody can mend it."""
+        at_terminal, well = sys.stdin.isatty(), True
+        if at_terminal:
             _edit_lines()
-            note(f"{self.lm.spec.name}; /help lists commands, Ctrl-D leaves")
+            note(f"{self.lm.name}; /help lists commands, Ctrl-D leaves")
         while True:
             try:
                 text = read_message()
             except EOFError:
-                return
+                return well
             except KeyboardInterrupt:
                 note("\n(Ctrl-D or /exit leaves)")
                 continue
             word, _, rest = text.strip().partition(" ")
             if word in ("/exit", "/quit"):
-                return
+                return well
             try:
                 if word in self._commands:
                     self._commands[word](rest.strip())
                 elif word.startswith("/"):
-                    note(f"unknown command {word}; /help lists them")
+                    raise UserError(f"unknown command {word}; /help lists them")
                 elif text.strip():
                     self.reply(text.strip())
             except UserError as error:
                 note(str(error))
+                well = at_terminal
 
     def reply(self, text: str) -> None:
         """Print the model's reply to a message of the user; Ctrl-C ends it, and what has come counts."""
@@ -141,7 +149,7 @@ class Session:
         """The conversation with the new message, without the turns for which there is no room."""
         from zoo.generate import chat as conversations
 
-        reply = conversations.settings(self.lm.spec.name, self.template, self.settings).max_new_tokens
+        reply = self.lm.reply_settings(self.template, self.settings).max_new_tokens
         room = self.lm.config.max_seq_len - reply
         kept, dropped = conversations.fit(self.lm.tokenizer, [*self.all_messages(), asked], self.template, room)
         if dropped:
@@ -169,7 +177,7 @@ class Session:
 def read_message() -> str:
     """The next message: a line, lines that end with a backslash and the next one, or lines between triple quotes.
 
-    Raises EOFError at the end of the input.
+    What the end of the input cuts short is a message as it is. Raises EOFError at the end of the input.
     """
     line = input("> " if sys.stdin.isatty() else "")
     lines = []
@@ -178,12 +186,14 @@ def read_message() -> str:
         while not line.rstrip().endswith('"""'):
             lines.append(line)
             line = _next_line()
+            if line is None:
+                return "\n".join(lines)
         lines.append(line.rstrip()[:-3])
     else:
-        while line.endswith("\\"):
+        while line is not None and line.endswith("\\"):
             lines.append(line[:-1])
             line = _next_line()
-        lines.append(line)
+        lines += [] if line is None else [line]
     return "\n".join(lines)
 
 
@@ -192,8 +202,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _next_line() -> str:
-    return input("| " if sys.stdin.isatty() else "")
+def _next_line() -> str | None:
+    """A further line of a message; None at the end of the input."""
+    try:
+        return input("| " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
 
 
 def _edit_lines() -> None:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32"}
+FORMATS = "hf, gguf, mlx, peft (adapters alone), cronica, bwetaf, nanochat, koda or tiny."
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A run, a directory, a file or a name.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A directory that is not there yet.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="hf, gguf, mlx, cronica, bwetaf, nanochat, koda or tiny.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=FORMATS)],
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32. Default: as the source stores them.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Of gguf: F16 (default), Q8_0 or Q4_K_M.")] = None,
     bits: Annotated[int | None, typer.Option(help="Of mlx: 8 or 4. Default: float16.")] = None,
@@ -30,27 +30,29 @@ def convert(
     from collections import Counter
 
     from zoo import loading
+    from zoo.convert.base import DTYPES, storage_dtype
     from zoo.language_model import load
 
+    wanted = None if dtype is None else storage_dtype(dtype, "--dtype").name
     found = loading.find(source)
     stored = Counter(tensor.dtype.name for tensor in found.tensors()).most_common(1)[0][0]
+    stored = stored if stored in DTYPES else "float32"
     lm = load(source)
-    own_types = to in ("gguf", "mlx")
-    wanted = None if own_types else DTYPES.get(dtype, dtype) or stored
-    if own_types and dtype is not None:
-        wanted = dtype  # refused below, with the reason
+    if wanted is None and to not in ("gguf", "mlx", "peft"):  # which have types of their own
+        wanted = stored
     lm.export(target, to, name=name, dtype=wanted, quantization=quantization, bits=bits)
     print(f"{target}: written as {to}")
     if verify:
-        _verify(lm, target, to, exact=wanted == "float32" or (wanted is not None and wanted == stored))
+        _verify(lm, target, to, "float32" if to == "peft" else wanted, stored)
 
 
-def _verify(lm, target: Path, to: str, *, exact: bool) -> None:
+def _verify(lm, target: Path, to: str, dtype: str | None, stored: str) -> None:
     from zoo import verification
 
     for tensor, digest in verification.hashes(target):
         print(f"  {digest[:16]}  {tensor}")
-    print_checks(verification.written(lm, target, to, bound=verification.bound_for(lm, exact=exact)))
+    bound = verification.bound_for(lm, exact=dtype in ("float32", stored))
+    print_checks(verification.written(lm, target, to, bound=bound, dtype=dtype))
 
 
 def print_checks(checks) -> None:

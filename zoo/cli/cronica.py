@@ -13,7 +13,7 @@ import typer
 def cronica(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The match: result, then goals, parted by semicolons.")],
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Default: the run in runs/ last trained.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Default: the crónica run in runs/ last trained.")
     ] = None,
     style: Annotated[str, typer.Option(help="One of the 8 styles, or all.")] = "rioplatense_apasionado",
     league: Annotated[str, typer.Option(help="The block's `liga`.")] = "La Liga",
@@ -54,7 +54,9 @@ def cronica(
     from zoo.evaluate.marking import Marker
     from zoo.language_model import load
 
-    lm, lexicon = load(path), Lexicon.learn()
+    lm = load(path)
+    lm.check_cronica()
+    lexicon = Lexicon.learn()
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     before, after = ("\033[1;31m", "\033[0m") if colour else ("[", "]")
     marked = 0
@@ -71,14 +73,26 @@ def cronica(
 
 
 def _last_run() -> str:
-    """The directory in ./runs whose checkpoints changed last."""
+    """The directory in ./runs, of those that learnt crónicas, whose checkpoints changed last."""
     from zoo.errors import UserError
 
-    found = [path.parent for path in Path("runs").glob("*/checkpoints") if (path.parent / "recipe.yaml").is_file()]
+    found = [path.parent for path in Path("runs").glob("*/checkpoints") if _learnt_cronicas(path.parent)]
     if not found:
         raise UserError(
-            "there is no trained run in ./runs; name a MODEL, or train one: zoo-train recipes/quickstart.yaml"
+            "there is no trained crónica run in ./runs; name a MODEL, or train one: zoo-train recipes/quickstart.yaml"
         )
     newest = max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
     print(f"model: {newest}", file=sys.stderr)
     return str(newest)
+
+
+def _learnt_cronicas(run: Path) -> bool:
+    from zoo.errors import UserError
+    from zoo.recipe import load_recipe
+
+    if not (run / "recipe.yaml").is_file():
+        return False
+    try:
+        return load_recipe(run / "recipe.yaml", check_files=False).data.kind == "cronicas"
+    except UserError:  # of another version, perhaps; it can still be named
+        return False

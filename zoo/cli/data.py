@@ -76,6 +76,8 @@ def inspect(
     if step < 0 or rows < 0 or batches < 1:
         raise UserError("--step and --rows must be at least 0, --batches at least 1")
     loaded = _load(recipe, overrides or ())
+    if (step + batches) * loaded.data.batch_size >= 2**62:  # beyond, positions in the order are no int64 any more
+        raise UserError(f"--step is {step}; it must be below {2**62 // loaded.data.batch_size - batches}")
 
     from zoo.data.inspect import Report, show_row
     from zoo.data.text import TextData

@@ -1,6 +1,7 @@
 """`zoo eval MODEL`."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def evaluate(
         float | None, typer.Option(help="Questions of each task, or windows; below 1 a share (--tasks).")
     ] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question (--tasks).")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows computed at a time.")] = 32,
+    batch_size: Annotated[int | None, typer.Option(help="Rows computed at a time (default: 32).")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens the model sees at once (--tasks, --perplexity); default: as trained.")
     ] = None,
@@ -52,12 +53,12 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep results there, to go on after an interruption.")
     ] = None,
-    cronicas: Annotated[int, typer.Option(help="Crónicas to write for each set of matches.")] = 200,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest crónica.")] = 400,
-    temperature: Annotated[float, typer.Option(help="Of crónicas; 0 is greedy.")] = 0.85,
-    top_k: Annotated[int, typer.Option(help="Of crónicas; 0 keeps all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Of crónicas; 1 keeps all.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of the sampling of crónicas.")] = 0,
+    cronicas: Annotated[int | None, typer.Option(help="Crónicas to write for each set (default: 200).")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest crónica (default: 400).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of crónicas; 0 is greedy (default: 0.85).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of crónicas; 0 keeps all (default: 50).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of crónicas; 1 keeps all (default: 0.9).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling of crónicas (default: 0).")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result there as JSON, and its tables as .md beside.")
     ] = None,
@@ -85,9 +86,27 @@ def evaluate(
         raise UserError(f"{' and '.join(given)} ask for different things; give one of them")
     if out is not None:
         _check_out(out)
+    options = {
+        "--data": data,
+        "--include-path": include_path,
+        "--limit": limit,
+        "--num-fewshot": num_fewshot,
+        "--batch-size": batch_size,
+        "--max-length": max_length,
+        "--add-bos": add_bos,
+        "--dtype": dtype,
+        "--cache": cache,
+        "--cronicas": cronicas,
+        "--max-new-tokens": max_new_tokens,
+        "--temperature": temperature,
+        "--top-k": top_k,
+        "--top-p": top_p,
+        "--seed": seed,
+    }
     if compare is not None:
         if model is not None:
             raise UserError(f"--compare takes two results and no model; leave {model!r} out")
+        _check_options("--compare", options)
         _finish(_compared(*compare), out, as_json)
         return
     if model is None:
@@ -96,21 +115,14 @@ def evaluate(
     if suite is not None and suite not in SUITES:
         raise UserError(f"--suite is {suite!r}; there is: {', '.join(SUITES)}")
     kind = suite or given[0]
-    _check_options(
-        kind,
-        {
-            "--data": data,
-            "--include-path": include_path,
-            "--limit": limit,
-            "--num-fewshot": num_fewshot,
-            "--max-length": max_length,
-            "--add-bos": add_bos,
-            "--cache": cache,
-        },
-    )
+    _check_options(kind, options)
+    if limit is not None and not 0 < limit < math.inf:
+        raise UserError(f"--limit is {limit:g}; it must be a number above 0")
+    batch_size = 32 if batch_size is None else batch_size
     if kind == "cronica":
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
-        result = _cronica(model, data, cronicas, seed, batch_size, dtype, sampling)
+        sampling = {name: value for name, value in sampling.items() if value is not None}
+        result = _cronica(model, data, 200 if cronicas is None else cronicas, seed or 0, batch_size, dtype, sampling)
         _finish(result, out, as_json)
         return
     if kind == "--tasks":
@@ -153,12 +165,18 @@ def evaluate(
 
 
 # What each way of measuring takes of the options that not all take.
+_COMPUTING = ("--batch-size", "--dtype")
 _TAKES = {
-    "cronica": ("--data",),
-    "kodalite-card": ("--data", "--limit", "--cache"),
-    "wikitext": ("--data", "--limit", "--cache"),
-    "--tasks": ("--include-path", "--limit", "--num-fewshot", "--max-length", "--add-bos", "--cache"),
-    "--perplexity": ("--max-length", "--cache"),
+    "cronica": (
+        "--data",
+        *_COMPUTING,
+        *("--cronicas", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"),
+    ),
+    "kodalite-card": ("--data", "--limit", "--cache", *_COMPUTING),
+    "wikitext": ("--data", "--limit", "--cache", *_COMPUTING),
+    "--tasks": ("--include-path", "--limit", "--num-fewshot", "--max-length", "--add-bos", "--cache", *_COMPUTING),
+    "--perplexity": ("--max-length", "--cache", *_COMPUTING),
+    "--compare": (),
 }
 
 
@@ -199,10 +217,16 @@ def _need_lm_eval() -> None:
 
 def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[str, Any]:
     sets = None if data is None else {"data": _records(data, cronicas)}
+    from zoo.errors import UserError
     from zoo.evaluate.cronica import evaluate as run
 
+    lm = _load(model, dtype)
+    try:
+        lm.check_cronica()
+    except UserError as error:
+        raise UserError(f"--suite cronica: {error}; others are measured by --tasks or --perplexity") from None
     result = run(
-        _load(model, dtype),
+        lm,
         num_cronicas=cronicas,
         sets=sets,
         seed=seed,
@@ -233,6 +257,8 @@ def _compared(first: Path, second: Path) -> dict[str, Any]:
 def _check_out(out: Path) -> None:
     from zoo.errors import UserError
 
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a directory; name a JSON file, as {out / 'result.json'}")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out: there is no directory {out.parent}")
     if out.suffix == ".md":

@@ -115,17 +115,21 @@ def given(**settings: Any) -> dict[str, Any]:
 
 def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "LanguageModel":
     """Load a model as the options say."""
+    from zoo.convert.base import storage_dtype
     from zoo.generate.rope_scaling import overrides
     from zoo.language_model import load
     from zoo.loading import find
 
-    try:
-        fields = {} if rope_scaling is None else overrides(find(model).config, rope_scaling)
-        return load(model, dtype=dtype, **fields)
-    except TypeError as error:
-        if dtype is not None and "data type" in str(error):
-            raise UserError(f"--dtype is {dtype!r}; give float32, bfloat16 or float16") from None
-        raise
+    stored = None if dtype is None else storage_dtype(dtype, "--dtype")
+    fields = {} if rope_scaling is None else overrides(find(model).config, rope_scaling)
+    return load(model, dtype=stored, **fields)
+
+
+def open_stdin(what: str) -> Any:
+    """The process's stdin. UserError, which begins with `what`, where it was started with none."""
+    if sys.stdin is None:
+        raise UserError(f"{what}: reads stdin, which is closed; give it a file or a pipe")
+    return sys.stdin
 
 
 def show(stream, started: float, transform=None) -> None:
@@ -155,7 +159,8 @@ def _progress(done: int, total: int) -> None:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    lines = [(number, line) for number, line in enumerate(_read(path, "--prompts").splitlines(), 1) if line.strip()]
+    # At newlines alone: other marks that Python ends lines with may stand inside a JSON text.
+    lines = [(number, line) for number, line in enumerate(_read(path, "--prompts").split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"--prompts: {path} holds no prompt")
     if path.suffix != ".jsonl":
@@ -173,9 +178,9 @@ def _read_prompts(path: Path) -> list[str]:
 
 
 def _read(path: Path, what: str) -> str:
-    if str(path) == "-":
-        return sys.stdin.read()
     try:
+        if str(path) == "-":
+            return open_stdin(what).read()
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

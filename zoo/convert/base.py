@@ -11,14 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from zoo import registry
 from zoo.convert.layouts import AS_IS, Layout
 from zoo.errors import UserError
 from zoo.models import build
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights may be stored as
+LARGEST_SIZE = 1 << 40  # of a config's whole numbers; products of larger ones overflow what computes with them
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights may be stored as in files
+
+# What zoo keeps and computes in, and short names for it.
+DTYPES = ("float32", "bfloat16", "float16")
+SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,36 @@ class Published:
 
 def full_config(model_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of that model's config class: `values`, checked, over the class's defaults."""
-    return registry.describe(model_name).config_class().from_dict(dict(values)).to_dict()
+    config = registry.describe(model_name).config_class().from_dict(dict(values)).to_dict()
+    for name, value in config.items():
+        if isinstance(value, int) and value > LARGEST_SIZE:
+            raise UserError(f"model.{name}: {value:.3g} is more than any model has")
+    return config
+
+
+def storage_dtype(dtype: DTypeLike, what: str = "dtype") -> np.dtype:
+    """The dtype of that name for weights. UserError, which begins with `what`, unless it is one of DTYPES.
+
+    Integers would take every weight for 0 without a word.
+    """
+    try:
+        found = jnp.dtype(SHORT_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        given = repr(dtype) if found is None or isinstance(dtype, str) else found.name
+        raise UserError(f"{what} is {given}; give float32, bfloat16 or float16")
+    return found
+
+
+def check_layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise UserError where the config claims more layers than the file has tensors.
+
+    Rules and shapes are made for every layer before any is held against the file: a number alone must not cost that.
+    """
+    layers = config.get("num_layers", 0)
+    if layers > len(tensors):
+        raise UserError(f"{file}: the config says {layers} layers, the file has {len(tensors)} tensors in all")
 
 
 def to_original(rules: Rules, params: Any) -> dict[str, np.ndarray]:

@@ -38,6 +38,7 @@ IGNORED_CONFIG = (
     "use_fash_attention",  # their spelling of the field; the published card has the other
     "res_scale",
     "emb_scaling_factor",
+    "dtype",  # the card lists it; zoo.load says which to compute in
 )
 KNOWN_CONFIG = (
     "num_heads",
@@ -89,6 +90,7 @@ def examine(path: str | os.PathLike) -> Published:
     config = _config(files.read_json(files.inside(directory, CONFIG)), directory / CONFIG)
     reading = _Msgpack(file)
     tensors = {name.removeprefix("params."): leaf for name, leaf in reading.tensors().items()}
+    base.check_layers(config, tensors, file)
     return Published(
         kind=f"BwETAF ({WEIGHTS}, Flax msgpack)",
         file=file,
@@ -168,9 +170,9 @@ def load_optimizer(path: str | os.PathLike, config: Mapping[str, Any]) -> dict[s
     for name, tensor in leaves.items():
         parts = name.split(".")
         kind = next((part for part in parts if part in moments), None)
-        if parts[-1] == "count" and tensor.shape == ():
+        if parts[-1] == "count" and tensor.shape == () and tensor.dtype.kind in "iu":
             counts.append((len(parts), name, tensor))
-        elif kind is not None:
+        elif kind is not None and tensor.dtype.name in base.FLOATS:
             rest = ".".join(parts[parts.index(kind) + 1 :]).removeprefix("params.")
             moments[kind][rest] = np.asarray(tensor.read(), np.float32)
         else:
@@ -183,7 +185,10 @@ def load_optimizer(path: str | os.PathLike, config: Mapping[str, Any]) -> dict[s
     steps = {int(tensor.read()) for _, _, tensor in counts}
     if len(steps) > 1:
         raise UserError(f"{file}: its counts disagree ({sorted(steps)}); go on without the optimizer")
-    return {"count": steps.pop(), **{kind: from_original(found, config) for kind, found in moments.items()}}
+    count = steps.pop()
+    if not 0 <= count < 2**31:  # the widest that optax counts with
+        raise UserError(f"{file}: its count is {count}, which is none of steps; go on without the optimizer")
+    return {"count": count, **{kind: from_original(found, config) for kind, found in moments.items()}}
 
 
 def _weights(path: Path) -> Path | None:
@@ -198,6 +203,9 @@ def _config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
     missing = sorted({"num_heads", "attention_dim", "vocab_size", "num_blocks", "ff_dim"} - set(theirs))
     if missing:
         raise UserError(f"{file}: lacks {', '.join(missing)}")
+    heads = theirs["num_heads"]
+    if isinstance(heads, list) and heads and heads == heads[:1] * len(heads) and len(heads) == theirs["num_blocks"]:
+        theirs = {**theirs, "num_heads": heads[0]}  # their model also takes a list with the number of each block
     heads, width, repeats = theirs["num_heads"], theirs["attention_dim"], theirs.get("gqa_repeats", 1)
     for name in ("num_heads", "attention_dim", "vocab_size", "num_blocks", "ff_dim"):
         if type(theirs[name]) is not int or theirs[name] < 1:
@@ -277,7 +285,7 @@ class _Msgpack:
         self._arrays: dict[str, np.ndarray] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        heads = dict(_leaves(self._decode(_head), ""))
+        heads = self._decode(_head)
         for name, head in heads.items():
             if not isinstance(head, _Head):
                 raise UserError(f"{self._file}: {name} is a {type(head).__name__}, not an array")
@@ -286,17 +294,17 @@ class _Msgpack:
     def _reader(self, name: str):
         def read() -> np.ndarray:
             if self._arrays is None:
-                self._arrays = dict(_leaves(self._decode(_array), ""))
+                self._arrays = self._decode(_array)
             return self._arrays[name]
 
         return read
 
-    def _decode(self, hook) -> Any:
+    def _decode(self, hook) -> dict[str, Any]:
         try:
             with self._file.open("rb") as stream, contextlib.ExitStack() as stack:
                 data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-                return msgpack.unpackb(data, ext_hook=hook, raw=False)
-        except Exception as error:  # msgpack raises many kinds, NumPy a few more
+                return dict(_leaves(msgpack.unpackb(data, ext_hook=hook, raw=False), ""))
+        except Exception as error:  # msgpack raises many kinds, NumPy a few more, a map in a map in a map another
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise UserError(f"{self._file}: cannot be read as Flax msgpack ({reason})") from None
 

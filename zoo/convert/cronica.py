@@ -180,7 +180,7 @@ def _step(value: Any, file: Path) -> int | None:
         return None
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{file}: 'step' is {value!r}, not a number") from None
 
 

@@ -39,7 +39,11 @@ def inside(directory: Path, name: str) -> Path:
     The hub's cache keeps a snapshot's files as links into the `blobs` beside it: those are inside.
     """
     path = directory / name
-    root, real = directory.resolve(), path.resolve()
+    try:
+        path.is_symlink()  # `resolve` lets a name pass that is too long to be looked up
+        root, real = directory.resolve(), path.resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
+        raise UserError(f"{directory}: {name[:80]!r} names no file") from None
     blobs = [folder.parent.parent / "blobs" for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
     if not any(real.is_relative_to(allowed) for allowed in (root, *blobs[:1])):
         raise UserError(f"{path}: leads out of its directory, to {real}; copy the file there if you trust it")
@@ -48,8 +52,8 @@ def inside(directory: Path, name: str) -> Path:
 
 def existing(directory: Path, name: str) -> Path | None:
     """`inside`, or None where there is no such file."""
-    path = directory / name
-    return inside(directory, name) if path.is_file() or path.is_symlink() else None
+    path = inside(directory, name)
+    return path if path.is_file() or path.is_symlink() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

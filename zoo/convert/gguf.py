@@ -8,15 +8,16 @@ llama-cpp-python are installed.
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.convert import base
+from zoo.convert import base, files
 from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
 from zoo.convert.huggingface import LlamaShaped
 from zoo.convert.layouts import TRANSPOSED, Layout, interleaved
@@ -57,11 +58,13 @@ PARAMETER num_ctx {context}
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a GGUF file, or a directory with one alone."""
-    file = _file(Path(path))
-    if file is None:
+    """Whether `path` is a GGUF file, or a directory with such files and no safetensors."""
+    path = Path(path)
+    if path.is_dir():
+        return not files.has_safetensors(path) and any(path.glob("*.gguf"))
+    if not path.is_file():
         return False
-    with file.open("rb") as stream:
+    with path.open("rb") as stream:
         return stream.read(4) == MAGIC
 
 
@@ -69,8 +72,6 @@ def examine(path: str | os.PathLike) -> Published:
     """What lies at `path`; no array is read. UserError if it is no Llama or does not fit."""
     gguf = _package()
     file = _file(Path(path))
-    if file is None:
-        raise UserError(f"{path}: is no GGUF file")
     try:
         reader = gguf.GGUFReader(file)
         tensors = {item.name: _tensor(item, gguf) for item in reader.tensors}
@@ -80,6 +81,7 @@ def examine(path: str | os.PathLike) -> Published:
     except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{file}: cannot be read as GGUF ({reason})") from None
+    base.check_layers(config, tensors, file)
     return Published(
         kind="GGUF (llama.cpp)",
         file=file,
@@ -180,11 +182,27 @@ def _package() -> Any:
     return gguf
 
 
-def _file(path: Path) -> Path | None:
+def choose(names: Iterable[str]) -> str | None:
+    """The one GGUF file among `names`; of several the one in F16, else in Q8_0. None where neither tells them apart."""
+    found = [name for name in names if name.lower().endswith(".gguf")]
+    if len(found) == 1:
+        return found[0]
+    for kind in ("f16", "q8_0"):
+        alike = [name for name in found if re.search(rf"(^|[-_.]){kind}\.gguf$", name.lower())]
+        if alike:
+            return alike[0] if len(alike) == 1 else None
+    return None
+
+
+def _file(path: Path) -> Path:
     if path.is_file():
         return path
-    found = list(path.glob("*.gguf")) if path.is_dir() else []
-    return found[0] if len(found) == 1 else None
+    names = sorted(file.name for file in path.glob("*.gguf"))
+    chosen = choose(names)
+    if chosen is None:
+        some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        raise UserError(f"{path}: " + (f"holds several GGUF files; name one ({some})" if names else "is no GGUF file"))
+    return path / chosen
 
 
 def _tensor(item: Any, gguf: Any) -> Tensor:

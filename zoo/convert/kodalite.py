@@ -145,6 +145,7 @@ def mlp_dim(ff_dim: int) -> int:
 
 
 def _published(kind, file, config, tensors, directory, step=None) -> Published:
+    base.check_layers(config, tensors, file)
     return Published(
         kind=kind,
         file=file,

@@ -52,10 +52,8 @@ BIASES = {
 # Fields that change what a Llama computes, and the values at which they do not.
 NEUTRAL = {
     "hidden_act": ("silu", "swish"),
-    "rope_scaling": (None,),
     "sliding_window": (None,),
     "use_sliding_window": (None, False),
-    "layer_types": (None,),
     "partial_rotary_factor": (None, 1, 1.0),
     "pretraining_tp": (None, 1),
     "quantization_config": (None,),
@@ -73,14 +71,18 @@ def detect(path: str | os.PathLike) -> bool:
     return path.is_dir() and "model_type" in files.peek_json(path / "config.json") and files.has_safetensors(path)
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is read. UserError, naming the field, for a model that is no Llama."""
+def examine(path: str | os.PathLike, *, theirs: Mapping[str, Any] | None = None) -> Published:
+    """What lies at `path`; no array is read. UserError, naming the field, for a model that is no Llama.
+
+    theirs: what to take config.json to say, where its reader knows better.
+    """
     path = Path(path)
     about = files.inside(path, "config.json")
-    theirs = files.read_json(about)
+    theirs = files.read_json(about) if theirs is None else theirs
     refuse_other_models(theirs, about)
     file, tensors = files.open_sharded(path)
     config = _config(theirs, about, tensors)
+    base.check_layers(config, tensors, file)
     ignored = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if config["tie_embeddings"] and "lm_head.weight" in tensors:
         ignored.add("lm_head.weight")  # some programs write the table twice
@@ -202,6 +204,9 @@ def refuse_other_models(theirs: Mapping[str, Any], file: Path) -> None:
         value = theirs.get(name, neutral[0])
         if value not in neutral:
             raise UserError(f"{file}: {name} is {json.dumps(value)[:80]}; zoo's Llama has no such thing")
+    layers = theirs.get("layer_types")
+    if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
+        raise UserError(f"{file}: layer_types is {json.dumps(layers)[:80]}; zoo's Llama has full attention alone")
 
 
 def _config(theirs: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -224,17 +229,23 @@ def _config(theirs: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]
         "tie_embeddings": bool(theirs.get("tie_word_embeddings", False)),
     }
     for switch, modules in BIASES.items():
-        ours[switch] = f"model.layers.0.{modules[0]}.bias" in tensors
+        # What either says: a bias that the config promises and the file lacks is then reported as missing.
+        said = theirs.get("mlp_bias" if switch == "mlp_bias" else "attention_bias")
+        ours[switch] = f"model.layers.0.{modules[0]}.bias" in tensors or bool(said)
     return base.full_config(MODEL_NAME, ours)
 
 
 def _rope_theta(theirs: Mapping[str, Any], file: Path) -> float:
-    rope = theirs.get("rope_parameters")
-    if rope is None:
-        return theirs.get("rope_theta", 10000.0)
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        kind = rope.get("rope_type") if isinstance(rope, dict) else rope
-        raise UserError(f"{file}: rope_parameters has rope_type {kind!r}; zoo's Llama has no such thing")
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise UserError(f"{file}: rope_parameters has partial_rotary_factor; zoo's Llama turns whole heads")
-    return rope.get("rope_theta", 10000.0)
+    """The base of the angles; rope_scaling is the older name of rope_parameters. UserError for scaled angles."""
+    theta = theirs.get("rope_theta", 10000.0)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = theirs.get(name)
+        if rope is None:
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+        if kind != "default":
+            raise UserError(f"{file}: {name} has rope_type {kind!r}; zoo's Llama has no such thing")
+        if rope.get("partial_rotary_factor", 1) != 1:
+            raise UserError(f"{file}: {name} has partial_rotary_factor; zoo's Llama turns whole heads")
+        theta = rope.get("rope_theta", theta)
+    return theta

@@ -33,18 +33,22 @@ def examine(path: str | os.PathLike) -> Published:
     """What lies at `path`, its tensors as the numbers they stand for; no array is read."""
     path = Path(path)
     about = files.inside(path, "config.json")
-    quantisation = files.read_json(about)["quantization"]
+    theirs = files.read_json(about)
+    quantisation = theirs["quantization"]
     group, bits = quantisation["group_size"], quantisation["bits"]
-    if type(group) is not int or group < 1 or bits not in BITS:
+    if type(group) is not int or group < 1 or type(bits) is not int or bits not in BITS:
         raise UserError(f"{about}: quantization is {quantisation}; zoo reads {BITS} bits in groups")
-    found = llama.examine(path)
+    if theirs.get("quantization_config") == quantisation:  # mlx-lm writes it twice, for transformers as well
+        del theirs["quantization_config"]
+    found = llama.examine(path, theirs=theirs)
     tensors = dict(found.tensors)
     for name in [name for name in found.tensors if name.endswith(".scales")]:
         module = name.removesuffix(".scales")
         parts = [tensors.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
-        if None in parts or parts[0].dtype != np.uint32 or parts[1].shape != parts[2].shape:
+        matrices = None not in parts and all(len(part.shape) == 2 for part in parts)
+        if not matrices or parts[0].dtype != np.uint32 or parts[1].shape != parts[2].shape:
             raise UserError(f"{found.file}: {module} has not the weight, scales and biases of a quantised matrix")
-        tensors[f"{module}.weight"] = _dequantised(*parts, group, bits)
+        tensors[f"{module}.weight"] = _dequantised(*parts, group, bits, f"{found.file}: {module}")
     return Published(**{**vars(found), "tensors": tensors, "kind": f"MLX directory, {bits} bits"})
 
 
@@ -99,10 +103,10 @@ def _half(name: str, array: np.ndarray) -> np.ndarray:
     return half
 
 
-def _dequantised(weight: Tensor, scales: Tensor, biases: Tensor, group: int, bits: int) -> Tensor:
+def _dequantised(weight: Tensor, scales: Tensor, biases: Tensor, group: int, bits: int, name: str) -> Tensor:
     shape = (weight.shape[0], weight.shape[1] * 32 // bits)
-    if scales.shape != (shape[0], shape[1] // group):
-        raise UserError(f"a quantised matrix of shape {shape} has scales of shape {scales.shape}")
+    if scales.shape != (shape[0], shape[1] // group) or shape[1] % group:
+        raise UserError(f"{name}: a quantised matrix of shape {shape} has scales of shape {scales.shape}")
 
     def read() -> np.ndarray:
         shifts = np.arange(0, 32, bits, dtype=np.uint32)

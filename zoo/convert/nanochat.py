@@ -222,7 +222,8 @@ def _is_torch(path: Path) -> bool:
 
 def _examine_hf(path: Path) -> Published:
     file, tensors = files.open_sharded(path)
-    config = _config(files.read_json(files.inside(path, "config.json")), path / "config.json")
+    config = _config(files.read_json(files.inside(path, "config.json")), path / "config.json", tensors)
+    base.check_layers(config, tensors, file)
     return Published(
         kind="gelu-d12, Hugging Face directory (safetensors)",
         file=file,
@@ -246,15 +247,18 @@ def _examine_orbax(step: Path) -> Published:
         theirs = files.read_json(about).get("model_config") if about.is_file() else None
     if not isinstance(theirs, dict):
         raise UserError(f"{step.parent / 'config.json'}: is missing, or has no section 'model'; fetch it as well")
-    config = _config(theirs, about)
+    tensors = orbax_tree.open_tree(step / "model")
+    config = _config(theirs, about, tensors)
+    base.check_layers(config, tensors, step / "model")
     return Published(
         kind="gelu-d12, Orbax composite",
         file=step / "model",
         model_name=MODEL_NAME,
         config=config,
-        tensors=orbax_tree.open_tree(step / "model"),
+        tensors=tensors,
         rules=rules(config, flax=True),
         step=int(step.name) if step.name.isdecimal() else None,
+        ignored=frozenset(name for name in tensors if name in TABLES),
     )
 
 
@@ -274,7 +278,8 @@ def _examine_torch(file: Path) -> Published:
     if state is None or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{file}: holds no 'state_dict' of tensors")
     tensors = {name.removeprefix(HF_PREFIX): _from_torch(value) for name, value in state.items()}
-    config = _config(content["config"], file)
+    config = _config(content["config"], file, tensors)
+    base.check_layers(config, tensors, file)
     return Published(
         kind="gelu-d12, PyTorch file (config and state_dict)",
         file=file,
@@ -301,7 +306,7 @@ def _from_torch(tensor: Any) -> Tensor:
     return Tensor(tuple(tensor.shape), dtype, read)
 
 
-def _config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
+def _config(theirs: dict[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     missing = sorted(set(REQUIRED) - set(theirs))
     if missing:
         raise UserError(f"{file}: lacks {', '.join(missing)}")
@@ -310,7 +315,11 @@ def _config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
     if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
         raise UserError(f"{file}: n_embd {width!r} is no multiple of n_head {heads!r}")
     activation = theirs.get("mlp", "gelu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(f"{file}: mlp is {activation!r}; zoo knows {', '.join(ACTIVATIONS)}")
+    # The Orbax config need not say it, and the tensors do.
+    ours.setdefault("tie_embeddings", not any("lm_head" in name for name in tensors))
+    if isinstance(ours.get("window_pattern"), str):
+        ours["window_pattern"] = ours["window_pattern"].upper()
     ours |= {"head_dim": width // heads, "mlp_dim": 4 * width, "activation": ACTIVATIONS[activation]}
     return base.full_config(MODEL_NAME, ours)

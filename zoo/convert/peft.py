@@ -6,6 +6,7 @@ halves of a head), so nothing is permuted.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -175,8 +176,14 @@ def _plain(content: Mapping[str, Any], about: Path) -> tuple[int, float]:
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if type(rank) is not int or rank < 1:
         raise UserError(f"{about}: r is {rank!r}, not a whole number of at least 1")
-    if type(alpha) not in (int, float) or alpha <= 0:
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise UserError(f"{about}: lora_alpha is {alpha!r}, not a number above 0")
+    dropout = content.get("lora_dropout") or 0.0
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UserError(f"{about}: lora_dropout is {dropout!r}, not a number from 0 to 1")
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(content.get(name), str | None):
+            raise UserError(f"{about}: {name} is {str(content[name])[:80]!r}, not a name")
     return rank, float(alpha)
 
 

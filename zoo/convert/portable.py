@@ -38,6 +38,8 @@ def examine(path: str | os.PathLike) -> Published:
     version, name, values = content["format"], content["model"], content["config"]
     if version != FORMAT:
         raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
+    if not isinstance(name, str):
+        raise UserError(f"{file}: its model is {json.dumps(name)[:80]}, not a name")
     if not isinstance(values, dict):
         raise UserError(f"{file}: its config is no object with fields")
     config = base.full_config(name, values)
@@ -45,6 +47,8 @@ def examine(path: str | os.PathLike) -> Published:
     if weights is None:
         raise UserError(f"{directory / files.SINGLE}: is missing; a portable model has its weights there")
     tensors = files.open_safetensors(weights)
+    if name in registry.BUILT_IN:  # others may keep all layers in one tensor
+        base.check_layers(config, tensors, weights)
     tokenizer = content.get("tokenizer")
     described = Published(
         kind="zoo's portable directory",
@@ -63,12 +67,24 @@ def load(path: str | os.PathLike) -> Loaded:
     return examine(path).load()
 
 
-def save(directory: str | os.PathLike, *, name: str, config: Any, params: Any, tokenizer: Any = None) -> None:
+def save(
+    directory: str | os.PathLike,
+    *,
+    name: str,
+    config: Any,
+    params: Any,
+    tokenizer: Any = None,
+    foreign: bool = False,
+) -> None:
     """Write the directory. The parameters keep their dtype; `tokenizer` is a zoo tokenizer.
+
+    foreign: a Llama that is neither the registry's nor zoo's; zoo.json then says so.
 
     UserError if there is something else in the directory.
     """
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; choose a directory")
     if directory.exists() and not (directory / CONFIG_FILE).is_file() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no {CONFIG_FILE}; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
@@ -82,5 +98,6 @@ def save(directory: str | os.PathLike, *, name: str, config: Any, params: Any, t
         "model": registry.describe(name).name,
         "config": config.to_dict(),
         "tokenizer": None if tokenizer is None else TOKENIZER_DIR,
+        **({"foreign": True} if foreign else {}),
     }
     atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")

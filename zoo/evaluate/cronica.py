@@ -92,6 +92,7 @@ def evaluate(
     """
     if num_cronicas < 1:
         raise UserError(f"the number of crónicas is {num_cronicas}; it must be at least 1")
+    lm.check_cronica()
     if sets is None:
         sets = {name: cronicas.generate(num_cronicas, split=name) for name in SETS}
     sets = {name: records[:num_cronicas] for name, records in sets.items()}

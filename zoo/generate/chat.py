@@ -31,8 +31,8 @@ def template_of(model_name: str, directory: Path | None = None) -> str:
             return data.chat_template
     if model_name not in TEMPLATES:
         raise UserError(
-            f"{model_name} has no chat template, as its published weights saw no conversations; give template= "
-            f"(--template) one of {', '.join(chat.TEMPLATES)} if yours did"
+            f"{model_name} has no chat template that zoo knows; give template= (--template) one of "
+            f"{', '.join(chat.TEMPLATES)} if it learnt conversations written so"
         )
     return TEMPLATES[model_name]
 

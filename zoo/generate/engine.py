@@ -141,7 +141,7 @@ def start(
     inputs = {
         "limits": jnp.asarray(limits + [0] * spare, jnp.int32),
         "stop_ids": jnp.asarray(stops, jnp.int32),
-        "seeds": jnp.asarray(np.asarray([*seeds, *[0] * spare], np.int64) & 0xFFFFFFFF, jnp.uint32),
+        "seeds": jnp.asarray(np.asarray([int(seed) & 0xFFFFFFFF for seed in [*seeds, *[0] * spare]], np.uint32)),
         "num_ids": jnp.int32(vocab if num_ids is None else num_ids),
         "numbers": sampling.numbers(vocab),
     }

@@ -47,7 +47,7 @@ class Sampling:
     def __post_init__(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise UserError(f"temperature is {self.temperature}; give a number of at least 0 (0 is greedy)")
-        if self.top_k < 0:
+        if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; give a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; give a number above 0 and at most 1 (1 keeps all tokens)")

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from zoo.errors import UserError
 from zoo.generate.sampling import Sampling
 from zoo.util import nearest
@@ -39,6 +41,10 @@ class Settings:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     stop: int | str | Sequence[int | str] | None = None
     ignore_eos: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.max_new_tokens, int | np.integer) or self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; give a whole number of at least 1")
 
     @property
     def sampling(self) -> Sampling:

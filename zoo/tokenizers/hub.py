@@ -1,5 +1,6 @@
 """The Hugging Face hub, asked once and briefly: its library alone would retry for half a minute without a network."""
 
+import textwrap
 from pathlib import Path
 
 from zoo.errors import UserError
@@ -49,6 +50,6 @@ def fetch(repository: str, files: tuple[str, ...]) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
+    """The first line of an error's text, cut at a word where it is long; or the error's kind."""
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return textwrap.shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__
