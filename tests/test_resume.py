@@ -457,6 +457,33 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, number):
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6]  # none for 7
 
 
+@pytest.mark.parametrize(("moment", "done"), [("the first step", 1), ("a save", 4), ("an evaluation", 5)])
+def test_a_signal_while_something_else_is_done_costs_none_of_it(tmp_path, moment, done):
+    """The first step compiles."""
+
+    def now(here):
+        if here == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def step(params, opt_state, batch, number):
+        if number == 0:
+            now("the first step")
+        return toy_step(params, opt_state, batch, number)
+
+    def measure(params, number):
+        now("an evaluation")
+        return {"heldout_loss": float(number)}
+
+    state = toy_state()
+    settings = {"saving": lambda: now("a save"), "callbacks": [Callback(5, measure)]}
+    with StopSignal() as stop:
+        assert toy_trainer(tmp_path, step_fn=step, **settings).run(state, stop) == "interrupted"
+    assert state.step == Checkpoints(tmp_path / "checkpoints").latest() == done
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert not any("unfinished" in line for line in lines)
+    assert [line["heldout_loss"] for line in lines if line["step"] == 5] == [5.0] * (done == 5)
+
+
 def test_a_signal_where_there_is_no_step_to_finish_raises():
     with StopSignal() as stop, pytest.raises(Stopped, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
