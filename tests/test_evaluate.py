@@ -192,6 +192,7 @@ def lm():
     return LanguageModel(bare.module, cronica_tokens.train(texts, 600), bare.spec, bare.config)
 
 
+@pytest.mark.slow
 def test_the_suite_through_a_model(lm):
     calls = []
     settings = {"num_cronicas": 10, "max_new_tokens": 12}

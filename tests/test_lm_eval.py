@@ -131,7 +131,8 @@ def held_against(ours, theirs, tasks):
             assert abs(found["value"] - theirs["results"][name][f"{metric},none"]) <= tolerance, (name, metric)
 
 
-@pytest.mark.parametrize("which", ["lm", pytest.param("with_bos", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["lm", "with_bos"])
 def test_agrees_with_the_harness_hf_model(which, request, tmp_path):
     lm = request.getfixturevalue(which)
     theirs = from_transformers(lm, tmp_path / "hf", TASKS)

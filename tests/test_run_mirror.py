@@ -118,9 +118,9 @@ def test_the_files_of_a_process_that_trains_here_are_left_alone(tmp_path, remote
     write(tmp_path / "here", recipe_yaml="name: run", metrics_jsonl="1\n")
     mirror.push()
     with run_directory.lock(tmp_path / "here", mirror):
-        write(tmp_path / "here", metrics_jsonl="1\n2\n")
+        write(tmp_path / "here", metrics_jsonl="2\n")
         assert Mirror(remote, tmp_path / "here").fetch()
-        assert contents(tmp_path / "here")["metrics.jsonl"] == "1\n2\n"
+        assert contents(tmp_path / "here")["metrics.jsonl"] == "2\n"
     assert Mirror(remote, tmp_path / "here").fetch()
     assert contents(tmp_path / "here")["metrics.jsonl"] == "1\n"
 

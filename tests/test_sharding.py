@@ -174,9 +174,7 @@ def test_eight_devices_equal_one():
     equal_on_eight_devices("cronica", [(1, 8, 1), (2, 1, 4)])
 
 
-SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "bwetaf", "tiny"))
-
-
-@pytest.mark.parametrize("name", ["gelu", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gelu", "llama", "bwetaf", "tiny"])
 def test_eight_devices_equal_one_for_every_model(name):
     equal_on_eight_devices(name, [(2, 2, 2)])

@@ -247,6 +247,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_like_one():
     env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8", NPROC="32")
     script = textwrap.dedent(SHARDED).format(here=str(Path(__file__).parent))
