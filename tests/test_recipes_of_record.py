@@ -129,12 +129,8 @@ def run_small(path, tmp_path, capsys, *more):
 
 
 LIFE = ("kodalite_1b", "kodalite_1b_sft", "kodalite_1b_sft_eot", "kodalite_1b_2k")
-SLOW = (
-    "gelu_d12",
-    "cronica_5m",
-    "tiny_lm",
-    "bwetaf_97m",
-)  # together they would take a good part of the fast tests' time
+# Together a good part of the fast tests' time.
+SLOW = ("gelu_d12", "cronica_5m", "tiny_lm", "bwetaf_97m")
 ALONE = [
     pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem)
     for path in TINY
