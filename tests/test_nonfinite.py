@@ -14,6 +14,7 @@ from zoo.checkpoints import Checkpoints
 from zoo.cli.train import main
 from zoo.errors import UserError
 from zoo.run.cronica import CronicaTask
+from zoo.train import loop
 from zoo.train.loop import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, read_events, read_metrics
 from zoo.train.stop import StopSignal
@@ -201,6 +202,22 @@ def test_an_evaluation_that_ends_the_process_is_left_out_in_the_end(tmp_path):
         (7, f"the process ended in it {MOST_EVALUATIONS} times")
     ]
     assert [step for step, _ in lines(tmp_path)] == list(range(1, 21))
+
+
+def test_a_process_that_writes_nothing_repeats_an_evaluation_with_the_others(tmp_path, monkeypatch, capsys):
+    run(tmp_path, (), "halt", steps=8)
+    begun = []
+
+    def measure(params, step):
+        begun.append(step)
+        return {"heldout_loss": 0.5}
+
+    settings = {"callbacks": [Callback(8, measure)], "log": MetricsLog(None), "steps": 8}
+    other, state = trainer(tmp_path, (), "halt", **settings)
+    monkeypatch.setattr(loop.distributed, "share", lambda make: [8, 1])  # what process 0 tells it
+    assert other.run(state, StopSignal()) == "finished"
+    other.checkpoints.__exit__()
+    assert begun == [8] and "heldout" not in capsys.readouterr().out
 
 
 def test_what_is_evaluated_after_a_skipped_update_is_kept(tmp_path, capsys):

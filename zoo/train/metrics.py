@@ -96,7 +96,12 @@ class MetricsLog:
         self._last = line
 
     def amend(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete the last line, which is `unfinished`, with what its evaluation found; returns it."""
+        """Complete the last line, which is `unfinished`, with what its evaluation found; returns it.
+
+        {} where there is none: a process that writes nothing does not know the line of a start before.
+        """
+        if not self._last:
+            return {}
         self._rewrite({name: value for name, value in self._last.items() if name != "unfinished"} | values)
         if self._path is not None:
             self._show(values, self._last["step"])
