@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import TINY, tiny
+from tiny_models import TINY, fast_for, tiny
 
 import zoo
 from zoo import loading, registry, verification
@@ -88,9 +88,7 @@ def test_half_precision_adapters_are_computed_in_float32():
 # ---------------------------------------------------------------------------------------------------- whole models
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("llama", "nanochat") else pytest.mark.slow) for name in TINY]
-)
+@pytest.mark.parametrize("name", fast_for("llama"))
 def test_a_new_adapter_changes_nothing_and_a_merged_one_computes_the_same(name):
     graphdef, params, _ = tiny(name)
     plain = logits(nnx.merge(graphdef, params))

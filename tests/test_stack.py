@@ -44,7 +44,7 @@ def assert_same(found, expected):
     jax.tree.map(close, found, expected)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
 @pytest.mark.parametrize("name", ALIKE)
 def test_scanned_blocks_compute_what_unrolled_ones_do(name, remat):
     graphdef, params, _ = tiny(name)
