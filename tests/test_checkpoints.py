@@ -102,6 +102,58 @@ def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
     assert all((np.asarray(found.params[f"w{i}"]) == i).all() for i in range(8))
 
 
+def test_a_save_on_cpus_leaves_all_of_orbax_to_the_background(tmp_path):
+    """Nothing is copied, and yet what is saved is the state at that moment, on one device as on several."""
+    program = f"""
+        import threading
+
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        from zoo import checkpoint_files
+        from zoo.checkpoints import Checkpoints
+
+        begun, go_on = threading.Event(), threading.Event()
+        write = checkpoint_files.ocp.save_checkpointables_async
+
+        def later(*args, **kwargs):
+            begun.set()
+            assert go_on.wait(60)
+            return write(*args, **kwargs)
+
+        checkpoint_files.ocp.save_checkpointables_async = later
+        mesh = jax.make_mesh((4, 2), ("data", "tensor"))
+        specs = [(), ("data",), (None, "tensor"), (("data", "tensor"),)]
+        layouts = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
+        params = {{
+            f"w{{i}}": jax.device_put(jnp.full((64, 32), float(i), jnp.bfloat16), layout)
+            for i, layout in enumerate(layouts)
+        }} | {{"alone": jnp.full((5,), 7.0), "host": np.full(3, 8, np.int32)}}
+        shapes = {{
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+            for name, x in params.items()
+        }}
+        wipe = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+        with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
+            checkpoints.save(1, params, {{}}, {{}})
+            assert begun.wait(60)
+            params["host"][:] = -1
+            for _ in range(5):
+                params = wipe(params)
+            jax.block_until_ready(params)
+            go_on.set()
+        found = Checkpoints({str(tmp_path)!r}).restore(shapes, {{}}).params
+        for i in range(len(specs)):
+            assert (np.asarray(found[f"w{{i}}"], np.float32) == i).all(), i
+            assert found[f"w{{i}}"].sharding == shapes[f"w{{i}}"].sharding
+        assert (np.asarray(found["alone"]) == 7).all() and (np.asarray(found["host"]) == 8).all()
+        """
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, env={**os.environ, **flags})
+
+
 def test_only_the_newest_are_kept(tmp_path):
     save_steps(tmp_path, [1, 2, 3, 10], keep=2)
     assert Checkpoints(tmp_path).steps() == [3, 10]

@@ -167,7 +167,8 @@ def test_killed_at_any_moment_it_gives_the_same_numbers(tmp_path, undisturbed):
     assert EVERY < len(after) < EVERY + 4 and after == expected[: len(after)]
     assert again not in killed_run(recipe, "in save", 2 * EVERY)
     assert Checkpoints(run_dir / "checkpoints").steps() == [EVERY, EVALUATED]
-    assert len(exact(run_dir)) == 2 * EVERY
+    after = exact(run_dir)  # the steps went on while it was being saved
+    assert 2 * EVERY <= len(after) < 3 * EVERY and after[: 2 * EVERY] == expected[: 2 * EVERY]
 
     # And a line torn by a power cut.
     with (run_dir / "metrics.jsonl").open("a") as file:

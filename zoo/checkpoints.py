@@ -105,8 +105,9 @@ class Checkpoints:
     def save(self, step: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
         """Start saving; returns as soon as the state has been copied, so the arrays may be donated at once.
 
-        Waits for the save before it, whose failure is raised here. `meta` is JSON-serialisable. A complete
-        checkpoint of the same step is replaced.
+        On the CPU devices of one process nothing is copied, and the files are begun in the background as well. Waits
+        for the save before it, whose failure is raised here. `meta` is JSON-serialisable. A complete checkpoint of the
+        same step is replaced.
 
         Raises:
           UserError: there is no room, or the directory may not be written; the checkpoints before are as they were.
@@ -117,8 +118,8 @@ class Checkpoints:
         needed = trees.nbytes(leaf for leaves in items.values() for leaf in leaves.values())
         self._make_room(step, needed)
         with self._writing(step, needed):
-            response = files.start(self._path(step), step, items, meta)
-        self._later(step, lambda: self._finish(step, response, needed))
+            written = files.start(self._path(step), step, items, meta)
+        self._later(step, lambda: self._finish(step, written, needed))
 
     def wait(self) -> None:
         """Block until the running save, if any, is complete and on the disk, and what is too old is deleted.
@@ -250,11 +251,11 @@ class Checkpoints:
         if problem is not None:
             raise UserError(problem)
 
-    def _finish(self, step: int, response: Any, needed: int) -> None:
+    def _finish(self, step: int, written: Callable[[], None], needed: int) -> None:
         """Wait until a save is complete, take it to the disk and delete what is too old. In the background."""
         try:
             with self._writing(step, needed):
-                response.result()
+                written()
                 if is_first():
                     storage.sync(self._path(step))
         except UserError:

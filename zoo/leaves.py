@@ -77,6 +77,31 @@ def refuse_other(stored: Described, wanted: Described, where: str) -> None:
     raise UserError(f"{where} holds another model or optimizer: {'; '.join(lines)}{more}")
 
 
+def kept(tree: Any) -> Callable[[], Any] | None:
+    """What gives the arrays of a tree again, as they are now, though they be donated; None where that takes copies.
+
+    Of arrays that lie in this process's memory it keeps views, which take no time and no room: XLA puts the results of
+    a step elsewhere while somebody looks at its arguments. To be called once, by any thread.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not all(_on_host(leaf) for leaf in leaves):
+        return None
+    views = [_views(leaf) for leaf in leaves]
+    layouts = [(leaf.shape, leaf.sharding) if isinstance(leaf, jax.Array) else None for leaf in leaves]
+
+    def again() -> Any:
+        arrays = []
+        for parts, layout in zip(views, layouts, strict=True):
+            if layout is None:
+                arrays.append(parts[0][1])
+                continue
+            shards = [jax.device_put(part, device, may_alias=True) for device, part in parts]
+            arrays.append(jax.make_array_from_single_device_arrays(*layout, shards))
+        return jax.tree.unflatten(structure, arrays)
+
+    return again
+
+
 def checksums(leaves: list[Any]) -> Callable[[], np.ndarray]:
     """uint32 [len(leaves)]: for each leaf the sum of its elements' bits x (2i + 1) mod 2^32, when it is called.
 
@@ -101,6 +126,15 @@ def _on_host(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray):
         return True
     return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.sharding.device_set)
+
+
+def _views(leaf: Any) -> list[tuple[Any, np.ndarray]]:
+    """(device, its part) of every device that has one."""
+    if isinstance(leaf, np.ndarray):
+        return [(None, np.copy(leaf))]
+    if len(leaf.sharding.device_set) == 1:  # `addressable_shards` would take longer than all else
+        return [(leaf.device, np.asarray(leaf))]
+    return [(shard.device, np.asarray(shard.data)) for shard in leaf.addressable_shards]
 
 
 def _host_parts(leaf: Any) -> list[tuple[np.ndarray, list[int], tuple[int, ...]]]:
