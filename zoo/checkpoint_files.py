@@ -59,7 +59,7 @@ def start(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> Ca
 
     What it gives waits until all is written, and is to be called, in any thread. Orbax takes the better part of a
     millisecond for each array before it returns: where the arrays can be kept without a copy that is left to the
-    thread. Not with several processes: Orbax compares their paths by a collective, which must not cross the next step's.
+    thread. Not with several processes: Orbax compares their paths by a collective, which may not cross another.
     """
     again = trees.kept(items) if jax.process_count() == 1 else None
     if again is None:
