@@ -16,12 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from timing import Way, alternate, machine, medians
-from train import made_up_batches, training_way
+from train import as_zoo_train, made_up_batches, training_way
 
 from zoo.layers.attention_kernels import attention
 from zoo.recipe import load_recipe
-from zoo.train.layout import make_mesh_for
-from zoo.train.program import Program
 
 
 def main() -> None:
@@ -57,7 +55,7 @@ def step_rate(options: argparse.Namespace, length: int, rows: int) -> float:
     if length > longest:
         changes.append(f"model.max_seq_len={length}")
     recipe = load_recipe(options.recipe, changes, check_files=False)
-    program = Program(recipe, make_mesh_for(recipe))
+    program = as_zoo_train(recipe)
     way = training_way(program, next(made_up_batches(recipe, 1.0)))
     return rows * length / medians(alternate({"step": way}, options.rounds)[0])["step"]
 

@@ -24,7 +24,6 @@ class Way:
 
     run: Callable[[], Any]
     losses: list[Any] = field(default_factory=list)
-    dispatched: list[float] = field(default_factory=list)  # seconds until `run` was back, if it says so
 
 
 def alternate(ways: dict[str, Way], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:

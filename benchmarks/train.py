@@ -9,8 +9,8 @@ elsewhere) and the programs of --vs: `plain`, crónica in plain JAX; `torch`, th
 compiled (transformers' Llama, or a plain module). All begin with the same parameters, see the same batch and must
 agree on its loss. Medians over the rounds, so that a busy machine slows all of them alike. Then steps run as zoo-train
 runs them, the loss fetched a step late, and the time the host takes is taken apart: waiting for data, laying them on
-the devices, starting the step. Tokens are made up, or with --data the recipe's. --parts adds the forward pass alone,
-and forward and backward.
+the devices, starting the step. The process is set as zoo-train sets its own (`zoo.train.one_cpu`). Tokens are made up,
+or with --data the recipe's. --parts adds the forward pass alone, and forward and backward.
 
 MFU is model FLOPs by formula (see `Program.flops_per_token`) over that product's rate, and over the device's peak where
 the maker states one.
@@ -18,22 +18,26 @@ the maker states one.
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from timing import Way, alternate, machine, matmul_way, medians, peak_memory_mb
 
 from zoo.recipe import Recipe, load_recipe
+from zoo.train import one_cpu
 from zoo.train import step as steps
 from zoo.train.layout import make_mesh_for
 from zoo.train.mesh import put_batch
 from zoo.train.metrics import peak_flops
 from zoo.train.program import Program
+from zoo.train.step import TrainStep
 
 DOCUMENTS = 4  # in a made-up row, on average, where the recipe masks them
 
@@ -43,7 +47,7 @@ Batch = dict[str, np.ndarray]
 def main() -> None:
     options = arguments()
     recipe = load_recipe(options.recipe, options.overrides, check_files=options.data)
-    program = Program(recipe, make_mesh_for(recipe))
+    program = as_zoo_train(recipe)
     kernels = ", ".join(map(str, program.attention_kernels))
     print(f"{recipe.name} on {machine()['device']}; {program.compute_dtype.name}; attention by {kernels}", flush=True)
     batches = the_recipes_batches(program) if options.data else made_up_batches(recipe, options.targets)
@@ -85,6 +89,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def as_zoo_train(recipe: Recipe) -> Program:
+    """The recipe's program, in a process that is set as zoo-train sets its own; to be called before JAX is used."""
+    one_cpu.step_in_calling_thread()
+    program = Program(recipe, make_mesh_for(recipe))
+    one_cpu.keep_freed_memory(program)
+    return program
+
+
 def made_up_batches(recipe: Recipe, targets: float) -> Iterator[Batch]:
     """The same random batch for ever; where documents are masked, rows of several."""
     rows, length = recipe.data.batch_size, recipe.data.seq_len
@@ -119,10 +131,7 @@ def training_way(program: Program, batch: Batch) -> Way:
 
     def run():
         nonlocal done
-        placed = put_batch(batch, program.mesh)
-        start = time.perf_counter()
-        *state[:], metrics = step_fn(*state, placed, done)
-        way.dispatched.append(time.perf_counter() - start)
+        *state[:], metrics = step_fn(*state, put_batch(batch, program.mesh), done)
         way.losses.append(metrics["loss"])
         done += 1
         return state
@@ -173,10 +182,14 @@ def agree(ours: Way, peer: Way, name: str, program: Program) -> None:
 
 
 def breakdown(program: Program, batches: Iterator[Batch], count: int) -> dict[str, float]:
-    """`count` steps as zoo-train runs them: each one's loss is waited for when the next has been started."""
+    """`count` steps as zoo-train runs them: each one's loss is waited for when the next has been started.
+
+    A step on one CPU runs in the thread that starts it, so what starting alone takes is measured on a program of the
+    same arrays that computes nothing.
+    """
     state, frozen = begin(program)
     step_fn = program.step(frozen)
-    parts = {"data": 0.0, "put": 0.0, "dispatch": 0.0, "wait": 0.0}
+    parts = {"data": 0.0, "put": 0.0, "step": 0.0}
     last, whole = None, 0.0
     for number in range(count + 2):  # the first compiles, the second fills the pipeline
         marks = [time.perf_counter()]
@@ -185,7 +198,6 @@ def breakdown(program: Program, batches: Iterator[Batch], count: int) -> dict[st
         placed = put_batch(batch, program.mesh)
         marks.append(time.perf_counter())
         *state[:], metrics = step_fn(*state, placed, number)
-        marks.append(time.perf_counter())
         if last is not None:
             float(last)
         last = metrics["loss"]
@@ -195,8 +207,28 @@ def breakdown(program: Program, batches: Iterator[Batch], count: int) -> dict[st
             for name, (start, end) in zip(parts, pairwise(marks), strict=True):
                 parts[name] += end - start
     jax.block_until_ready(state)
+    leaves, dispatch = len(jax.tree.leaves(state)), dispatch_seconds(program, state, placed)
     found = {f"loop_{name}_ms": 1e3 * total / count for name, total in parts.items()}
-    return found | {"loop_ms": 1e3 * whole / count, "loop_host_share": (whole - parts["wait"]) / whole}
+    host = (parts["data"] + parts["put"]) / count + dispatch
+    found |= {"loop_dispatch_ms": 1e3 * dispatch, "leaves": leaves}
+    return found | {"loop_ms": 1e3 * whole / count, "loop_host_share": host * count / whole}
+
+
+def dispatch_seconds(program: Program, state: list[Any], batch: dict[str, jax.Array], rounds: int = 50) -> float:
+    """Median time to start a program that takes what a step takes, gives what it gives, and computes nothing."""
+
+    def nothing(params, opt_state, frozen, batch, step):
+        # Without the barrier JAX would hand the arguments on and leave them out of the program.
+        return *jax.lax.optimization_barrier((params, opt_state)), {"loss": jnp.float32(0)}
+
+    empty = TrainStep(nothing, program.mesh, program.shardings, {})
+    took = []
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        *state[:], _ = empty(*state, batch, number)
+        took.append(time.perf_counter() - start)
+        jax.block_until_ready(state)
+    return statistics.median(took[1:])
 
 
 def report(
@@ -251,8 +283,11 @@ def report(
 
 
 def print_breakdown(result: dict[str, Any]) -> None:
-    parts = [f"{name} {result[f'loop_{name}_ms']:,.2f}" for name in ("data", "put", "dispatch", "wait")]
-    print(f"  in a loop {result['loop_ms']:,.0f} ms a step ({', '.join(parts)}): host {result['loop_host_share']:.1%}")
+    parts = [f"{name} {result[f'loop_{name}_ms']:,.2f}" for name in ("data", "put", "dispatch")]
+    print(
+        f"  in a loop {result['loop_ms']:,.0f} ms a step, of which the host takes {result['loop_host_share']:.1%} "
+        f"({', '.join(parts)}; {result['leaves']} arrays)"
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from zoo.run.text import TextTask
 from zoo.run_directory import shown
 from zoo.run_mirror import Mirror
 from zoo.tokenizers.base import Tokenizer
-from zoo.train import distributed, memory
+from zoo.train import distributed, memory, one_cpu
 from zoo.train import mesh as meshes
 from zoo.train.layout import make_mesh_for
 from zoo.train.loop import Callback, StepFn, Trainer, TrainState
@@ -200,6 +200,7 @@ class Job:
         """Write the run directory, train and finish; the exit code."""
         recipe = self.recipe
         distributed.share(self._write_tokenizer)
+        one_cpu.keep_freed_memory(self.program)
         distributed.barrier("prepared")  # from here on they wait for each other by other means, and not for long
         keep = {"keep": recipe.checkpoint.keep, "keep_every": recipe.checkpoint.keep_every}
         with Checkpoints(recipe.checkpoints_dir, **keep) as checkpoints:
@@ -364,6 +365,8 @@ def _set_flags(recipe: Recipe) -> None:
     flag, flags = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
     if recipe.train.deterministic and flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    if not distributed.active():
+        one_cpu.step_in_calling_thread()
 
 
 def _mesh(recipe: Recipe) -> jax.sharding.Mesh:

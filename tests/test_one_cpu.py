@@ -1,0 +1,92 @@
+"""What a step on one CPU frees is kept for the next one; by whom it is not."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+    import resource
+    import sys
+
+    import jax
+    import jax.numpy as jnp
+    from test_memory import recipe_of
+
+    from zoo.train import memory, one_cpu
+    from zoo.train.layout import make_mesh_for
+    from zoo.train.program import Program
+
+    limit = int(sys.argv[1])
+    if limit:
+        memory.device_memory = lambda device: limit
+    recipe = recipe_of()
+    one_cpu.step_in_calling_thread()
+    kept = one_cpu.keep_freed_memory(Program(recipe, make_mesh_for(recipe)))
+    large = jax.jit(jnp.outer)  # 64 MB
+    x = jnp.ones(4096)
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        large(x, x).block_until_ready()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(int(kept), min(faults))  # something small may have been put into the block meanwhile
+"""
+
+
+def kept_and_faults(limit: int = 0, **environment: str) -> tuple[bool, int]:
+    """Whether memory is said to be kept, and how many of its 16,384 pages a program finds anew at the least."""
+    tests = str(Path(__file__).parent)
+    dropped = {name: value for name, value in os.environ.items() if name != "JAX_CPU_ENABLE_ASYNC_DISPATCH"}
+    environment = {**dropped, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": tests, **environment}
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    kept, faults = done.stdout.split()
+    return kept == "1", int(faults)
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+
+
+def test_the_memory_of_a_step_is_kept_for_the_next():
+    kept, faults = kept_and_faults()
+    assert kept and faults < 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "environment"),
+    [
+        (1000, {}),  # it would be more than a quarter of the memory
+        (0, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}),
+    ],
+)
+def test_it_is_given_back_where_keeping_it_would_cost_others(limit, environment):
+    kept, faults = kept_and_faults(limit, **environment)
+    assert not kept and faults > 10_000
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "False"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "True"),
+        ({"JAX_NUM_CPU_DEVICES": "2"}, "True"),
+        ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}, "True"),
+    ],
+)
+def test_who_runs_steps_in_the_calling_thread(environment, expected):
+    program = """
+        import jax
+
+        from zoo.train import one_cpu
+
+        one_cpu.step_in_calling_thread()
+        print(jax.config.read("jax_cpu_enable_async_dispatch"))
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *environment)}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**inherited, **environment})
+    assert done.stdout.strip() == expected
