@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zoo import cpu
 from zoo.generate import engine
 from zoo.generate.sampling import Sampling
 from zoo.language_model import LanguageModel, create
@@ -50,6 +51,7 @@ Way = Callable[[], tuple[float, float, list[list[int]]]]  # seconds to the first
 
 def main() -> None:
     options = arguments()
+    cpu.compute_in_calling_thread()  # as zoo's commands do
     bandwidth = measure_bandwidth()
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{device}, {bandwidth / 1e9:,.1f} GB/s read; {options.dtype}, {options.prompt} + {options.new} tokens")

@@ -9,8 +9,8 @@ elsewhere) and the programs of --vs: `plain`, crónica in plain JAX; `torch`, th
 compiled (transformers' Llama, or a plain module). All begin with the same parameters, see the same batch and must
 agree on its loss. Medians over the rounds, so that a busy machine slows all of them alike. Then steps run as zoo-train
 runs them, the loss fetched a step late, and the time the host takes is taken apart: waiting for data, laying them on
-the devices, starting the step. The process is set as zoo-train sets its own (`zoo.train.one_cpu`). Tokens are made up,
-or with --data the recipe's. --parts adds the forward pass alone, and forward and backward.
+the devices, starting the step. The process is set as zoo-train sets its own (`zoo.cpu`, `zoo.train.kept_memory`).
+Tokens are made up, or with --data the recipe's. --parts adds the forward pass alone, and forward and backward.
 
 MFU is model FLOPs by formula (see `Program.flops_per_token`) over that product's rate, and over the device's peak where
 the maker states one.
@@ -30,9 +30,10 @@ import numpy as np
 import optax
 from timing import Way, alternate, machine, matmul_way, medians, peak_memory_mb
 
+from zoo import cpu
 from zoo.recipe import Recipe, load_recipe
-from zoo.train import one_cpu
 from zoo.train import step as steps
+from zoo.train.kept_memory import keep_freed_memory
 from zoo.train.layout import make_mesh_for
 from zoo.train.mesh import put_batch
 from zoo.train.metrics import peak_flops
@@ -91,9 +92,9 @@ def arguments() -> argparse.Namespace:
 
 def as_zoo_train(recipe: Recipe) -> Program:
     """The recipe's program, in a process that is set as zoo-train sets its own; to be called before JAX is used."""
-    one_cpu.step_in_calling_thread()
+    cpu.compute_in_calling_thread()
     program = Program(recipe, make_mesh_for(recipe))
-    one_cpu.keep_freed_memory(program)
+    keep_freed_memory(program)
     return program
 
 

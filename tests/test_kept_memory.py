@@ -16,7 +16,9 @@ PROGRAM = """
     import jax.numpy as jnp
     from test_memory import recipe_of
 
-    from zoo.train import memory, one_cpu
+    from zoo import cpu
+    from zoo.train import memory
+    from zoo.train.kept_memory import keep_freed_memory
     from zoo.train.layout import make_mesh_for
     from zoo.train.program import Program
 
@@ -24,8 +26,8 @@ PROGRAM = """
     if limit:
         memory.device_memory = lambda device: limit
     recipe = recipe_of()
-    one_cpu.step_in_calling_thread()
-    kept = one_cpu.keep_freed_memory(Program(recipe, make_mesh_for(recipe)))
+    cpu.compute_in_calling_thread()
+    kept = keep_freed_memory(Program(recipe, make_mesh_for(recipe)))
     large = jax.jit(jnp.outer)  # 64 MB
     x = jnp.ones(4096)
     faults = []
@@ -77,13 +79,13 @@ def test_it_is_given_back_where_keeping_it_would_cost_others(limit, environment)
         ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "1"}, "True"),
     ],
 )
-def test_who_runs_steps_in_the_calling_thread(environment, expected):
+def test_who_computes_in_the_calling_thread(environment, expected):
     program = """
         import jax
 
-        from zoo.train import one_cpu
+        from zoo import cpu
 
-        one_cpu.step_in_calling_thread()
+        cpu.compute_in_calling_thread()
         print(jax.config.read("jax_cpu_enable_async_dispatch"))
     """
     inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *environment)}

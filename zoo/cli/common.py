@@ -54,6 +54,14 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
         return _report(f"{prog}: unexpected {type(error).__name__}: {text}{hint}", 1, debug)
 
 
+def ready_to_compute() -> None:
+    """For commands that load a model: before JAX looks for devices and compiles."""
+    from zoo import compile_cache, cpu  # these import JAX
+
+    compile_cache.enable()
+    cpu.compute_in_calling_thread()
+
+
 def _leave_out_a_tpu_that_is_not_there() -> None:
     """libtpu, there for `zoo plan`, fills the terminal with complaints when JAX looks for a TPU in vain."""
     tpu = any(next(Path("/dev").glob(name), None) for name in ("accel*", "vfio/[0-9]*"))

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.common import ready_to_compute
+
 
 def cronica(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The match: result, then goals, parted by semicolons.")],
@@ -54,6 +56,7 @@ def cronica(
     from zoo.evaluate.marking import Marker
     from zoo.language_model import load
 
+    ready_to_compute()
     lm = load(path)
     lm.check_cronica()
     lexicon = Lexicon.learn()

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.cli.common import ready_to_compute
+
 SUITES = ("cronica", "kodalite-card", "wikitext")
 
 
@@ -203,6 +205,7 @@ def _load(model: str, dtype: str | None):
 
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype is {dtype!r}; it is float32 or bfloat16")
+    ready_to_compute()
     return load(model, dtype=dtype)
 
 

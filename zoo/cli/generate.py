@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.common import ready_to_compute
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "Lang
     from zoo.loading import find
 
     stored = None if dtype is None else storage_dtype(dtype, "--dtype")
+    ready_to_compute()
     fields = {} if rope_scaling is None else overrides(find(model).config, rope_scaling)
     return load(model, dtype=stored, **fields)
 

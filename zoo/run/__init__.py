@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo import __version__, beginning, registry, run_directory, storage
+from zoo import __version__, beginning, cpu, registry, run_directory, storage
 from zoo.checkpoints import Checkpoints
 from zoo.data.sources import load_records
 from zoo.data.vocabulary import settle
@@ -33,8 +33,9 @@ from zoo.run.text import TextTask
 from zoo.run_directory import shown
 from zoo.run_mirror import Mirror
 from zoo.tokenizers.base import Tokenizer
-from zoo.train import distributed, memory, one_cpu
+from zoo.train import distributed, memory
 from zoo.train import mesh as meshes
+from zoo.train.kept_memory import keep_freed_memory
 from zoo.train.layout import make_mesh_for
 from zoo.train.loop import Callback, StepFn, Trainer, TrainState
 from zoo.train.metrics import MetricsLog, check_tensorboard, peak_flops, read_metrics
@@ -200,7 +201,7 @@ class Job:
         """Write the run directory, train and finish; the exit code."""
         recipe = self.recipe
         distributed.share(self._write_tokenizer)
-        one_cpu.keep_freed_memory(self.program)
+        keep_freed_memory(self.program)
         distributed.barrier("prepared")  # from here on they wait for each other by other means, and not for long
         keep = {"keep": recipe.checkpoint.keep, "keep_every": recipe.checkpoint.keep_every}
         with Checkpoints(recipe.checkpoints_dir, **keep) as checkpoints:
@@ -366,7 +367,7 @@ def _set_flags(recipe: Recipe) -> None:
     if recipe.train.deterministic and flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
     if not distributed.active():
-        one_cpu.step_in_calling_thread()
+        cpu.compute_in_calling_thread()
 
 
 def _mesh(recipe: Recipe) -> jax.sharding.Mesh:

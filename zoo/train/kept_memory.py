@@ -1,14 +1,12 @@
-"""How training runs on one CPU device: in the thread that calls it, in memory that the process keeps.
+"""The memory of a training step on one CPU, kept by the process for the next step.
 
 XLA asks malloc for all of a step's activations in one block (0.9 GB for 8 rows of 768 of crónica) and gives it back
 when the step ends. glibc hands a block of that size on to the system, which zeroes it again at the next step's first
-touch, page by page, while the other cores wait. With both settings below the same block is used by every step. The
-first is for the second: what glibc keeps for any thread but the main one is kept in pieces too small for such a block.
+touch, page by page, while the other cores wait. Here it is told to keep it. That works for the process's main thread
+alone, since what glibc keeps for others is in pieces too small for such a block: hence `compute_in_calling_thread`.
 """
 
 import ctypes
-import os
-import re
 import sys
 
 import jax
@@ -21,19 +19,6 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NEVER, _NONE = -1, 0
 # What is kept is lost to other threads and programs: never more than this share of the memory.
 MOST_KEPT = 0.25
-_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-
-
-def step_in_calling_thread() -> None:
-    """Have computations of one CPU device run in the thread that starts them; they are waited for anyway.
-
-    Read when JAX first looks for devices, so it is to be called before; a process that already did so keeps its
-    setting, and so does one that has been told by JAX_CPU_ENABLE_ASYNC_DISPATCH. Accelerators do not know it.
-    """
-    told = _DEVICES.findall(os.environ.get("XLA_FLAGS", ""))
-    devices = max(jax.config.jax_num_cpu_devices, int(told[-1]) if told else 1)
-    if devices == 1 and "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(program: Program) -> bool:
