@@ -330,8 +330,7 @@ def test_peft_computes_what_zoo_exports(hf, tmp_path, targets):
             2: ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"],
         }[len(about["target_modules"])]
     )
-    about["base_model_name_or_path"] = str(hf)
-    (tmp_path / "adapter" / peft_format.CONFIG).write_text(json.dumps(about))
+    assert about["base_model_name_or_path"] == str(hf)
     again = zoo.load(tmp_path / "adapter")
     np.testing.assert_allclose(again.logits(TOKENS), ours, rtol=0, atol=1e-6 * scale)
     again.export(tmp_path / "second", "peft")
@@ -340,17 +339,22 @@ def test_peft_computes_what_zoo_exports(hf, tmp_path, targets):
     assert json.loads((tmp_path / "second" / peft_format.CONFIG).read_text()) == about
 
 
-def test_zoo_reads_what_peft_saves_and_merges_it(hf, tmp_path, capsys):
+def _save_theirs(hf, directory, **options):
+    """Adapters as PEFT makes, changes and saves them."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options)
     model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(hf), config)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(directory)
+
+
+def test_zoo_reads_what_peft_saves_and_merges_it(hf, tmp_path, capsys):
+    _save_theirs(hf, tmp_path / "adapter")
     wanted = _theirs(hf, tmp_path / "adapter")
     found = loading.find(tmp_path / "adapter")
     assert found.lora.targets == [f"layers/{i}/{name}" for i in range(2) for name in ("attn/q", "mlp/up")]
@@ -367,6 +371,65 @@ def test_zoo_reads_what_peft_saves_and_merges_it(hf, tmp_path, capsys):
     np.testing.assert_allclose(zoo.load(tmp_path / "hf").logits(TOKENS), wanted, rtol=0, atol=1e-5 * scale)
     assert zoo_main(["merge", str(tmp_path / "hf"), "--out", str(tmp_path / "again")]) == 2
     assert "has no adapters to merge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "mica"])
+def test_first_values_that_leave_the_base_alone_are_read(hf, tmp_path, kind):
+    _save_theirs(hf, tmp_path / "adapter", init_lora_weights=kind)
+    assert json.loads((tmp_path / "adapter" / peft_format.CONFIG).read_text())["init_lora_weights"] == kind
+    wanted = _theirs(hf, tmp_path / "adapter")
+    ours = zoo.load(tmp_path / "adapter").logits(TOKENS)
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_first_values_taken_out_of_the_base_are_refused(hf, tmp_path):
+    """PEFT takes them out of the base's weights when it loads; on the base as it is the adapters are another model."""
+    for kind in ("pissa", "olora", "pissa_niter_2"):
+        _save_theirs(hf, tmp_path / kind, init_lora_weights=kind)
+        with pytest.raises(UserError, match=f'adapter_config.json: init_lora_weights is "{kind}".*merge_and_unload'):
+            zoo.load(tmp_path / kind)
+    about = tmp_path / "pissa" / peft_format.CONFIG
+    content = json.loads(about.read_text())
+    for kind in ("corda", "loftq", "lora_ga", "of a later PEFT"):
+        about.write_text(json.dumps({**content, "init_lora_weights": kind}))
+        with pytest.raises(UserError, match=f'init_lora_weights is "{kind}"'):
+            peft_format.load(tmp_path / "pissa")
+    for kind in (None, True, False, "eva"):
+        about.write_text(json.dumps({**content, "init_lora_weights": kind}))
+        assert peft_format.load(tmp_path / "pissa").rank == 2
+
+
+def test_adapters_added_by_hand_name_what_was_loaded(hf, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(hf.parent)
+    lm = zoo.load(hf.name)
+    lora.add_lora(lm.module, rank=2, alpha=4.0, key=KEY)
+    for number, adapter in enumerate(lora.adapters(lm.module).values()):
+        adapter.b[...] = 0.3 * jax.random.normal(jax.random.key(number), adapter.b.shape)
+    ours = np.asarray(lm.logits(TOKENS))
+    lm.export(tmp_path / "adapter", "peft")
+    monkeypatch.chdir(tmp_path)  # what is named does not depend on where one stands
+    np.testing.assert_array_equal(zoo.load("adapter").logits(TOKENS), ours)
+    with torch.no_grad():
+        theirs = peft.AutoPeftModelForCausalLM.from_pretrained("adapter").eval()(torch.tensor(TOKENS)).logits.numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+    # On weights that others were merged into, which lie nowhere.
+    merged = lm.merge()
+    lora.add_lora(merged.module, rank=2, alpha=4.0, key=KEY)
+    with pytest.raises(UserError, match=r"^format peft: .*others were merged into; save that model, load it"):
+        merged.export(tmp_path / "twice", "peft")
+    # What was changed when it was loaded is in no file either.
+    turned = zoo.load(hf, rope_theta=5000.0)
+    lora.add_lora(turned.module, rank=2, alpha=4.0, key=KEY)
+    with pytest.raises(UserError, match=r"model\.rope_theta is 5000\.0 here, 10000\.0 in the base"):
+        turned.export(tmp_path / "turned", "peft")
+    assert not (tmp_path / "twice").exists() and not (tmp_path / "turned").exists()
+    # New weights have no name; PEFT is told the base by hand then.
+    new = zoo.create(MODEL["name"], **TINY["llama"][1])
+    lora.add_lora(new.module, rank=2, alpha=4.0, key=KEY)
+    new.export(tmp_path / "new", "peft")
+    assert peft_format.load(tmp_path / "new").base is None
 
 
 def test_what_is_not_plain_lora_of_a_llama_is_refused_by_name(tmp_path):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import remote_paths  # noqa: F401  (registers file://)
 import yaml
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
@@ -265,6 +266,132 @@ def test_an_adapter_goes_on_or_is_merged(tmp_path, base):
         found = begun(recipe_of(tmp_path, f"other{number}", lora=section, **{"from": str(tuned.run_dir)}), said)
         same(found.state.params if section is None else found.frozen, merged)
         assert any("are merged into its weights" in line for line in said)
+
+
+def adapter_of(directory):
+    """The base that an export in PEFT's format names, and its revision."""
+    about = json.loads((directory / "adapter_config.json").read_text())
+    return about["base_model_name_or_path"], about["revision"]
+
+
+def test_exported_adapters_name_the_very_weights_that_they_adapt(tmp_path, base):
+    run, runs = base[0], {}
+    for name, source in {"newest": "base", "fifth": "base@5", "on": "newest", "more": "on"}.items():
+        recipe = recipe_of(tmp_path, name, lora=LORA, **{"from": f"{tmp_path}/{source}"})
+        written(recipe, 4, seed=len(name))
+        runs[name] = recipe.run_dir
+    written(recipe_of(tmp_path, "base"), 7, seed=9)  # the base goes on training
+    steps = {"newest": 6, "fifth": 5, "on": 6, "more": 6}  # adapters that went on are for what the first run began from
+    for name, step in steps.items():
+        lm = zoo.load(runs[name])
+        lm.export(tmp_path / f"{name}_peft", "peft")
+        assert adapter_of(tmp_path / f"{name}_peft") == (f"{run}@{step}", None)
+        again = zoo.load(tmp_path / f"{name}_peft")
+        same(nnx.to_pure_dict(nnx.state(again.module)), build.flatten(nnx.to_pure_dict(nnx.state(lm.module))))
+    again.export(tmp_path / "again", "peft")
+    assert adapter_of(tmp_path / "again") == adapter_of(tmp_path / "more_peft")
+    # Adapters that go on from a directory of PEFT's, and such as are put on a run by hand.
+    recipe = recipe_of(tmp_path, "third", lora=LORA, **{"from": str(tmp_path / "on_peft")})
+    written(recipe, 4, seed=3)
+    zoo.load(recipe.run_dir).export(tmp_path / "third_peft", "peft")
+    assert adapter_of(tmp_path / "third_peft") == (f"{run}@6", None)
+    lm = zoo.load(run)
+    lora.add_lora(lm.module, rank=1, alpha=1.0, key=jax.random.key(0))
+    lm.export(tmp_path / "hand", "peft")
+    assert adapter_of(tmp_path / "hand") == (f"{run}@7", None)
+    # Both have moved: the name is that of the place where the base is found.
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("base", "fifth"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    zoo.load(tmp_path / "elsewhere" / "fifth").export(tmp_path / "moved", "peft")
+    assert adapter_of(tmp_path / "moved") == (str(tmp_path / "elsewhere" / "base@5"), None)
+
+
+def test_adapters_that_do_not_make_the_run_are_not_exported(tmp_path, base, capsys):
+    def tuned(name, source, **sections):
+        recipe = recipe_of(tmp_path, name, lora=LORA, **{"from": str(source)}, **sections)
+        written(recipe, 4)
+        return recipe.run_dir
+
+    def refused(source, words):
+        with pytest.raises(UserError, match=f"^format peft: {words}"):
+            zoo.load(source).export(tmp_path / "out", "peft")
+        assert not (tmp_path / "out").exists()
+
+    norms = tuned("norms", base[0], train={"seed": 3, "trainable": ["*norm/scale"]})
+    refused(norms, r"\S*norm/scale and \d more are not the base's .*take another format \(hf")
+    # The run's adapters go on, and its norms are frozen now: they are still not the base's.
+    refused(tuned("after", norms), r"\S*norm/scale and 4 more are not the base's .*")
+    stretched = tuned("stretched", base[0], model={**MODEL, "rope_ntk_factor": 2.0})
+    refused(stretched, rf"model\.rope_ntk_factor is 2\.0 here, 1\.0 in the base {base[0]}@6, .*take another format")
+    assert zoo_main(["convert", str(stretched), str(tmp_path / "out"), "--to", "peft"]) == 2
+    assert "model.rope_ntk_factor is 2.0 here" in capsys.readouterr().err
+    # How long rows were changes nothing that is computed.
+    longer = tuned("longer", base[0], model={**MODEL, "max_seq_len": 2048})
+    zoo.load(longer).export(tmp_path / "longer_peft", "peft")
+    tokens = np.arange(9)
+    np.testing.assert_array_equal(zoo.load(tmp_path / "longer_peft").logits(tokens), zoo.load(longer).logits(tokens))
+    # Adapters on others that were merged are for the merged model; following what the refusal says makes it whole.
+    wider = recipe_of(tmp_path, "wider", lora=LORA | {"rank": 3}, **{"from": str(longer)})
+    written(wider, 4)
+    zoo.load(wider.run_dir).export(tmp_path / "wider_peft", "peft")
+    with pytest.raises(
+        UserError, match=rf"has adapters itself; .*`zoo merge {longer}@4 --out DIR`.* name that as base"
+    ):
+        zoo.load(tmp_path / "wider_peft")
+    assert zoo_main(["merge", f"{longer}@4", "--out", str(tmp_path / "merged")]) == 0
+    about = tmp_path / "wider_peft" / "adapter_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "base_model_name_or_path": str(tmp_path / "merged")}))
+    wanted = zoo.load(wider.run_dir).logits(tokens)
+    np.testing.assert_allclose(zoo.load(tmp_path / "wider_peft").logits(tokens), wanted, rtol=0, atol=1e-5)
+
+
+def test_exported_adapters_name_the_revision_of_their_base(tmp_path, base, monkeypatch):
+    zoo.load(base[0]).save(tmp_path / "hub")
+    asked = []
+
+    def fetch(repo, revision, *, what):
+        asked.append((repo, revision))
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(zoo.hub, "fetch", fetch)
+    source = {"source": "someone/a-llama", "revision": "v1"}
+    recipe = recipe_of(tmp_path, "tuned", lora=LORA, **{"from": source})
+    written(recipe, 4)
+    lm = zoo.load(recipe.run_dir)
+    lm.export(tmp_path / "peft", "peft")
+    assert adapter_of(tmp_path / "peft") == ("someone/a-llama", "v1")
+    asked.clear()
+    tokens = np.arange(9)
+    np.testing.assert_array_equal(zoo.load(tmp_path / "peft").logits(tokens), lm.logits(tokens))
+    assert set(asked) == {("someone/a-llama", "v1")}
+    by_hand = zoo.load("someone/a-llama", revision="v2")
+    lora.add_lora(by_hand.module, rank=1, alpha=1.0, key=jax.random.key(0))
+    by_hand.export(tmp_path / "by_hand", "peft")
+    assert adapter_of(tmp_path / "by_hand") == ("someone/a-llama", "v2")
+
+
+@pytest.mark.slow
+def test_a_remote_base_that_goes_on_training_stays_the_one_begun_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/bucket"
+    there = recipe_of(tmp_path / "bucket", "base")
+    older, _ = written(there, 5, seed=1)
+    remote = recipe_of(tmp_path, "base", logging={"runs_dir": url})
+    (there.run_dir / "recipe.yaml").write_text(remote.to_yaml())
+    for number, source in enumerate((f"{url}/base", {"source": f"{url}/base@5"})):
+        recipe = recipe_of(tmp_path, f"tuned{number}", lora=LORA, **{"from": source})
+        written(recipe, 4, seed=7)
+    written(there, 6, seed=2)
+    (there.run_dir / "recipe.yaml").write_text(remote.to_yaml())
+    for number in range(2):
+        run = tmp_path / f"tuned{number}"
+        lm = zoo.load(run)
+        flat = build.flatten(nnx.to_pure_dict(nnx.state(lm.module)))
+        same({path: leaf for path, leaf in flat.items() if "/lora/" not in path}, older)
+        lm.export(tmp_path / f"peft{number}", "peft")
+        assert adapter_of(tmp_path / f"peft{number}") == (f"{url}/base@5", None)
+        same(nnx.to_pure_dict(nnx.state(zoo.load(tmp_path / f"peft{number}").module)), flat)
 
 
 def test_frozen_patterns_without_a_source_are_the_seeds(tmp_path):

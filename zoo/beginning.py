@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo import leaves, loading, registry
+from zoo import leaves, loading, registry, storage
 from zoo.errors import UserError
 from zoo.layers import lora
 from zoo.models import build
@@ -47,11 +47,11 @@ def check(recipe: Recipe) -> list[str]:
     spec, config = registry.describe(recipe.model.name), recipe.model.make_config()
     source = find_source(recipe, None, None)
     wanted = parameters.abstract(recipe, spec.model_class(), config, dtype=recipe.train.param_dtype)
-    new = _new_paths(recipe, source, wanted)
+    new = new_paths(recipe, source, wanted)
     theirs, ours = source.config.to_dict(), config.to_dict()
     told = [f"from {source.path}: {source.kind}" + ("" if source.step is None else f", step {source.step:,}")]
     if source.lora is not None:
-        kept = "go on" if _same_adapters(source, recipe) else "are merged into its weights"
+        kept = "go on" if same_adapters(source, recipe) else "are merged into its weights"
         told.append(f"from: its adapters (rank {source.lora.rank}) {kept}")
     told += [
         f"from: model.{name} is {theirs.get(name)} there, {value} here"
@@ -92,10 +92,10 @@ def begin(
     source, found = None, None
     if recipe.from_ is not None:
         source = find_source(recipe, base, near)
-        missing = set(_new_paths(recipe, source, wanted))
+        missing = set(new_paths(recipe, source, wanted))
         graphdef, params = source.read(dtype=dtype, mesh=mesh)
         found = {"source": str(recipe.from_.source), "step": source.step, "fingerprint": fingerprint(params)}
-        if source.lora is not None and not _same_adapters(source, recipe):
+        if source.lora is not None and not same_adapters(source, recipe):
             params = nnx.to_pure_dict(nnx.state(lora.merge(nnx.merge(graphdef, params))))
         arrays = {path: x for path, x in build.flatten(params).items() if path in paths and path not in missing}
     new = [path for path in paths if path not in arrays]
@@ -129,7 +129,8 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
     if near is not None and path.is_absolute() and not path.exists() and (near.parent / path.name).exists():
         path = near.parent / path.name  # both have moved together
     name = path if path.is_absolute() else asked.source
-    if step is None and base is not None and (path / loading.RECIPE_FILE).is_file():
+    is_run = storage.is_remote(asked.source) or (path / loading.RECIPE_FILE).is_file()
+    if step is None and base is not None and is_run:
         step = base["step"]
     try:
         found = loading.find(name, revision=asked.revision, step=step)
@@ -143,7 +144,7 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
     return found
 
 
-def _new_paths(recipe: Recipe, source: loading.Weights, wanted: parameters.Parameters) -> list[str]:
+def new_paths(recipe: Recipe, source: loading.Weights, wanted: parameters.Parameters) -> list[str]:
     """The paths of the model that begin anew: adapters that the source lacks, and what `from.partial` lets.
 
     Raises UserError for any other difference between the source's parameters and the model's.
@@ -155,7 +156,7 @@ def _new_paths(recipe: Recipe, source: loading.Weights, wanted: parameters.Param
             f"set model.name: {source.spec.name}"
         )
     theirs = source.shapes()
-    if source.lora is not None and not _same_adapters(source, recipe):
+    if source.lora is not None and not same_adapters(source, recipe):
         theirs = {path: shape for path, shape in theirs.items() if not parameters.is_adapter(path)}
     both = build.flatten(wanted.frozen) | build.flatten(wanted.trained)
     ours = {path: tuple(leaf.shape) for path, leaf in both.items()}
@@ -171,10 +172,10 @@ def _new_paths(recipe: Recipe, source: loading.Weights, wanted: parameters.Param
     return [path for path in different if path in ours]
 
 
-def _same_adapters(source: loading.Weights, recipe: Recipe) -> bool:
+def same_adapters(source: loading.Weights, recipe: Recipe) -> bool:
     """Whether the source's adapters are such as the recipe's, and go on as these."""
     there, here = source.lora, recipe.lora
-    if here is None or (there.rank, there.alpha) != (here.rank, here.alpha):
+    if there is None or here is None or (there.rank, there.alpha) != (here.rank, here.alpha):
         return False
     _, flat = parameters.adapted(here, source.spec.model_class(), source.config, dtype=jnp.float32)
     return {path for path in flat if parameters.is_adapter(path)} == set(filter(parameters.is_adapter, source.shapes()))

@@ -81,7 +81,7 @@ class LanguageModel:
         Raises UserError if the tokenizer has more entries than the model has rows.
         """
         self.module, self.tokenizer, self.spec, self.config = module, tokenizer, spec, config
-        self.origin = origin
+        self.origin, self._merged = origin, False
         self._computing = module if compute_dtype is None else Casting(module, jnp.dtype(compute_dtype))
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
@@ -331,7 +331,9 @@ class LanguageModel:
             return self
         dtype = None if self._computing is self.module else self._computing.compute_dtype
         module = lora.merge(self.module)
-        return LanguageModel(module, self.tokenizer, self.spec, self.config, compute_dtype=dtype, origin=self.origin)
+        merged = LanguageModel(module, self.tokenizer, self.spec, self.config, compute_dtype=dtype, origin=self.origin)
+        merged._merged = True
+        return merged
 
     def save(self, directory: str | os.PathLike, *, dtype: DTypeLike | None = None) -> None:
         """Write a portable directory: `zoo.json`, `model.safetensors`, `tokenizer/`; `zoo.load` reads it.
@@ -367,7 +369,8 @@ class LanguageModel:
         Args:
             directory: created; must hold nothing yet.
             format: hf, gguf, mlx, or an original program's own: cronica, bwetaf, nanochat, koda, tiny; adapters are
-                merged. peft: the adapters alone, of a Llama; no other argument applies.
+                merged. peft: the adapters alone, of a Llama, with the name of what they are for; no other argument
+                applies.
             name: in the card and of a GGUF file; None is the registry's, or of a foreign Llama its directory's.
             dtype, quantization, bits: see `zoo.export.export`.
 
@@ -407,9 +410,39 @@ class LanguageModel:
             for path, adapter in found.items()
             for factor in ("a", "b")
         }
-        adapter = peft.Adapter(arrays, rank, alpha, dropout, base=getattr(self.origin, "base_name", None))
+        base = self._adapted()
+        name, revision = (None, None) if base is None else (base.name, base.revision)
+        adapter = peft.Adapter(arrays, rank, alpha, dropout, base=name, revision=revision)
         peft.save(directory, adapter, num_layers=self.config.num_layers)
         return Path(directory)
+
+    def _adapted(self) -> "loading.Weights | None":
+        """What the adapters are for, None where no file holds it. UserError where both together are another model."""
+        if self.origin is None:
+            return None
+        if self._merged:
+            raise UserError(
+                "format peft: the adapters are for weights that others were merged into; save that model, load it and "
+                "adapt it then"
+            )
+        remedy = "and adapters alone cannot say it; take another format (hf, gguf, mlx), which has them merged"
+        other = self.origin.beside_adapters
+        if other:
+            more = f" and {len(other) - 1} more" if other[1:] else ""
+            raise UserError(
+                f"format peft: {other[0]}{more} are not the base's (train.trainable, from.partial), {remedy}"
+            )
+        base = self.origin.adapted
+        if base is None:
+            return None
+        # Found anew: as the files have it, without what `zoo.load` was told to change. max_seq_len computes nothing.
+        theirs = loading.find(base.name, revision=base.revision).config.to_dict()
+        for name, value in self.config.to_dict().items():
+            if name != "max_seq_len" and value != theirs.get(name):
+                raise UserError(
+                    f"format peft: model.{name} is {value} here, {theirs.get(name)} in the base {base.name}, {remedy}"
+                )
+        return base
 
     def _settings(self, preset: str | None, **given: Any) -> Settings:
         return resolve(self._known, preset, given)

@@ -68,7 +68,8 @@ class Weights:
     kind: what they are, in words. step: of training, None where the files do not say. published: the opened
     files, None for a run directory and for adapters. official: whether they are what the spec's authors publish: out
     of their repository, or in their own format, of their size and not written by zoo. foreign: whether they are a Llama
-    that is neither the registry's nor zoo's. title: what to call such a one.
+    that is neither the registry's nor zoo's. title: what to call such a one. place: where `find` found them, an
+    absolute path, a URL or a repository on the hub. revision: of the repository, as it was asked for.
     """
 
     kind: str
@@ -81,6 +82,13 @@ class Weights:
     official: bool = field(default=False, kw_only=True)
     foreign: bool = field(default=False, kw_only=True)
     title: str = field(default="", kw_only=True)
+    place: str = field(default="", kw_only=True)
+    revision: str | None = field(default=None, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """By what `find`, with `revision`, finds the very same again; UserError where a run has no checkpoint."""
+        return self.place
 
     @property
     def lora(self) -> LoraSection | None:
@@ -88,9 +96,17 @@ class Weights:
         return None
 
     @property
-    def base_name(self) -> str | None:
-        """What the adapters are for, a path or a name; None where nothing says."""
-        return None
+    def adapted(self) -> "Weights | None":
+        """What adapters on these are for: these themselves, unless they are adapters on others.
+
+        None where no file holds it: adapters on the new weights of a run's seed.
+        """
+        return self
+
+    @property
+    def beside_adapters(self) -> list[str]:
+        """Paths of parameters that are no adapters and yet other than in `adapted`: trained too, or begun anew."""
+        return []
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all parameters of the model, by path."""
@@ -153,9 +169,33 @@ class RunWeights(Weights):
         return self.recipe.lora
 
     @property
-    def base_name(self) -> str | None:
+    def name(self) -> str:
         """See `Weights`."""
-        return None if self.recipe.from_ is None else self.recipe.from_.source
+        if self.step is None:
+            raise self._nothing_yet()
+        return f"{self.place}@{self.step}"
+
+    @property
+    def adapted(self) -> Weights | None:
+        """See `Weights`. Adapters that went on here are for what the run that made them began from."""
+        if self.lora is None:
+            return self
+        return self._base.adapted if self._adapters_went_on else self._base
+
+    @property
+    def beside_adapters(self) -> list[str]:
+        """See `Weights`."""
+        from zoo import beginning
+
+        if self.lora is None:
+            return []
+        wanted, base = self._parameters(), self._base
+        paths = list(build.flatten(wanted.trained))
+        if base is not None:
+            paths += beginning.new_paths(self.recipe, base, wanted)
+        if self._adapters_went_on:
+            paths += base.beside_adapters
+        return [path for path in dict.fromkeys(paths) if not parameters.is_adapter(path)]
 
     def tensors(self) -> list[StoredTensor]:
         """See `Weights`."""
@@ -204,6 +244,12 @@ class RunWeights(Weights):
 
         return beginning.find_source(self.recipe, self.checkpoints().read_meta(self.step).get("base"), self.path)
 
+    @property
+    def _adapters_went_on(self) -> bool:
+        from zoo import beginning
+
+        return self._base is not None and beginning.same_adapters(self._base, self.recipe)
+
     def _parameters(self, **options: Any) -> parameters.Parameters:
         options.setdefault("dtype", self.recipe.train.param_dtype)
         return parameters.abstract(self.recipe, self.spec.model_class(), self.config, **options)
@@ -237,9 +283,9 @@ class AdapterWeights(Weights):
         )
 
     @property
-    def base_name(self) -> str | None:
+    def adapted(self) -> Weights:
         """See `Weights`."""
-        return self.adapter.base
+        return self.base
 
     def tensors(self) -> list[StoredTensor]:
         """See `Weights`."""
@@ -254,7 +300,8 @@ class AdapterWeights(Weights):
         """See `Weights`."""
         if self.base.lora is not None:
             raise UserError(
-                f"{self.path}: its base {self.base.path} has adapters itself; merge them with `zoo merge` first"
+                f"{self.path}: its base {self.base.path} has adapters itself; write it with them merged (`zoo merge "
+                f"{self.base.name} --out DIR`) and name that as base_model_name_or_path in {peft.CONFIG}"
             )
         _, params = self.base.read(dtype=dtype, mesh=mesh)
         graphdef, wanted = parameters.adapted(self.lora, self.spec.model_class(), self.config, mesh=mesh, dtype=dtype)
@@ -282,7 +329,7 @@ def find(
     if path.exists():
         if revision is not None:
             raise UserError(f"revision: {name_or_path} is a path; revisions are of names on the hub")
-        return _find_path(path, overrides or {}, step)
+        return replace(_find_path(path, overrides or {}, step), place=str(path.absolute()))
     name = str(name_or_path)
     if name not in registry.list_models():
         _refuse_missing(path, name)
@@ -292,7 +339,7 @@ def find(
         return _find_published(registry.describe(name), revision, overrides or {})
     if hub.is_hub_name(name):
         what = f"{name}: is no path here, and on the hub it is {hub.PREFIX}{name}"
-        return _find_snapshot(hub.fetch(name, revision, what=what), name, overrides or {})
+        return _find_snapshot(hub.fetch(name, revision, what=what), name, revision, overrides or {})
     near = nearest(name, registry.list_models())
     hint = f"did you mean {near!r}?" if near else f"models are: {', '.join(registry.list_models())}"
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
@@ -355,12 +402,12 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
 
 def _find_remote(url: str, overrides: Mapping[str, Any], step: int | None) -> RunWeights:
     at_step = re.fullmatch(r"(.+)@(\d+)", url)
-    if at_step and step is None:
-        url, step = at_step[1], int(at_step[2])
+    if at_step:
+        url, step = at_step[1], int(at_step[2]) if step is None else step
     found = _find_run(run_mirror.fetched(url), overrides, step)
     if str(found.recipe.remote_run_dir) != url.rstrip("/"):
         raise UserError(f"{url} was trained as {found.recipe.remote_run_dir or found.recipe.run_dir}; name that")
-    return found
+    return replace(found, place=url.rstrip("/"))
 
 
 def _checkpoints_of(run: Path, recipe: Recipe) -> Checkpoints:
@@ -423,11 +470,11 @@ def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: M
         directory = hub.fetch(repo, revision, what=wanted)
     except UserError as error:
         raise UserError(f"{error}, or take {random}") from None
-    return _find_snapshot(directory, repo, overrides)
+    return _find_snapshot(directory, repo, revision, overrides)
 
 
-def _find_snapshot(directory: Path, repo: str, overrides: Mapping[str, Any]) -> Weights:
-    found = _find_path(directory, overrides)
+def _find_snapshot(directory: Path, repo: str, revision: str | None, overrides: Mapping[str, Any]) -> Weights:
+    found = replace(_find_path(directory, overrides), place=repo, revision=revision)
     if isinstance(found, AdapterWeights):
         return found
     official = repo in hub.repositories(found.spec)

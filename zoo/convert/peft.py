@@ -26,10 +26,12 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.model."
 _NAME = re.compile(re.escape(PREFIX) + r"layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])(?:\.default)?\.weight")
 
-# Fields that change what an adapter computes, and the values at which they do not.
+# Fields that change what an adapter computes, or the base, and the values at which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
+    # The others (pissa, olora, corda, loftq, lora_ga) take out of the base's weights what the adapters begin with.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
     "lora_bias": (False,),
     "modules_to_save": (None, []),
     "use_dora": (False,),
@@ -172,7 +174,10 @@ def _plain(content: Mapping[str, Any], about: Path) -> tuple[int, float]:
     for name, neutral in NEUTRAL.items():
         value = content.get(name, neutral[0])
         if value not in neutral:
-            raise UserError(f"{about}: {name} is {json.dumps(value)[:80]}; zoo's adapters have no such thing")
+            raise UserError(
+                f"{about}: {name} is {json.dumps(value)[:80]}, and zoo reads plain LoRA on the base as it is; merge "
+                f"them in PEFT (merge_and_unload, save_pretrained) and load the whole model"
+            )
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if type(rank) is not int or rank < 1:
         raise UserError(f"{about}: r is {rank!r}, not a whole number of at least 1")
