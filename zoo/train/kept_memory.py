@@ -24,10 +24,12 @@ MOST_KEPT = 0.25
 def keep_freed_memory(program: Program) -> bool:
     """Have this process keep what it frees, for its next step; whether it does.
 
-    Only for a program on one CPU that takes a small part of the memory (`MOST_KEPT`), and where malloc is glibc's.
+    Only for a program on one CPU that takes a small part of the memory (`MOST_KEPT`), where malloc is glibc's and the
+    main thread computes.
     """
     device = program.mesh.devices.flat[0]
-    if sys.platform != "linux" or device.platform != "cpu" or program.mesh.size > 1 or jax.process_count() > 1:
+    one_cpu = device.platform == "cpu" and program.mesh.size == 1 and jax.process_count() == 1
+    if sys.platform != "linux" or not one_cpu or jax.config.read("jax_cpu_enable_async_dispatch"):
         return False
     limit, guess = memory.device_memory(device), memory.estimate(program, program.microbatch.rows)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
