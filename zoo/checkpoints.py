@@ -3,7 +3,7 @@
 A checkpoint is the directory `<checkpoints>/<step>/` and holds
 
     model, optimizer   nested dicts of arrays, per layer, keyed by plain strings (no optax or flax classes)
-    integrity          JSON: the checksum of every leaf, computed on the devices while the arrays are copied
+    integrity          JSON: the checksum of every leaf, computed by the accelerators, or in the background on CPUs
     meta               JSON: format version, step, the shape and dtype of every leaf, what the caller adds
                        (examples seen, fingerprints, versions, ...) and a SHA-256 over all of that
 

@@ -14,7 +14,7 @@ def compute_in_calling_thread() -> None:
     For programs that wait for what they start anyway: decoding is a sixth quicker, and the memory of a training step
     can be kept for the next (see `zoo.train.kept_memory`). Read when JAX first looks for devices, so it is to be called
     before; a process that already did so keeps its setting, and so does one that has been told by
-    JAX_CPU_ENABLE_ASYNC_DISPATCH. Accelerators do not know it.
+    JAX_CPU_ENABLE_ASYNC_DISPATCH. Accelerators do not know it. (jax_cpu_enable_async_dispatch in JAX's configuration.)
     """
     told = _DEVICES.findall(os.environ.get("XLA_FLAGS", ""))
     devices = max(jax.config.jax_num_cpu_devices, int(told[-1]) if told else 1)

@@ -55,7 +55,7 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
 
 
 def ready_to_compute() -> None:
-    """For commands that load a model: before JAX looks for devices and compiles."""
+    """Set JAX up for commands that load a model; to be called before it looks for devices and compiles."""
     from zoo import compile_cache, cpu  # these import JAX
 
     compile_cache.enable()

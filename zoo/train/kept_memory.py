@@ -14,7 +14,7 @@ import jax
 from zoo.train import memory
 from zoo.train.program import Program
 
-# Of malloc.h; mallopt returns 1 where it has done as told.
+# Of malloc.h, see mallopt(3), which returns 1 where it has done as told.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NEVER, _NONE = -1, 0
 # What is kept is lost to other threads and programs: never more than this share of the memory.
