@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,7 @@ def load_golden(folder, **overrides):
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, loaded.params)), np.load(GOLDEN / folder / "tokens.npy")[0]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(
     ("folder", "overrides", "file"),
     [
@@ -141,11 +143,25 @@ def load_golden(folder, **overrides):
         ("bwetaf", {"rope_dtype": "float32"}, "greedy_tokens_f32"),
     ],
 )
-def test_golden_greedy_decode_of_the_originals(folder, overrides, file):
+def test_golden_greedy_decode_of_the_originals(folder, overrides, file, rows):
     model, tokens = load_golden(folder, **overrides)
-    prompt = tokens[:8].tolist()
-    run = decode(model, [prompt, tokens[3:7].tolist()], max_new_tokens=16)
+    prompts = [tokens[:8].tolist(), tokens[3:7].tolist()]
+    run = decode(model, prompts[:rows], max_new_tokens=16)
     assert run.tokens[0] == np.load(GOLDEN / folder / f"{file}.npy").tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_step_on_a_cpu_copies_no_cache(module, rows):
+    """Nothing but the compiled program shows it: the tokens are the same."""
+    run = start(module, [[1, 2, 3]] * rows, max_new_tokens=40, sampling=GREEDY, seeds=[0] * rows)
+    compiled = programs.decode.lower(
+        run._params, run._state, run._inputs, jnp.int32(40), structure=run._structure, plan=run._plan
+    ).compile()
+    batch, heads, size, dim = run._state["memory"].k[0].shape
+    whole = rf"= f32\[(?:{batch},)?{heads},(?:{size},{dim}|{dim},{size})\]"
+    loops = [text for text in re.split(r"\n(?=%|ENTRY)", compiled.as_text()) if text.startswith("%")]
+    made = [line for text in loops for line in text.splitlines() if re.search(whole, line)]
+    assert made and not [line for line in made if line.strip().startswith("%copy")]
 
 
 def test_tiny_writes_on_past_its_context_as_the_original():

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.layers.attention_accelerators import LANES, cudnn_attention, splash_attention
 from zoo.layers.attention_cpu import blockwise
 from zoo.layers.attention_masks import MASKED, visible
+from zoo.layers.devices import on_one_cpu, platform_and_kind
 from zoo.layers.linear import matmul_precision
 from zoo.layers.precision import rounded
 
@@ -100,7 +101,7 @@ def attention_kernel(
         segmented: whether there are segment ids.
         softmax_dtype: as in `attention`; the fused kernels compute the softmax in float32.
     """
-    platform, kind = _device()
+    platform, kind = platform_and_kind()
     if not plain:
         return Kernel("xla", "a mask of its own")
     if not _is_exact(softmax_dtype):
@@ -114,16 +115,7 @@ def attention_kernel(
     if segmented:
         return Kernel("xla", "segments")
     # Rows spread over devices must not be walked one by one.
-    return Kernel("cpu") if jax.sharding.get_abstract_mesh().size <= 1 else Kernel("xla", "several CPU devices")
-
-
-def _device() -> tuple[str, str]:
-    """Platform (cpu, gpu, tpu) and kind of what is compiled for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        device = jax.devices()[0]
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
-    return platform, device.device_kind
+    return Kernel("cpu") if on_one_cpu() else Kernel("xla", "several CPU devices")
 
 
 def _why_not_cudnn(length, head_dim, dtype, segmented):
@@ -178,7 +170,7 @@ def _by_products(q, k, v, causal, window, mask, segment_ids, softmax_dtype):
     length, exact = q.shape[1], _is_exact(softmax_dtype)
     q, k, v = _grouped(q, k.shape[2], scaled=exact), _heads_first(k), _heads_first(v)
     attend = _attend if exact else partial(_attend_rounded, softmax_dtype)
-    size = QUERY_BLOCK if _device()[0] == "cpu" else ACCELERATOR_QUERY_BLOCK
+    size = QUERY_BLOCK if platform_and_kind()[0] == "cpu" else ACCELERATOR_QUERY_BLOCK
     block = size if causal else length
     outputs = []
     for start in range(0, length, block):
@@ -200,8 +192,10 @@ def cached_attention(
 ) -> Float[Array, "B T N H"]:
     """`attention` over a cache, whose heads stand before its slots (see `zoo.layers.kv_cache`)."""
     exact = _is_exact(softmax_dtype)
-    attend = _attend if exact else partial(_attend_rounded, softmax_dtype)
-    return _ungrouped(attend(_grouped(q, k.shape[1], scaled=exact), k, v, mask[:, :, None]))
+    q, mask = _grouped(q, k.shape[1], scaled=exact), mask[:, :, None]
+    if not exact:
+        return _ungrouped(_attend_rounded(softmax_dtype, q, k, v, mask))
+    return _ungrouped(_attend(q, k, v, mask, keys_first=q.shape[3] == 1 and on_one_cpu()))
 
 
 def _is_exact(softmax_dtype):
@@ -231,13 +225,19 @@ def _ungrouped(out):
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, head_dim)
 
 
-def _attend(q, k, v, allowed):
+def _attend(q, k, v, allowed, keys_first=False):
     """q [B,K,G,t,H] (scaled), k and v [B,K,s,H] -> [B,K,G,t,H].
 
     The softmax is divided by its sum after the product with v: H divisions a query in place of s.
+    keys_first: the keys are the left operand. For one row's single query, XLA on CPU turns the right one over,
+    which is the whole cache.
     """
     precision = matmul_precision(q.dtype)
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32)
+    exactly = dict(precision=precision, preferred_element_type=jnp.float32)
+    if keys_first:
+        scores = jnp.einsum("bksh,bkgth->bksgt", k, q, **exactly).transpose(0, 1, 3, 4, 2)
+    else:
+        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, **exactly)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     # The softmax does not depend on what is subtracted, so no gradient need pass through it.

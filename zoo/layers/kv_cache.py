@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from zoo.layers.devices import on_one_cpu
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -82,13 +84,39 @@ class KVCache:
         return self.lengths[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
 
     def _write(self, layer, k, v, slots):
-        def written(buffers, new):
-            buffer = buffers[layer]
-            rows = jnp.arange(buffer.shape[0])[:, None]
-            buffer = buffer.at[rows, :, slots].set(new.astype(buffer.dtype), mode="drop")
-            return (*buffers[:layer], buffer, *buffers[layer + 1 :])
+        held = self.k[layer], self.v[layer]
+        write = _write_one if slots.shape == (1, 1) and on_one_cpu() else _write_all
+        k, v = write(held, (k, v), slots)
+        return replace(self, k=_replaced(self.k, layer, k), v=_replaced(self.v, layer, v))
 
-        return replace(self, k=written(self.k, k), v=written(self.v, v))
+
+def _replaced(buffers, layer, buffer):
+    return (*buffers[:layer], buffer, *buffers[layer + 1 :])
+
+
+def _write_all(buffers, new, slots):
+    """`new` [B,T,K,H] put into `buffers` [B,K,S,H] at the slots [B,T]; one that is S is dropped."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    return tuple(
+        buffer.at[rows, :, slots].set(tokens.astype(buffer.dtype), mode="drop")
+        for buffer, tokens in zip(buffers, new, strict=True)
+    )
+
+
+def _write_one(buffers, new, slots):
+    """`_write_all` of one row's single token.
+
+    XLA makes a single update of what would be a scatter and fuses it, twice over, into the attention that reads
+    the cache: on CPU that costs four copies of the whole cache a token. It fuses nothing out of a conditional.
+    """
+
+    def put(buffers):
+        return tuple(
+            jax.lax.dynamic_update_slice(buffer, _heads_first(tokens, buffer.dtype), (0, 0, slots[0, 0], 0))
+            for buffer, tokens in zip(buffers, new, strict=True)
+        )
+
+    return jax.lax.cond(slots[0, 0] < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
 
 
 def _heads_first(x, dtype):
