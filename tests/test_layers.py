@@ -13,7 +13,7 @@ from zoo.layers.attention_kernels import attention
 from zoo.layers.dropout import dropout
 from zoo.layers.embedding import Embedding, Head, unembed
 from zoo.layers.initializers import truncated_normal, zeros
-from zoo.layers.linear import Linear
+from zoo.layers.linear import Linear, product
 from zoo.layers.mlp import MLP, FusedSwiGLU, SwiGLU
 from zoo.layers.norm import LayerNorm, RMSNorm
 from zoo.layers.residual import Backout, ResidualBlend, Smear, previous_in_row
@@ -54,6 +54,18 @@ def test_linear_with_and_without_bias():
     biased = Linear(5, 4, axes=("embed", "mlp"), bias=True, key=KEY, init=zeros)
     biased.bias[...] = f32(np.arange(4.0))
     close(biased(f32(x)), np.broadcast_to(np.arange(4.0), (2, 3, 4)))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("features", [8, 10, 200])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_one_row_and_of_several(rows, features, dtype):
+    """One row's sum is taken in pieces, and rounded once, where its features can be dealt out evenly."""
+    x, kernel = (jnp.asarray(y, dtype) for y in (normal(rows, features), normal(features, 6, seed=1)))
+    found = product(x, kernel)
+    assert found.dtype == dtype and found.shape == (rows, 6)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(f32(found), exact, rtol=2**-8 if dtype == "bfloat16" else 1e-5, atol=1e-5)
 
 
 def test_truncated_normal_is_cut_and_not_rescaled():

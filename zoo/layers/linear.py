@@ -6,12 +6,35 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from zoo.layers.devices import on_one_cpu
 from zoo.layers.initializers import Initializer, zeros
+
+# One row's product with a kernel is split so many times on a CPU.
+PIECES = 4
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """Float32 operands ask for float32 products (accelerators would round them), others for the default."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def product(x: Float[Array, "N in"], kernel: Float[Array, "in out"]) -> Float[Array, "N out"]:
+    """x . kernel in their common dtype, accumulated in at least float32.
+
+    For a single row XLA on CPU reads the kernel by one thread, where it computes a batch of such products by several:
+    the sum is then taken in pieces, which is a fifth to a quarter faster (and no faster from two rows on).
+    """
+    (rows, features), precision = x.shape, matmul_precision(x.dtype)
+    if rows != 1 or features % PIECES or not on_one_cpu():
+        return jnp.matmul(x, kernel, precision=precision)
+    pieces = jnp.einsum(
+        "pi,pio->po",
+        x.reshape(PIECES, -1),
+        kernel.reshape(PIECES, -1, kernel.shape[1]),
+        precision=precision,
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+    return jnp.sum(pieces, axis=0, keepdims=True).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -46,7 +69,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = self.kernel[...].astype(x.dtype)
         # Two axes only: with three, XLA on CPU transposes every output gradient to get that of the kernel.
-        y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=matmul_precision(x.dtype))
+        y = product(x.reshape(-1, x.shape[-1]), kernel)
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         if self.has_bias:
             y = y + self.bias[...].astype(x.dtype)
