@@ -9,6 +9,7 @@ import pytest
 
 from zoo import compile_cache
 from zoo.compile_cache import CHECKSUM, ENTRY
+from zoo.util import cache_directory
 
 PROGRAM = textwrap.dedent(
     """
@@ -55,6 +56,17 @@ def test_programs_are_found_again_and_damaged_ones_compiled_again(tmp_path):
     entries[0].write_bytes(b"")
     entries[1].with_name(entries[1].name + CHECKSUM).unlink()
     assert run(tmp_path) == (directory, value, misses - 2, 2)
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_directory() == tmp_path / ".cache" / "zoo"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
+    assert cache_directory() == tmp_path / "elsewhere" / "zoo"
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own"
 
 
 def test_what_the_user_says_stands(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny_models import TINY, tiny
 
-from zoo import registry
+from zoo import registry, verification
 from zoo.cli.main import main
 from zoo.errors import UserError
 from zoo.evaluate import card, measures, tables
@@ -174,6 +174,8 @@ def test_wikitext_protocol_by_hand(tmp_path):
     assert number == task["n"] == 5 and task["tokens"] == number * HELD
     assert task["tokens_left_out"] == len(ids) - 1 - number * HELD
     assert task["metrics"]["nats_per_token"]["value"] == pytest.approx(sum(nats) / task["tokens"], rel=1e-5)
+    check = verification.wikitext_check(lm, tmp_path / "wiki.txt")
+    assert check.found == f"{sum(nats) / task['tokens']:.3f}; the card says 3.840" and not check.ok
     spread = np.std(nats, ddof=1) / HELD / number**0.5
     assert task["metrics"]["nats_per_token"]["stderr"] == pytest.approx(spread, rel=1e-4)
     # The rows of the hub have their line ends, and say the same.

@@ -10,12 +10,15 @@ import textwrap
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from zoo.cli.main import main
+from zoo.errors import UserError
 from zoo.recipe import load_recipe
 from zoo.train.mesh import make_mesh
-from zoo.train.plan import collectives, compiled, estimate, search
+from zoo.train.plan import collectives, compiled, estimate, search, targets
 from zoo.train.plan.collectives import Collective
 from zoo.train.plan.compiled import Needs
 from zoo.train.plan.report import make_plan
@@ -285,6 +288,27 @@ def test_activations_are_what_products_read_and_give(recipe, overrides, numbers)
     """A block of this model: norm 24, q 24, k and v 8, attention 24, o 24, norm 24, two of 32 and their product, 24."""
     size, width = estimate._activations(program(recipe, *overrides), 4)
     assert (size, width) == (4 * 16 * 4 * numbers, 24)
+
+
+def test_frozen_weights_are_brought_together_too():
+    mesh = AbstractMesh((1, 4, 1), ("data", "fsdp", "tensor"))
+
+    def leaf(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+
+    adapters = SimpleNamespace(
+        compute_dtype=jnp.bfloat16, mesh=mesh, params={"lora": leaf(8, 2)}, frozen={"kernel": leaf(8, 32)}
+    )
+    assert estimate._largest_gathered(adapters) == 8 * 32 * 2
+
+
+def test_a_plan_for_cpus_shares_out_what_this_process_may_use(monkeypatch):
+    topology = parse_topology("cpu:4")
+    monkeypatch.setattr(targets, "host_memory", lambda: 2**33)
+    assert targets.usable_memory(topology) == 2**31
+    monkeypatch.setattr(targets, "host_memory", lambda: None)
+    with pytest.raises(UserError, match="does not say how much memory"):
+        targets.usable_memory(topology)
 
 
 def test_the_search_finds_the_largest_batch_in_few_trials(recipe):

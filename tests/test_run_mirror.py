@@ -277,10 +277,10 @@ def _time_in(path: Path) -> float:
 
 
 def test_a_recipe_says_where_its_run_lies(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     content = {"name": "x", "model": {"name": "cronica-5m"}}
     recipe = make_recipe(content | {"logging": {"runs_dir": "gs://bucket/some/runs/"}})
-    assert recipe.run_dir == tmp_path / "cache" / "zoo" / "runs" / "gs" / "bucket" / "some" / "runs" / "x"
+    assert recipe.run_dir == tmp_path / "cache" / "runs" / "gs" / "bucket" / "some" / "runs" / "x"
     assert str(recipe.remote_run_dir) == "gs://bucket/some/runs/x"
     assert str(recipe.checkpoints_dir) == "gs://bucket/some/runs/x/checkpoints"
     local = make_recipe(content | {"logging": {"runs_dir": str(tmp_path)}})
@@ -292,7 +292,7 @@ def test_a_recipe_says_where_its_run_lies(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_remote_run_goes_on_on_a_machine_that_has_nothing_of_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     there = tmp_path / "bucket" / "runs" / "tiny"
     command = [str(write_inputs(tmp_path)), f"logging.runs_dir=file://{tmp_path}/bucket/runs", "checkpoint.every=2"]
     command += ["optimizer.warmup_steps=1", "eval.every=0"]

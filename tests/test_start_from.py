@@ -373,7 +373,7 @@ def test_exported_adapters_name_the_revision_of_their_base(tmp_path, base, monke
 
 @pytest.mark.slow
 def test_a_remote_base_that_goes_on_training_stays_the_one_begun_with(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/bucket"
     there = recipe_of(tmp_path / "bucket", "base")
     older, _ = written(there, 5, seed=1)

@@ -26,7 +26,10 @@ from zoo.util import sha256_hex
 
 @dataclass(frozen=True)
 class Beginning:
-    """arrays: by path. base: what was begun with, for the checkpoints' meta; None: nothing that is needed again.
+    """What `begin` gives.
+
+    arrays: by path. base: what was begun with, {"source", "step", "fingerprint"} for the checkpoints' meta; None:
+    nothing that is needed again.
 
     source: where the arrays are from, None for new ones. new: paths that the source does not have.
     """
@@ -115,7 +118,10 @@ def begin(
 
 
 def fingerprint(params: build.Params) -> str:
-    """SHA-256 (64 hexadecimal digits) of names, shapes, dtypes and every bit of the parameters, however sharded."""
+    """SHA-256 (64 hexadecimal digits) of the parameters' names, shapes, dtypes and checksums, however sharded.
+
+    The checksums (`zoo.leaves.checksums`) look at every bit.
+    """
     named = leaves.named(params)
     sums = leaves.checksums(list(named.values()))().tolist()
     about = [[*item, total] for item, total in zip(leaves.described(named).items(), sums, strict=True)]
@@ -123,7 +129,10 @@ def fingerprint(params: build.Params) -> str:
 
 
 def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | None) -> loading.Weights:
-    """What `from:` names; of a run, the checkpoint that `base` says."""
+    """What `from:` names; of a run, the checkpoint that `base` says. `near` as for `begin`.
+
+    Raises UserError where it is not to be found, or is a run without a checkpoint.
+    """
     asked = recipe.from_
     path, step = Path(asked.source), asked.step
     if near is not None and path.is_absolute() and not path.exists() and (near.parent / path.name).exists():

@@ -97,7 +97,10 @@ def read_content(path: epath.Path) -> dict[str, Any]:
 
 
 def read_checksums(path: epath.Path, content: dict[str, Any]) -> dict[str, int] | None:
-    """{"model/layers/0/...": checksum} of a checkpoint; None from format 1, which has them among the arrays."""
+    """{"model/layers/0/...": checksum} of a checkpoint; None from format 1, which has them among the arrays.
+
+    Raises DamagedCheckpoint.
+    """
     if content["format"] == 1:
         return None
     with _damage():

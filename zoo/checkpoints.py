@@ -68,6 +68,9 @@ class Checkpoints:
 
     The pinned checkpoint stays too. An older one is deleted only when a newer one is known to be on the disk: for a
     while there is one more.
+
+    Raises:
+      UserError: `keep` is below 1, or a remote directory cannot be reached.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int | None = None, keep_every: int = 0):
@@ -139,6 +142,9 @@ class Checkpoints:
         """Keep the checkpoint of a step, saved or being saved, until another is pinned; the one before is let go.
 
         `reason` is JSON that says why, {"heldout_loss": 3.2}. Waits for nothing: it is written after the save.
+
+        Raises:
+          ValueError: there is no checkpoint of that step.
         """
         if not self._has(step):
             raise ValueError(f"there is no checkpoint of step {step} to pin; there are {self.steps()}")
@@ -151,7 +157,10 @@ class Checkpoints:
         return found if found is not None and self._has(found[0]) else None
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """The `meta` given to `save` for that step. Raises DamagedCheckpoint. May be called by one process alone."""
+        """The `meta` given to `save` for that step. May be called by one process alone.
+
+        Raises DamagedCheckpoint, and UserError where a newer zoo wrote it.
+        """
         content = files.read_content(self._path(step))
         self._refuse_newer(step, content)
         return content["meta"]
@@ -159,7 +168,7 @@ class Checkpoints:
     def leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """{name: (shape, dtype)} of the parameters in a checkpoint, from its description alone.
 
-        Raises UserError where that is damaged. May be called by one process alone.
+        Raises UserError where that is damaged or a newer zoo wrote it. May be called by one process alone.
         """
         try:
             content = files.read_content(self._path(step))
@@ -220,6 +229,9 @@ class Checkpoints:
           step: None is the newest good one.
           only: which leaves are read, by name ("layers/0/attn/q/kernel"); the others come back as they are in
             `params`, and the checkpoint may have them or not. None: all.
+
+        Raises:
+          UserError: as `restore`, but that dtypes may differ.
         """
         wanted = {name: leaf for name, leaf in trees.named(params).items() if only is None or only(name)}
 

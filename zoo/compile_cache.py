@@ -12,6 +12,8 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from zoo.util import cache_directory
+
 MAX_BYTES = 2**30  # the oldest entries beyond it go
 MIN_COMPILE_SECONDS = 0.1  # quicker ones are not worth a file
 ENTRY, CHECKSUM = "-cache", ".sha256"
@@ -27,7 +29,7 @@ def enable() -> Path | None:
 
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return None
-    directory = user_cache() / "compiled" / machine()
+    directory = cache_directory() / "compiled" / machine()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         drop_damaged(directory)
@@ -40,11 +42,6 @@ def enable() -> Path | None:
     jax.monitoring.register_event_listener(lambda event, **_: event.endswith("use_cache") and seal(directory))
     atexit.register(seal, directory)
     return directory
-
-
-def user_cache() -> Path:
-    """Where zoo keeps what can be made again: $ZOO_CACHE, or ~/.cache/zoo."""
-    return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "zoo").absolute()
 
 
 def machine() -> str:

@@ -214,7 +214,7 @@ class RunWeights(Weights):
         return found if self._base is None else [*self._base.problems(), *found]
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
-        """See `Weights`."""
+        """See `Weights`; UserError, too, where there is no checkpoint yet or what the run began with is another now."""
         wanted = self._parameters(dtype=dtype, mesh=mesh)
         step = self.step if self.asked else None
         found = self.checkpoints().restore_params(wanted.trained, step=step)
@@ -297,7 +297,7 @@ class AdapterWeights(Weights):
         return self.base.problems()
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
-        """See `Weights`."""
+        """See `Weights`; UserError, too, where the base has adapters itself."""
         if self.base.lora is not None:
             raise UserError(
                 f"{self.path}: its base {self.base.path} has adapters itself; write it with them merged (`zoo merge "
@@ -318,7 +318,13 @@ def find(
 ) -> Weights:
     """The weights that a name or a path stands for; see `zoo.load`. No array is read.
 
-    step: which checkpoint of a run directory; None is the newest.
+    Args:
+        revision: branch, tag or commit on the hub.
+        overrides: config fields in place of those found.
+        step: which checkpoint of a run directory; None is the newest.
+
+    Raises:
+        UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path.
     """
     if storage.is_remote(name_or_path):
         return _find_remote(str(name_or_path), overrides or {}, step)

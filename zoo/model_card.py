@@ -65,7 +65,7 @@ class TrainingRun:
 
 
 def write(directory: Path, model: Any, format: str) -> None:
-    """Write README.md for a `zoo.export.Exported`, as the Hugging Face hub reads it."""
+    """Write README.md for a `zoo.export.Exported`, as the Hugging Face hub reads it, and its run's loss.png, if any."""
     run = _training_run(model.path, model.step)
     published = run is None and model.official and model.config == model.spec.make_config()
     head: dict[str, Any] = {

@@ -77,7 +77,7 @@ class Group:
         return f"{shared.rstrip('_-.') or self.runs[0].name}, {len(self.runs)} runs"
 
     def final_losses(self) -> list[float]:
-        """Of each run."""
+        """Of each run, in nats a target; see `zoo.train.report.final_loss`."""
         return [final_loss(run.lines) for run in self.runs]
 
 
@@ -158,7 +158,7 @@ def write(runs: Sequence[PlottedRun], out: Path, *, x: str = "step") -> list[Pat
 
 
 def draw(groups: Sequence[Group], x: str = "step") -> "Figure":
-    """The loss on top, learning rate, gradient norm and throughput below."""
+    """The loss on top, learning rate, gradient norm and throughput below; `x` as for `write`."""
     from matplotlib.figure import Figure  # the object interface: it opens no window and needs no back end
 
     figure = Figure(figsize=(11, 7.5), dpi=110, layout="constrained")
@@ -270,10 +270,7 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
-    """The logged steps of a metrics.jsonl by ascending step, what its events say, and how many lines are damaged.
-
-    Unlike a run that goes on, a plot also takes what stands behind a damaged line.
-    """
+    """The logged steps of a metrics.jsonl by ascending step, what its events say, and how many lines are damaged."""
     if not path.is_file():
         return [], [], 0
     lines, events, damaged = {}, [], 0

@@ -215,7 +215,8 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     Refused: the model, what it began as, which parameters are trained, the tokenizer, the data and their order, the
     optimizer's kind and the dtype of its moments, the seed, the storage dtype. Free to change: steps, learning rates
     and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how data are
-    prepared, and where local files lie (they may move; the checkpoint knows what they held).
+    prepared, and where local data and the local source of `from:` lie (they may move; the checkpoint knows what they
+    held).
     """
     return [
         f"{key}: {before} in the run, {after} in the recipe"

@@ -225,9 +225,10 @@ class DataSection(SourceFields):
     split, else the first documents of each source). `packing`: `concat` joins the documents and cuts them into
     rows; `best_fit` keeps them whole, each row beginning with the beginning of one; `document` puts one into a row;
     `windows` takes random windows with replacement. `document_mask`: no attention, target or position crosses the
-    border of a document. `max_tokens`: at most so many tokens are prepared (absent: what the run's steps need when
-    it first starts). `prepared_dir`: where shards are kept. `workers`: processes that tokenise (0: one a core).
-    `max_bad_records`: records that cannot be used, before preparing stops.
+    border of a document. `chat_template`: the markers around turns, see `zoo.tokenizers.chat`. `max_tokens`: at most so
+    many tokens are prepared (absent: what the run's steps need when it first starts). `prepared_dir`: where shards are
+    kept. `workers`: processes that tokenise (0: one a core). `max_bad_records`: records that cannot be used, before
+    preparing stops.
     """
 
     kind: Literal["cronicas", "text", "chat"]

@@ -74,7 +74,9 @@ def _rows(value: Any) -> Any:
 
 
 class TrainSection(Section):
-    """`compute_dtype: auto` is bfloat16 on accelerators and float32 on CPU.
+    """`param_dtype`: in which parameters are stored. `compute_dtype: auto` is bfloat16 on accelerators, float32 on CPU.
+
+    `deterministic`: GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
 
     `on_nonfinite`: what a loss or gradient that is not finite does. halt: the run ends. skip: the update is left out,
     ten in a row end the run. rollback: the run goes back to its newest checkpoint and leaves that batch out; a fourth

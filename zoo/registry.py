@@ -51,11 +51,11 @@ class ModelSpec:
     facts: dict[str, str] = field(default_factory=dict)
 
     def model_class(self) -> type:
-        """The `nnx.Module` class."""
+        """The `nnx.Module` class. UserError where it cannot be imported."""
         return _import(self.cls, self.name)
 
     def config_class(self) -> type:
-        """The frozen config dataclass."""
+        """The frozen config dataclass. UserError where it cannot be imported."""
         return _import(self.config_cls, self.name)
 
     def make_config(self, **overrides: Any) -> Any:
@@ -71,7 +71,10 @@ class ModelSpec:
 
     @property
     def tokens_per_param_text(self) -> str:
-        """ "1.29 (6.5% of 20)": the tokens seen for each parameter, and that over 20."""
+        """ "1.29 (6.5% of 20)": the tokens seen for each parameter, and that over 20.
+
+        Twenty is about the best for a budget of operations (Hoffmann et al., arXiv:2203.15556).
+        """
         if self.tokens_per_param is None:
             return NOT_STATED
         share = 100 * self.tokens_per_param / PLENTY
@@ -116,7 +119,10 @@ def list_models() -> list[str]:
 
 
 def describe(name: str) -> ModelSpec:
-    """What stands behind `name`. UserError with the nearest known name when there is no such model."""
+    """What stands behind `name`. UserError, with the nearest known name, when there is no such model.
+
+    UserError, too, where another package has it and cannot be loaded.
+    """
     known = _REGISTERED | BUILT_IN
     if name in known:
         return known[name]

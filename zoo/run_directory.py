@@ -114,7 +114,10 @@ def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write result.json: `step`; `evaluation` and `sample` (stats_block, style, cronica) or None."""
+    """Write result.json: `step`; `evaluation` and `sample`, which may be None.
+
+    A sample is {stats_block, style, cronica} or, of a model of texts, {prompt, text}.
+    """
     content = {"format": RESULT_FORMAT, **result}
     atomic_write(run_dir / "result.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 

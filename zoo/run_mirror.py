@@ -52,6 +52,9 @@ class Mirror:
     Args:
       remote: the run's directory in the store; None is a local run, for which nothing is ever done.
       local: where its small files are read and written.
+
+    Raises:
+      UserError: the remote directory cannot be reached.
     """
 
     def __init__(self, remote: str | os.PathLike | None, local: str | os.PathLike):
@@ -66,7 +69,7 @@ class Mirror:
         """Make the local small files those of the remote directory; whether a run has begun there.
 
         Where another process of this machine trains the run, its files are left as they are.
-        Raises UserError where the directory holds something else.
+        Raises UserError where the remote directory holds something else, or the local one cannot be written.
         """
         if self.remote is None:
             return False
@@ -75,7 +78,7 @@ class Mirror:
             self.local.mkdir(parents=True, exist_ok=True)
             file = (self.local / LOCAL_LOCK_FILE).open("w")
         except OSError as error:
-            raise UserError(f"{self.local} cannot be written ({error.strerror}); set XDG_CACHE_HOME") from error
+            raise UserError(f"{self.local} cannot be written ({error.strerror}); set ZOO_CACHE") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

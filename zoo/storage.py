@@ -13,7 +13,7 @@ from pathlib import Path
 from etils import epath
 
 from zoo.errors import UserError
-from zoo.util import atomic_write
+from zoo.util import atomic_write, cache_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -35,9 +35,8 @@ def directory(path: str | os.PathLike) -> epath.Path:
 
 
 def cache(kind: str, url: str | os.PathLike) -> Path:
-    """The local directory for what belongs to a remote one; not created."""
-    place = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(place).expanduser().absolute() / "zoo" / kind / str(url).replace("://", "/").strip("/")
+    """The local directory for what belongs to a remote one, in zoo's cache directory; not created."""
+    return cache_directory() / kind / str(url).replace("://", "/").strip("/")
 
 
 def check_reachable(path: epath.Path) -> None:

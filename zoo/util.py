@@ -34,6 +34,12 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
         os.close(directory)
 
 
+def cache_directory() -> Path:
+    """Where zoo keeps copies and what can be made again: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
+    own, users = os.environ.get("ZOO_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or f"{users}/zoo").expanduser().absolute()
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like `word`, or None when nothing is close."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

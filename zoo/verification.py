@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from zoo import loading, registry
-from zoo.errors import UserError
+from zoo.evaluate import perplexity
 from zoo.language_model import LanguageModel, load
 from zoo.models import build
 from zoo.models.nanochat import NanochatConfig
@@ -26,8 +26,7 @@ GELU_COMPLETIONS = {
     "The meaning of life is": "to live in a place where you can live. The meaning of life is to live in a",
     "Once upon a time,": "the first thing I would do was to make a list of all the things I would like to do",
 }
-WIKITEXT_LOSS = 3.840
-WIKITEXT_TOLERANCE = 0.01
+TOLERANCE = 0.01  # of the loss on wikitext-103; the original computes partly in bfloat16
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def hashes(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
 
 
 def sample_tokens(lm: LanguageModel) -> np.ndarray:
-    """Two rows of random ids, as long as the model was trained on (at most LONGEST)."""
+    """int32 [2, T]: random ids, the same every time; T is max_seq_len, at most LONGEST."""
     length = min(lm.config.max_seq_len, LONGEST)
     return np.random.default_rng(0).integers(0, lm.config.vocab_size, (2, length)).astype(np.int32)
 
@@ -81,7 +80,7 @@ def sample_tokens(lm: LanguageModel) -> np.ndarray:
 def published(name: str, *, wikitext: Path | None = None) -> Iterator[Check]:
     """Hold the published weights of a registry name against their card.
 
-    `wikitext`: the text of wikitext-103-raw-v1's test split, a line a line; without it the figure is left out.
+    `wikitext`: wikitext-103-raw-v1's test split, as text, .jsonl or .parquet; without it the figure is left out.
     """
     spec = registry.describe(name)
     lm = load(name)
@@ -99,27 +98,14 @@ def published(name: str, *, wikitext: Path | None = None) -> Iterator[Check]:
     if wikitext is None:
         yield Check("wikitext-103", "left out: give its test split with --wikitext FILE")
     else:
-        loss = wikitext_loss(lm, wikitext)
-        well = abs(loss - WIKITEXT_LOSS) < WIKITEXT_TOLERANCE
-        yield Check("wikitext-103 test loss", f"{loss:.3f}; the card says {WIKITEXT_LOSS:.3f}", well)
+        yield wikitext_check(lm, wikitext)
 
 
-def wikitext_loss(lm: LanguageModel, file: Path) -> float:
-    """Mean loss by the card's protocol: non-blank lines joined by empty ones, windows of max_seq_len side by side."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--wikitext: {file} cannot be read as text ({error})") from None
-    ids = np.asarray(lm.tokenizer.encode("\n\n".join(line for line in lines if line.strip()), add_special=True))
-    width, total, count = lm.config.max_seq_len, 0.0, 0
-    for at in range(0, len(ids) - 1, width):
-        window = ids[at : at + width + 1]
-        logprobs = np.asarray(jax.nn.log_softmax(lm.logits(window[:-1]), axis=-1))
-        targets = window[1:]
-        kept = targets != (-1 if lm.tokenizer.eos_id is None else lm.tokenizer.eos_id)
-        total -= float(logprobs[np.arange(len(targets)), targets][kept].sum())
-        count += int(kept.sum())
-    return total / count
+def wikitext_check(lm: LanguageModel, file: Path) -> Check:
+    """The loss of a gelu-d12 on the file, see `zoo.evaluate.perplexity.wikitext`, beside the one on its card."""
+    loss = perplexity.wikitext(lm, data=file)["tasks"]["wikitext-103"]["metrics"]["nats_per_token"]["value"]
+    stated = perplexity.PUBLISHED["nats_per_token"]
+    return Check("wikitext-103 test loss", f"{loss:.3f}; the card says {stated:.3f}", abs(loss - stated) < TOLERANCE)
 
 
 def _params(lm: LanguageModel) -> build.Params:

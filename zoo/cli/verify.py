@@ -9,7 +9,8 @@ import typer
 def verify(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `zoo list` with published weights.")],
     wikitext: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For gelu-d12: the test split of wikitext-103-raw-v1 as text.")
+        Path | None,
+        typer.Option(metavar="FILE", help="For gelu-d12: wikitext-103-raw-v1's test split (text, .jsonl or .parquet)."),
     ] = None,
 ) -> None:
     """Check downloaded weights against what their authors publish: size, and for gelu-d12 what it writes.

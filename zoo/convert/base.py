@@ -164,7 +164,7 @@ class Published:
 
 
 def full_config(model_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields of that model's config class: `values`, checked, over the class's defaults."""
+    """All fields of that model's config class: `values`, over the class's defaults. UserError for impossible ones."""
     config = registry.describe(model_name).config_class().from_dict(dict(values)).to_dict()
     for name, value in config.items():
         if isinstance(value, int) and value > LARGEST_SIZE:

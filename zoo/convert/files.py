@@ -78,7 +78,10 @@ def peek_json(path: Path) -> dict[str, Any]:
 
 
 def open_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Reading one gives a view of the mapped file, which takes no memory."""
+    """The tensors of a safetensors file. Reading one gives a view of the mapped file, which takes no memory.
+
+    UserError if the file is damaged or is none.
+    """
     try:
         with safe_open(path, framework="np") as file:  # checks the head: sizes, overlaps, the file's length
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
@@ -149,7 +152,10 @@ MAX_EXPANSION = 20  # weights shrink by a tenth or so; hundreds of times is a bo
 
 
 def open_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of an .npz file. Only heads are read; object arrays and lengths that do not agree are refused."""
+    """The arrays of an .npz file. Only heads are read.
+
+    UserError if the file is damaged, and for object arrays, lengths that do not agree, and sizes that no weights have.
+    """
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:

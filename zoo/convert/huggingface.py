@@ -141,7 +141,10 @@ def save_text_files(
     sampling: Mapping[str, Any] | None,
     generation: Mapping[str, Any],
 ) -> None:
-    """Write tokenizer.json, tokenizer_config.json and generation_config.json."""
+    """Write tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    `max_len`: tokens that a row may have. UserError for a tokenizer that has no form as tokenizer.json.
+    """
     if tokenizer is not None:
         atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
         settings = tokenizer_config(tokenizer, max_len, chat_template)

@@ -48,7 +48,7 @@ def _permute_heads(x: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 @cache
 def interleaved(head_dim: int) -> Layout:
-    """A q or k kernel [in, heads * head_dim]: rotary pairs are halves of a head here, neighbours there."""
+    """A q or k kernel [in, heads * head_dim], or its bias: rotary pairs are halves of a head here, neighbours there."""
     there = _halves(head_dim)
     here = np.argsort(there)
     return Layout(lambda x: _permute_heads(x, there), lambda x: _permute_heads(x, here), _same)

@@ -30,7 +30,10 @@ def detect(path: str | os.PathLike) -> bool:
 
 
 def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`, its tensors as the numbers they stand for; no array is read."""
+    """What lies at `path`, its tensors as the numbers they stand for; no array is read.
+
+    UserError for other bits than BITS, parts that do not fit together, and what `zoo.convert.llama` refuses.
+    """
     path = Path(path)
     about = files.inside(path, "config.json")
     theirs = files.read_json(about)
@@ -58,7 +61,10 @@ def load(path: str | os.PathLike) -> Loaded:
 
 
 def save(directory: Path, model: LlamaShaped, *, bits: int | None = None) -> None:
-    """Write the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest."""
+    """Write the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest.
+
+    UserError for other bits, numbers beyond float16, and what transformers' Llama does not compute.
+    """
     if bits is not None and bits not in BITS:
         raise UserError(f"mlx: bits is {bits}; there are {BITS}")
     huggingface.save_llama(directory, model)
@@ -76,7 +82,10 @@ def save(directory: Path, model: LlamaShaped, *, bits: int | None = None) -> Non
 
 
 def quantise(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Packed uint32 [out, in * bits / 32], scales and biases float16 [out, in / 64] of a float16 matrix."""
+    """Packed uint32 [out, in * bits / 32], scales and biases float16 [out, in / 64] of a float16 matrix [out, in].
+
+    By MLX's rule (github.com/ml-explore/mlx); 64 must divide `in`.
+    """
     groups = weight.astype(np.float32).reshape(weight.shape[0], -1, GROUP)
     low, high = groups.min(-1), groups.max(-1)
     # The end of the range that is farther from zero is met exactly, and zero itself is one of the steps.

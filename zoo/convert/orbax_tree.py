@@ -67,7 +67,10 @@ def _reader(path: Path, parts: tuple[Any, ...]):
 
 
 def save_composite(directory: Path, step: int, model: Any, metadata: dict[str, Any]) -> None:
-    """Write `<directory>/<step>/{model,metadata}` as a CheckpointManager of two items would."""
+    """Write `<directory>/<step>/{model,metadata}` as a CheckpointManager of two items would.
+
+    `model` is a nested dict of arrays, `metadata` what JSON can say. UserError where Orbax does not write it.
+    """
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     names = ("model", "metadata")
     with ocp.CheckpointManager(directory.absolute(), options=options, item_names=names) as manager:

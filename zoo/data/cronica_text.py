@@ -167,14 +167,15 @@ def _goal_sentences(match: Match, deck: _Deck, slots: dict[str, str], choose: Ch
 
 
 def write(match: Match, style: Style, choose: Choose) -> str:
-    """The crónica of `match` in `style`: 100 to 260 words that tell every fact of its block.
+    """The crónica of `match` in `style`, 100 to 260 words.
 
     Args:
-        match: the facts; both clubs, the score and every scorer with his minute are told, and the
-            stadium, the attendance and the referee where they are given.
+        match: the facts; both clubs, the score and every scorer with his minute are told, the stadium, the
+            attendance and the referee where they are given, league and date where an opening asks for them. The
+            date must be known, and the goals be in order.
         style: the commentator.
         choose: the source of chance; the same draws give the same text.
-    Returns: a line with result and goals and one to three paragraphs of Spanish, separated by blank lines.
+    Returns: two lines with clubs, result and goals, and one to three paragraphs of Spanish, separated by blank lines.
     """
     while True:
         text = _draft(match, style, choose)

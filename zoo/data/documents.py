@@ -51,6 +51,8 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
         seed: of the built-in corpus, and of the buffer that a stream is shuffled in.
         start: items passed over.
 
+    Of oasst1, whose conversations are made of many records, records that cannot be used give no `Fault`.
+
     Raises UserError when the source cannot be read, or lacks the fields that are needed.
     """
     if source.source == "stories":
@@ -302,7 +304,10 @@ def open_hub(source: SourceFields) -> Any:
 
 
 def hub_revision(source: SourceFields) -> str | None:
-    """The commit that `source.revision` stands for now, so that preparing goes on with the very same data."""
+    """The commit that `source.revision` stands for now, so that preparing goes on with the very same data.
+
+    None where the source is not on the hub. Raises UserError where the hub does not know or does not answer.
+    """
     if source.source != "hub" or source.is_file:
         return None
     import huggingface_hub

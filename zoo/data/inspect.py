@@ -22,7 +22,7 @@ class Report:
         tokens: positions that hold a token; targets: that bear loss.
         lengths: tokens of each document in each row (of each row, where documents are not told apart).
         seq_len: of the widest batch.
-        seconds: for each batch, the first apart: it opens files.
+        seconds: that each batch took; the first also opens files.
     """
 
     positions: int
@@ -81,7 +81,7 @@ def filled(batch: Batch) -> np.ndarray:
 
 
 def histogram(lengths: np.ndarray, longest: int, bins: int = 16) -> str:
-    """A line a bin: from, to, a bar, how many."""
+    """Of lengths, int [N], up to `longest`: a line a bin with from, to, a bar and how many."""
     counts, edges = np.histogram(lengths, bins=min(bins, max(1, longest)), range=(0, longest))
     most = max(int(counts.max()), 1)
     lines = []

@@ -101,8 +101,9 @@ class OneDocument:
 class BestFit:
     """Whole documents, several a row, so that every row begins with the beginning of one (as nanochat packs).
 
-    Of the next `_BUFFER` documents the longest that still fits goes into the row, until none does; the rest of the
-    row is padding. Only a document longer than a whole row is cut, and its end is not used.
+    The document that waits longest opens a row. Then, of the next `_BUFFER` documents, the longest that still fits goes
+    in, until none does; the rest of the row is padding. Only a document longer than a whole row is cut, and its end is
+    not used.
     """
 
     def __init__(self, shards: Shards, first: int, last: int, seq_len: int, *, cache: Path | None = None):

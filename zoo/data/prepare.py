@@ -66,7 +66,10 @@ class Want:
 
 
 def directory_of(source: SourceSection, data: DataSection, tokenizer: Tokenizer) -> Path:
-    """Where the shards of a source are (to be) kept: the name says what, its end is a hash of what decides them."""
+    """Where the shards of a source are (to be) kept: the name says what, its end is a hash of what decides them.
+
+    Shards that lie elsewhere are fetched. Raises UserError where they, or the files of a source, are not there.
+    """
     if source.source == "shards":
         return Path(source.path) if source.is_file else remote.fetch(source.path)
     about = identity(source, data)
@@ -77,7 +80,10 @@ def directory_of(source: SourceSection, data: DataSection, tokenizer: Tokenizer)
 
 
 def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
-    """What decides the documents of a source, as plain JSON. Local files count by name, size and time of change."""
+    """What decides the documents of a source, as plain JSON. Local files count by name, size and time of change.
+
+    Raises UserError where there are none.
+    """
     about: dict[str, Any] = {"source": source.source, "kind": data.kind}
     for field in ("config", "split", "revision", "shuffle_buffer", "text_field", "separator", "format"):
         about[field] = getattr(source, field)
@@ -101,7 +107,7 @@ def prepare(
     """Tokenise as much of a source as is wanted and not yet there; the directory of its shards.
 
     Other processes that want the same wait until it is there. Raises UserError when the source cannot be read, holds
-    nothing, or has more than `data.max_bad_records` records that cannot be used.
+    nothing, has more than `data.max_bad_records` records that cannot be used, or is shards of another tokenizer.
     """
     directory = directory_of(source, data, tokenizer)
     if source.source == "shards":
@@ -387,7 +393,7 @@ def _chats(found: list, tokenizer: Tokenizer, template: str) -> list[tuple[list[
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """A text cut before white space into pieces of at most LONGEST_PIECE characters; nearly always it is one."""
+    """A text cut, before white space if there is any, into pieces of at most LONGEST_PIECE characters; mostly one."""
     start = 0
     while len(text) - start > LONGEST_PIECE:
         stop = start + LONGEST_PIECE

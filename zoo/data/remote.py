@@ -6,12 +6,7 @@ from pathlib import Path
 from zoo.data.shards import MANIFEST, read_manifest
 from zoo.errors import UserError
 from zoo.tokenizers.hub import first_line
-from zoo.util import sha256_hex
-
-
-def cache_directory() -> Path:
-    """Where copies are kept: $ZOO_CACHE, or ~/.cache/zoo."""
-    return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "zoo") / "shards"
+from zoo.util import cache_directory, sha256_hex
 
 
 def fetch(url: str) -> Path:
@@ -23,7 +18,7 @@ def fetch(url: str) -> Path:
     import fsspec
 
     url = url.rstrip("/")
-    directory = cache_directory() / f"{Path(url).name}-{sha256_hex(url.encode())[:12]}"
+    directory = cache_directory() / "shards" / f"{Path(url).name}-{sha256_hex(url.encode())[:12]}"
     directory.mkdir(parents=True, exist_ok=True)
     try:
         system, path = fsspec.core.url_to_fs(url)

@@ -112,7 +112,10 @@ def read_manifest(directory: Path) -> Manifest:
 def write_shard(
     directory: Path, number: int, tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None, items: int
 ) -> Shard:
-    """Write the files of shard `number` and fsync them; it counts once a manifest lists it."""
+    """Write the files of shard `number` and fsync them; it counts once a manifest lists it.
+
+    `tokens`: uint16 or uint32 [tokens]; `lengths`: int [documents]; `loss`: uint8 [tokens]; `items`: see `Shard`.
+    """
     sha256 = content_hash(tokens, lengths, loss)
     name = f"{number:05d}-{sha256[:8]}"  # a shard that is written anew never takes the place of one that is listed
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
@@ -135,7 +138,7 @@ def delete_unlisted(directory: Path, manifest: Manifest) -> None:
 
 
 def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:
-    """SHA-256 of what a shard holds."""
+    """SHA-256 (64 hexadecimal digits) of what a shard holds."""
     digest = hashlib.sha256()
     for array, dtype in ((tokens, f"<u{tokens.dtype.itemsize}"), (lengths, "<u4"), (loss, "u1")):
         if array is not None:
@@ -224,7 +227,10 @@ class Shards:
         self._copy(self._tokens, start, stop, out)
 
     def read_loss(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Copy which of these tokens bear loss (1 or 0), where `manifest.loss_masks` says that shards know."""
+        """Copy which of these tokens bear loss (1 or 0) into `out`, [stop - start] of any numbers.
+
+        Only where `manifest.loss_masks` says that the shards know.
+        """
         self._copy(self._loss, start, stop, out)
 
     def _copy(self, arrays: list[np.ndarray], start: int, stop: int, out: np.ndarray) -> None:

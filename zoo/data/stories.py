@@ -76,7 +76,7 @@ def generate(num_stories: int, *, seed: int = 0, split: str = "train") -> list[s
 
 
 def story(index: int, *, seed: int = 0, split: str = "train") -> str:
-    """One story: paragraphs of plain ASCII text, parted by single line feeds."""
+    """One story: paragraphs of plain ASCII text, parted by single line feeds. UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"data.split: {split!r} is not a split of the built-in stories; it has {', '.join(SPLITS)}")
     source = random.Random(f"zoo-stories/{VERSION}/{seed}/{split}/{index}")

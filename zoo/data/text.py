@@ -38,7 +38,13 @@ _LARGEST_HELDOUT = 0.1  # of the documents, where a source has no split for it
 
 @dataclass(frozen=True)
 class TextData:
-    """The training rows of a recipe, and its held-out ones. Make one with `load`."""
+    """The training rows of a recipe, and its held-out ones. Make one with `load`.
+
+    Attributes:
+        heldout: the source of the held-out rows, None where there are none; heldout_rows: how many are wanted.
+        order: which row of which source is which example. rows: how rows become arrays.
+        about: what else the `fingerprint` is made of.
+    """
 
     sources: tuple[PackedSource, ...]
     heldout: PackedSource | None
@@ -129,6 +135,8 @@ class TextData:
     ) -> Iterator[Batch]:
         """Endless batches from example `start_example` on; a process gets its consecutive share of the rows.
 
+        A batch is what `Rows.assemble` gives: arrays [B, T], B the rows of this process.
+
         Raises UserError if batch_size is not a multiple of process_count.
         """
         if batch_size % process_count:
@@ -139,7 +147,7 @@ class TextData:
         return iter(batches.to_iter_dataset(_READ_OPTIONS))
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
-        """The rows that these examples of the order are."""
+        """The rows that these examples of the order are (int64 [N]): (source, row of its layout) each."""
         which, rows = self.order.lookup(examples)
         return [(self.sources[s], row) for s, row in zip(which.tolist(), rows.tolist(), strict=True)]
 

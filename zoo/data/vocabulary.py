@@ -78,7 +78,10 @@ def heldout_want(data: DataSection, rows: int) -> Want:
 
 
 def make_tokenizer(recipe: Recipe, *, say: Say) -> Tokenizer:
-    """Train the tokenizer of a recipe on its sources (the held-out ones too, for an alphabet)."""
+    """Train the tokenizer of a recipe on its sources (the held-out ones too, for an alphabet).
+
+    Raises UserError for sources without texts (shards, chat data), and for stories without an end.
+    """
     section, data = recipe.tokenizer, recipe.settled(max_tokens=token_budget(recipe)).data
     if section.kind == "characters":
         say("reading the alphabet")

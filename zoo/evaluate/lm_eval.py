@@ -112,7 +112,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: BOS, else EOS, else what parts documents."""
+        """What stands before a text without context: BOS, else EOS, else what parts documents; UserError if none is."""
         if self._prefix is None:
             raise UserError(
                 "a text without context is to be scored, but the model's tokenizer has neither BOS nor EOS nor a line "
@@ -132,7 +132,7 @@ class HarnessModel(TemplateLM):
         return [tokenizer.bos_id, *ids] if (self.add_bos if add_special_tokens is None else add_special_tokens) else ids
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, whether it is what greedy decoding gives) of each request."""
+        """(log-likelihood of the continuation in nats, whether it is what greedy decoding gives) of each request."""
         pairs = []
         for context, continuation in (request.args for request in requests):
             if not continuation:
@@ -170,7 +170,7 @@ class HarnessModel(TemplateLM):
         return [(found.logprob, found.greedy) for found in self._sums("log-likelihoods", rows)]
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of each text as a whole, in windows of `max_length`."""
+        """Log-likelihood in nats of each text as a whole, in windows of `max_length`."""
         texts = [self.tok_encode(text) for (text,) in (request.args for request in requests)]
         rows = [windows(ids, self.prefix_token_id, self.max_length) for ids in texts]
         return [found.logprob for found in self._sums("rolling log-likelihoods", rows)]
@@ -186,7 +186,10 @@ class HarnessModel(TemplateLM):
         return results
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to the request's stop strings."""
+        """What the model writes after each context, up to the request's stop strings.
+
+        Raises UserError for generation_kwargs that zoo does not know, and more new tokens than the model holds.
+        """
         found: list[str | None] = [None] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):

@@ -35,9 +35,10 @@ def wikitext(
 ) -> dict[str, Any]:
     """The loss on wikitext-103 by the protocol of gelu-d12 (huggingface.co/mlnomad/gelu-d12-chinchilla-261M).
 
-    The lines of the test split that are not blank, joined by an empty line, are tokenised at once, BOS first where
-    there is one. Windows of max_seq_len inputs and their next tokens follow each other without overlap; what does not
-    fill the last one is left out. (The protocol leaves out targets that are the pad token; here no text holds one.)
+    The lines of the test split that are not blank, with their line ends and two more between them, are tokenised at
+    once, BOS first where there is one. Windows of max_seq_len inputs and their next tokens follow each other without
+    overlap; what does not fill the last one is left out. (The protocol leaves out targets that are the pad token; here
+    no text holds one.)
 
     Args:
         data: a text file with the split's lines, or .jsonl or .parquet with a `text` each; None: the hub's.

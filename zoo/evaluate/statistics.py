@@ -23,6 +23,7 @@ class Share:
 
     @property
     def value(self) -> float | None:
+        """The share itself, from 0 to 1."""
         return self.hits / self.total if self.total else None
 
     def to_dict(self) -> dict:
@@ -42,7 +43,7 @@ def proportion(hits: Sequence[bool]) -> Share:
 
 
 def pooled(hits: Sequence[int], totals: Sequence[int]) -> Share:
-    """sum(hits) / sum(totals) over groups (matches), with a percentile bootstrap that draws whole groups.
+    """sum(hits) / sum(totals) over groups (matches), with a percentile bootstrap (Efron 1979) of whole groups.
 
     Outcomes within a match go together, so an interval that took each for itself would be too narrow. Where
     all outcomes agree every resample does too; there the Wilson interval for the number of matches is given.

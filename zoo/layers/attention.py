@@ -24,16 +24,18 @@ def no_rotation(heads: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
 
 
 class Attention(nnx.Module):
-    """Projections q, k, v and o around softmax attention; N query heads read K kv heads, N/K each.
+    """Projections q, k, v and o around softmax attention (Vaswani et al., arXiv:1706.03762).
 
-    Parameters: `q`, `k`, `v` [embed_dim, heads * head_dim], `o` [heads * head_dim, embed_dim].
+    N query heads read K kv heads, N/K each (Ainslie et al., arXiv:2305.13245).
+
+    Parameters: `q` [embed_dim, N * head_dim], `k` and `v` [embed_dim, K * head_dim], `o` [N * head_dim, embed_dim].
 
     Args:
         keys: four: of q, k, v and o, in this order.
         init: of the kernels; `out_init` of o's (default: the same).
         bias, out_bias: whether q, k and v, and o have biases, which `bias_init` starts.
         qk_norm_scale: if given, queries and keys are RMS-normalised per head without a gain after the rotation
-            and multiplied by it; `qk_norm_eps` is the norm's.
+            and multiplied by it, as in nanochat (idea: Henry et al., arXiv:2010.04245); `qk_norm_eps` is the norm's.
         value_gate_features: if positive, `__call__` takes value embeddings, which a head adds to its values
             times 3 sigmoid(x[:value_gate_features] . value_gate): parameter `value_gate` [features, K], which
             `value_gate_init` starts. The reach of 3 is nanochat's (github.com/karpathy/nanochat).

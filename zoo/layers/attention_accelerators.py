@@ -23,7 +23,7 @@ def cudnn_attention(
     window: int | None,
     segment_ids: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T N H"]:
-    """cuDNN's fused attention (GPU, bfloat16 or float16), which reads each kv head once for its query heads.
+    """cuDNN's fused attention (GPU, bfloat16 or float16) by way of JAX; it reads each kv head once for its query heads.
 
     Without segments nothing but the causal order and the window reach the kernel, which skips what they exclude; with
     segments a mask [B, 1, T, T] in the dtype of q does, and the window is in it.
@@ -46,9 +46,10 @@ def splash_attention(
     segment_ids: Int[Array, "B T"] | None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Splash attention (TPU v4 and later), which skips blocks of keys that no query of its block may see.
+    """Splash attention (JAX's own, TPU v4 and later), which skips blocks of keys that no query of its block may see.
 
-    The kernel has no rule of its own for several devices: each runs it on the rows and heads that it holds.
+    T must be a multiple of 128. The kernel has no rule of its own for several devices: each runs it on the rows and
+    heads that it holds.
 
     Args:
         interpret: whether to emulate the kernel, on any platform.

@@ -27,7 +27,10 @@ def blockwise(
     k: Float[Array, "B K T H"],
     v: Float[Array, "B K T H"],
 ) -> Float[Array, "B K G T H"]:
-    """Causal attention of queries that are already scaled, `block` of them at a time; differentiable in reverse."""
+    """Causal attention of queries that are already scaled, `block` of them at a time; differentiable in reverse.
+
+    `window`: how many tokens before its own a query sees, None: all. Softmax in float32, the output in the dtype of v.
+    """
     return _blockwise_forward(block, window, q, k, v)[0]
 
 

@@ -37,7 +37,10 @@ class Embedding(nnx.Module):
         return table[ids]
 
     def as_head(self, vocab_size: int | None = None) -> Float[Array, "D V"]:
-        """The kernel of a head tied to this table, of its first `vocab_size` rows (default: all)."""
+        """The kernel of a head tied to this table, of its first `vocab_size` rows (default: all).
+
+        Tied heads: Press and Wolf, arXiv:1608.05859.
+        """
         return self.embedding[...][:vocab_size].T
 
 

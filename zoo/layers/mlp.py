@@ -32,8 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class MLP(nnx.Module):
     """down(activation(up(x))); `activation` is a name in `ACTIVATIONS`.
 
-    `keys` are two: of up and down. `down_init` starts down's kernel (default: as up's); `bias_inits` are two,
-    where there are biases: of up's [mlp_dim] and of down's [embed_dim].
+    Parameters: `up` [embed_dim, mlp_dim] and `down` [mlp_dim, embed_dim]. `keys` are two: of up and down. `down_init`
+    starts down's kernel (default: as up's); `bias_inits` are two, where there are biases: of up's [mlp_dim] and of
+    down's [embed_dim].
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class MLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202), with biases (from 0) if `bias`.
 
-    `keys` are three: of gate, up and down, in this order.
+    Parameters: `gate` and `up` [embed_dim, mlp_dim], `down` [mlp_dim, embed_dim]. `keys` are three, in this order.
     """
 
     def __init__(self, embed_dim: int, mlp_dim: int, *, keys: Array, init: Initializer, bias: bool = False):
@@ -77,7 +78,7 @@ class SwiGLU(nnx.Module):
 
 
 class FusedSwiGLU(nnx.Module):
-    """`SwiGLU` with up and gate in one kernel, in this order, and biases (from 0).
+    """`SwiGLU` with up and gate in one kernel, in this order, and biases (from 0), as BwETAF has it.
 
     Parameters: `up_gate` [embed_dim, 2 mlp_dim] and `down` [mlp_dim, embed_dim]. `keys` are two, in this order.
     """

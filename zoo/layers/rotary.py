@@ -62,6 +62,9 @@ def rotate_split_half(
 def rotate_full_width(
     heads: Float[Array, "B T N H"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Array, "B T N H"]:
-    """`rotate_split_half` over all heads side by side, half = N * H // 2: each head gets its own frequencies."""
+    """`rotate_split_half` over all heads side by side, half = N * H // 2: each head gets its own frequencies.
+
+    BwETAF's way (PyPI package BwETAF 0.6).
+    """
     wide = heads.reshape(*heads.shape[:2], -1)
     return rotate_split_half(wide, cos, sin).reshape(heads.shape)

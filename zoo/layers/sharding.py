@@ -58,7 +58,7 @@ def partition_spec(
 
     `units[i]` neighbours along axis i stay on one device (head_dim for an axis of heads), so
     shape[i] / units[i] is what must divide. A vocabulary or kv_heads axis that the mesh does not divide
-    is replicated and logged; any other raises UserError naming the axis and the sizes.
+    is replicated and logged; any other raises UserError naming the axis and the sizes, as does an axis without a rule.
     """
     entries = []
     for axis, size, unit in zip(axes, shape, units or (1,) * len(shape), strict=True):
@@ -78,7 +78,10 @@ def partition_spec(
 
 
 def param_shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
-    """The sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict."""
+    """The sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict.
+
+    Raises UserError as `partition_spec` does.
+    """
     shardings = nnx.to_pure_dict(state)
     for path, param in nnx.to_flat_state(state):
         metadata = param.get_metadata()

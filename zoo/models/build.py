@@ -31,7 +31,10 @@ def abstract_params(
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[nnx.GraphDef, Params]:
-    """The structure and `jax.ShapeDtypeStruct`s, with their shardings where a mesh is given."""
+    """The structure and `jax.ShapeDtypeStruct`s of `dtype`, with their shardings where a mesh is given.
+
+    Raises UserError where the mesh does not divide an axis.
+    """
     graphdef, state = abstract(model_cls, config)
     shapes = nnx.to_pure_dict(state)
     if mesh is None:
@@ -50,9 +53,10 @@ def create_params(
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[nnx.GraphDef, Params]:
-    """The structure and random parameters, created where they belong on the mesh.
+    """The structure and random parameters of `dtype`, created where they belong on the mesh.
 
-    The parameters' key is the first half of the seed's: the second half is left to whoever trains.
+    The parameters' key is the first half of the seed's: the second half is left to whoever trains. Raises UserError
+    where the mesh does not divide an axis.
     """
     graphdef, state = abstract(model_cls, config)
 

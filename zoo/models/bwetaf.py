@@ -33,7 +33,8 @@ from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
 @dataclass(frozen=True)
 class BwetafConfig(ModelConfig):
-    """The defaults are those of BwETAFv3-97M. `max_seq_len` is what it was trained on; nothing enforces it.
+    """The defaults are those of BwETAFv3-97M. `max_seq_len` is what it was trained on: the model itself
+    computes longer rows, recipes and generation refuse them.
 
     rope_dtype: bfloat16 is how the published weights were trained; with float32 tables they compute something else
         beyond position 256 (see docs/models). embed_rope: whether the embedding is rotated too.
@@ -69,6 +70,7 @@ class BwetafConfig(ModelConfig):
     CHOICES: ClassVar = {"rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
+        """See `ModelConfig.check`; kv heads must divide the heads, and dropout be below 1."""
         super().check()
         self.check_heads()
         if self.dropout >= 1:
@@ -87,6 +89,7 @@ class BwetafConfig(ModelConfig):
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
+        """See `ModelConfig.switches`."""
         rotated = "embedding, queries and keys" if self.embed_rope else "queries and keys"
         return {
             "positions": f"rotary, split halves, over the full width of {rotated}, base {self.rope_theta:g}",

@@ -76,7 +76,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The config with these fields, the rest at their defaults; unknown names raise UserError."""
+        """The config with these fields, the rest at their defaults; UserError for an unknown or impossible one."""
         types = _field_types(cls)
         for key in values:
             if key not in types:
@@ -89,6 +89,8 @@ class ModelConfig:
 def training_flops(matmul_weights: int, attended: float) -> float:
     """Floating-point operations of forward and backward for one token.
 
+    Counted as in PaLM (Chowdhery et al., arXiv:2204.02311, appendix B), but for the keys: those that the mask shows.
+
     Args:
         matmul_weights: weights that a token meets in a matrix product (blocks and head, no look-ups): 6 each.
         attended: the sum over layers of attention width (heads * head_dim) times the keys a token sees on
@@ -98,7 +100,10 @@ def training_flops(matmul_weights: int, attended: float) -> float:
 
 
 def mean_keys(seq_len: int, window: int | None = None) -> float:
-    """How many keys a token of a row of `seq_len` sees on average under a causal mask (and a window)."""
+    """How many keys a token of a row of `seq_len` sees on average under a causal mask.
+
+    `window`: how many tokens before its own it sees, None: all.
+    """
     if window is None or window >= seq_len - 1:
         return (seq_len + 1) / 2
     full = window + 1  # keys that a token far enough from the beginning sees

@@ -31,7 +31,9 @@ MATRICES_PER_LAYER = 7
 
 @dataclass(frozen=True)
 class CronicaConfig(ModelConfig):
-    """The defaults are those of crónica-5M. `max_seq_len` is what it was trained on; nothing enforces it."""
+    """The defaults are those of crónica-5M. `max_seq_len` is what it was trained on: the model itself
+    computes longer rows, recipes and generation refuse them.
+    """
 
     vocab_size: int = 8000
     num_layers: int = 4
@@ -45,6 +47,7 @@ class CronicaConfig(ModelConfig):
     init_std: float = 0.02
 
     def check(self) -> None:
+        """See `ModelConfig.check`; a head's features must make pairs."""
         super().check()
         self.check_pairs()
 
@@ -56,6 +59,7 @@ class CronicaConfig(ModelConfig):
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
+        """See `ModelConfig.switches`."""
         return {
             "positions": f"rotary, interleaved pairs, per head, base {self.rope_theta:g}",
             "rope dtype": "float32",

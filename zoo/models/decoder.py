@@ -59,7 +59,7 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of the token table, in which calls compute."""
+        """That of the head's kernel, in which calls compute."""
         return self.head()[0].dtype
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

@@ -30,7 +30,8 @@ from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """The defaults are those of KodaLite-1.3B. `max_seq_len` is what it was trained on; nothing enforces it.
+    """The defaults are those of KodaLite-1.3B. `max_seq_len` is what it was trained on: the model itself
+    computes longer rows, recipes and generation refuse them.
 
     rope_ntk_factor stretches the context by raising the rotary base (see `zoo.layers.rotary.ntk_theta`).
     rope_dtype bfloat16 is how KodaLite was trained, float32 what its release computes; see its page in docs/models.
@@ -57,6 +58,7 @@ class LlamaConfig(ModelConfig):
     CHOICES: ClassVar = {"rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
+        """See `ModelConfig.check`; a head's features must make pairs, and kv heads divide the heads."""
         super().check()
         self.check_pairs()
         self.check_heads()
@@ -69,6 +71,7 @@ class LlamaConfig(ModelConfig):
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
+        """See `ModelConfig.switches`."""
         flags = {"q, k, v": self.attention_bias, "o": self.attention_out_bias, "mlp": self.mlp_bias}
         stretched = "" if self.rope_ntk_factor == 1 else f", stretched {self.rope_ntk_factor:g} times (NTK)"
         return {

@@ -78,6 +78,7 @@ class NanochatConfig(ModelConfig):
     CHOICES: ClassVar = {"activation": ("gelu_tanh", "relu_squared"), "rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
+        """See `ModelConfig.check`; heads and window_pattern must fit, and the gates find their features."""
         super().check()
         self.check_pairs()
         self.check_heads()
@@ -125,6 +126,8 @@ class NanochatConfig(ModelConfig):
         return training_flops(weights, inner * sum(mean_keys(seq_len, window) for window in self.windows()))
 
     def switches(self) -> dict[str, str]:
+        """See `ModelConfig.switches`."""
+
         def when(there: bool, text: str) -> str:
             return text if there else "none"
 

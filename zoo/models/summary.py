@@ -49,7 +49,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the model. `flops`: of its matrix products, forward, for one token."""
+    """A part of the model. `flops`: operations of its matrix products, forward, for one token."""
 
     name: str
     tensors: tuple[Tensors, ...]

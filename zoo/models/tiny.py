@@ -1,4 +1,4 @@
-"""A teaching decoder after nanoGPT (course project "A Tiny Large Model").
+"""A teaching decoder after nanoGPT (course project "A Tiny Large Model", cmaddis/tlm).
 
 LayerNorm before multi-head attention and a ReLU MLP, learned positions, biases everywhere but on queries, keys
 and values, an untied head. The original names its axes; here shapes stand in the annotations, checked in tests.
@@ -57,6 +57,7 @@ class TinyConfig(ModelConfig):
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
+        """See `ModelConfig.switches`."""
         return {
             "positions": f"learned, {self.max_seq_len} of them, added to the embedding",
             "norm": f"LayerNorm before each branch, eps {self.norm_eps:g}",
@@ -142,7 +143,7 @@ class TinyLM(Decoder):
         cache: KVCache | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout. UserError for a row longer than max_seq_len."""
+        """See `Decoder.hidden`; there is no dropout. UserError for a row beyond max_seq_len that names no positions."""
         length, limit = tokens.shape[1], self.config.max_seq_len
         if positions is None:
             if length > limit:

@@ -184,8 +184,8 @@ class Trainer:
         """Train from `state`, which is updated in place; "finished" or "interrupted", and all is saved.
 
         Raises:
-          UserError: loss or gradient norm are not finite, and `on_nonfinite` knows no way out. Nothing is saved then:
-            the newest checkpoint is from before.
+          UserError: loss or gradient norm are not finite, and `on_nonfinite` knows no way out; nothing is saved then,
+            the newest checkpoint is from before. Or a checkpoint cannot be written.
         """
         self._meter = _Meter()
         self._begun = time.perf_counter() - state.seconds

@@ -3,7 +3,8 @@
 The loss is one scalar, so its gradient is known up to a factor before any backward pass runs: positions are walked in
 chunks, and each chunk's logits are turned on the spot into the loss, d hidden and d kernel, which are kept and scaled
 by the incoming cotangent. That takes three matmuls; recomputing the logits in the backward pass takes four. Positions
-with weight 0 (padding, prompts) are sorted to the end and never reach a matmul.
+with weight 0 (padding, prompts) are sorted to the end and never reach a matmul. (The fused loss of Liger Kernel, for
+GPUs, also makes its gradients on the way forward: Hsu et al., arXiv:2410.10989.)
 """
 
 from functools import partial

@@ -122,7 +122,7 @@ def device_memory(device: jax.Device) -> int | None:
     `zoo.train.topologies`.
     """
     if device.platform == "cpu":
-        host = _host_memory()
+        host = host_memory()
         same = [other for other in device.client.devices() if other.process_index == device.process_index]
         return None if host is None else host // max(len(same), 1)
     try:
@@ -149,7 +149,7 @@ def common_memory(devices: Sequence[jax.Device]) -> int | None:
     return least << 20 or None
 
 
-def _host_memory() -> int | None:
+def host_memory() -> int | None:
     """RAM of the host, or what its control group leaves this process."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

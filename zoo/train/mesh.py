@@ -31,7 +31,11 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def axis_sizes(config, num_devices: int) -> tuple[int, ...]:
-    """The sizes of data, fsdp and tensor; the one that is -1 in `config` takes the devices the others leave."""
+    """The sizes of data, fsdp and tensor; the one that is -1 in `config` takes the devices the others leave.
+
+    Raises:
+        UserError: they do not make up the number of devices.
+    """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]

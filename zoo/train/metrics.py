@@ -8,7 +8,7 @@ One line of metrics.jsonl is one logged step:
     lr             learning rate of the update
     grad_norm      global norm of the gradients before clipping
     tokens_per_s   since the line before, evaluations and the first compilation left out; null if not measured
-    mfu            model FLOPs over the device's peak (`peak_flops`), same interval
+    mfu            model FLOPs over the device's peak (`peak_flops`), same interval (arXiv:2204.02311, appendix B)
     memory_mb      peak memory: of the device where it tells, of the process on CPU
     data_wait      share (0 to 1) of the interval spent waiting for batches
     seconds        training time so far, over all starts of the run
@@ -134,6 +134,7 @@ class MetricsLog:
         self._mirrored(lambda mirror: mirror.sync())
 
     def close(self) -> None:
+        """Wait until every line is on the disk, and close the file and what it is mirrored to."""
         self.sync()
         if self._path is not None:
             os.close(self._file)
@@ -208,12 +209,12 @@ def check_tensorboard() -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The logged steps of a metrics.jsonl in order; what follows the first torn line is left out."""
+    """The logged steps of a metrics.jsonl in order; torn lines are left out."""
     return [line for line in _lines(path) if "event" not in line]
 
 
 def read_events(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The events of a metrics.jsonl in order; what follows the first torn line is left out."""
+    """The events of a metrics.jsonl in order; torn lines are left out."""
     return [line for line in _lines(path) if "event" in line]
 
 
@@ -230,7 +231,7 @@ def _lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def cut_metrics(path: str | os.PathLike, step: int, *, keep_events: bool = False) -> None:
-    """Drop what a run that goes on from `step` will write again, and a torn last line, if there are any.
+    """Drop what a run that goes on from `step` will write again, and torn lines, if there are any.
 
     That is every line of a later step, and an event that sent the run back to `step` or a later checkpoint.
     """

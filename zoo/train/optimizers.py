@@ -20,7 +20,7 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
     Climbs linearly from `warmup_init_lr` at step 0 to `peak_lr` at `warmup_steps`. Then it follows half a cosine down
     to `final_lr` at `steps` (the warm-up is part of `steps`), where it stays, or with `schedule` constant it stays at
-    `peak_lr`.
+    `peak_lr`. The cosine: Loshchilov and Hutter, arXiv:1608.03983.
 
     Args:
         config: the recipe's `optimizer` section: peak_lr, final_lr, warmup_steps, warmup_init_lr and schedule.
@@ -41,6 +41,9 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     """AdamW or Muon behind a clip of the global gradient norm.
+
+    AdamW: Loshchilov and Hutter, arXiv:1711.05101. Muon: Jordan et al., github.com/KellerJordan/Muon, and Liu et al.,
+    arXiv:2502.16982. Clip: Pascanu et al., arXiv:1211.5063.
 
     The weight decay reaches every parameter, norms and embeddings too, but those that `no_decay` names. The update of
     a parameter, its decay included, is multiplied by the first of `lr_scales` whose pattern matches its path. Both

@@ -68,7 +68,10 @@ def adapted(
     mesh: Mesh | None = None,
     dtype: DTypeLike,
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """The structure of a model with adapters, and all of its parameters by path, abstract."""
+    """The structure of a model with adapters, and all of its parameters by path, abstract.
+
+    `dtype`: of the model's own parameters; adapters have ADAPTER_DTYPE. Raises UserError as `abstract`.
+    """
     if section is None:
         graphdef, params = build.abstract_params(model_cls, config, mesh=mesh, dtype=dtype)
         return graphdef, build.flatten(params)

@@ -107,7 +107,7 @@ def heldout_label(name: str) -> str:
 
 
 def final_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean loss of the last twentieth of the logged steps, at least one; None where no loss is logged."""
+    """Mean loss (nats a target) of the last twentieth of the logged steps, at least one; None where none is logged."""
     losses = [loss for _, loss in series(lines, "loss")]
     tail = losses[-max(1, len(losses) // 20) :]
     return sum(tail) / len(tail) if tail else None

@@ -163,7 +163,7 @@ def make_eval_step(
     compute_dtype: Any = jnp.float32,
     execution: Execution = UNROLLED,
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-    """`evaluate(params, batch) -> (nll, count)`: the summed loss and mask of a batch, without dropout or donation."""
+    """`evaluate(params, batch) -> (nll, count)`: summed nats and mask of a batch, without dropout or donation."""
 
     @jax.jit
     def evaluate(params, frozen, batch):

@@ -29,7 +29,7 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
     """Run `command` as one process of the cluster (None: alone) and return its exit code (128 + the signal that ended
     it).
 
-    SIGTERM and SIGINT go on to the child. `verbose`: the runtime's own messages are shown too.
+    SIGTERM and SIGINT go on to the child, both as SIGTERM. `verbose`: the runtime's own messages are shown too.
     """
     child = subprocess.Popen(
         command,

@@ -1,4 +1,4 @@
-"""Configuration of GeluGPT, the nanochat decoder as gelu-d12 uses it."""
+"""Configuration of GeluGPT, the nanochat decoder (github.com/karpathy/nanochat) as gelu-d12 uses it."""
 
 from transformers import PretrainedConfig
 

@@ -1,4 +1,4 @@
-"""GeluGPT in PyTorch: the nanochat decoder as gelu-d12 uses it.
+"""GeluGPT in PyTorch: the nanochat decoder (github.com/karpathy/nanochat) as gelu-d12 uses it.
 
     e = norm(table[tokens]);  x = e + smear * gate(e) * (e of the token before);  x0 = x
     each block: x = a x + b x0;  x = x + attention(norm(x));  x = x + mlp(norm(x))

@@ -1,4 +1,5 @@
 """`zoo plan`: what a recipe's training step needs on hardware that is not here.
 
-`targets` names the devices, `compiled` and `estimate` find memory and collectives, `report` puts them together.
+`targets` names the devices, `compiled` and `estimate` find memory and collectives, `collectives` reads and times these,
+`search` looks for the largest batch, `report` puts them together.
 """

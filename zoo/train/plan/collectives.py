@@ -47,7 +47,10 @@ class Collective:
 
 
 def sent_bytes(kind: str, payload: float, group: int) -> float:
-    """The least that each of `group` devices must send for a collective with `payload` bytes (see `Collective`)."""
+    """The least that each of `group` devices must send for a collective with `payload` bytes (see `Collective`).
+
+    (n - 1) / n of it, twice that for a sum that all get (Patarasuk and Yuan 2009), and all of it for a permutation.
+    """
     if kind == "collective-permute":
         return payload
     share = payload * (group - 1) / group

@@ -187,7 +187,8 @@ def _largest_gathered(program: Program) -> int:
     """Bytes of the largest parameter that fsdp brings together to compute with, in the compute dtype."""
     itemsize = jnp.dtype(program.compute_dtype).itemsize
     fsdp = program.mesh.shape["fsdp"]
-    sizes = [math.prod(leaf.shape) * itemsize for leaf in jax.tree.leaves(program.params) if "fsdp" in _axes(leaf)]
+    leaves = jax.tree.leaves((program.params, program.frozen))
+    sizes = [math.prod(leaf.shape) * itemsize for leaf in leaves if "fsdp" in _axes(leaf)]
     return max(sizes, default=0) if fsdp > 1 else 0
 
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.train.memory import host_memory
 from zoo.train.topologies import Topology
 
 
@@ -72,10 +73,13 @@ def usable_memory(topology: Topology) -> int:
     """Bytes of a device that a training may use.
 
     Of a GPU JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; the devices of a CPU share
-    this machine's memory.
+    this machine's memory, or what this process may use of it. Raises UserError as `gpu_fraction`.
     """
     if topology.chip.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // topology.num_devices
+        host = host_memory()
+        if host is None:
+            raise UserError("this machine does not say how much memory it has; plan for a GPU or a TPU (--topology)")
+        return host // topology.num_devices
     memory = topology.chip.memory
     assert memory is not None
     return int(memory * gpu_fraction()) if topology.chip.platform == "gpu" else memory
