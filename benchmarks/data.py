@@ -25,9 +25,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, as in a worker of 
 import numpy as np
 
 from zoo.data import stories
+from zoo.data.encode import encode_chunk
 from zoo.data.order import Order
 from zoo.data.packing import make_layout
-from zoo.data.prepare import encode_chunk
 from zoo.data.rows import PackedSource, Rows
 from zoo.data.shards import Manifest, Shards, write_shard
 from zoo.data.text import TextData

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo.data import encode as encode_module
 from zoo.data import prepare as prepare_module
 from zoo.data import shards as shards_module
 from zoo.data import stories
-from zoo.data.prepare import Want, directory_of, encode, encode_chunk, pieces_of, prepare
+from zoo.data.encode import encode, encode_chunk, pieces_of
+from zoo.data.prepare import Want, directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
 from zoo.errors import UserError
 from zoo.recipe_data import DataSection, SourceSection
@@ -31,7 +33,7 @@ TEXTS = stories.generate(300)
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(shards_module, "SHARD_TOKENS", 3000)
-    monkeypatch.setattr(prepare_module, "_CHUNK_ITEMS", 10)
+    monkeypatch.setattr(encode_module, "_CHUNK_ITEMS", 10)
 
 
 def data(tmp_path, **fields):
@@ -112,7 +114,7 @@ def test_another_tokenizer_source_or_file_has_shards_of_its_own(tmp_path):
 
 def test_processes_give_what_one_gives(tmp_path, monkeypatch):
     alone = list(encode(iter(TEXTS[:100]), data(tmp_path), TOKENIZER))
-    monkeypatch.setattr(prepare_module, "_ALONE", 1000)
+    monkeypatch.setattr(encode_module, "_ALONE", 1000)
     before = set(multiprocessing.active_children())
     several = list(encode(iter(TEXTS[:100]), data(tmp_path, workers=2), TOKENIZER))
     assert len(alone) == len(several) == 10
@@ -129,7 +131,7 @@ class Interrupted(BaseException):
 def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
     whole = make(data(tmp_path), Want(tokens=20_000))
     other = data(tmp_path, prepared_dir=str(tmp_path / "other"))
-    real, calls = prepare_module.encode_chunk, [0]
+    real, calls = encode_module.encode_chunk, [0]
 
     def interrupt(*args):
         calls[0] += 1
@@ -137,7 +139,7 @@ def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
             raise Interrupted
         return real(*args)
 
-    monkeypatch.setattr(prepare_module, "encode_chunk", interrupt)
+    monkeypatch.setattr(encode_module, "encode_chunk", interrupt)
     kept = []
     for _ in range(100):
         try:
@@ -198,15 +200,15 @@ def test_two_at_once_do_the_work_once(tmp_path):
 def test_workers_go_when_their_parent_is_killed(tmp_path):
     program = f"""
         import itertools, os, signal, sys
-        from zoo.data import prepare
+        from zoo.data import encode
         from zoo.recipe_data import DataSection
         from zoo.tokenizers import load
 
-        prepare._ALONE = 1
+        encode._ALONE = 1
         data = DataSection(source="stories", kind="text", workers=2)
         tokenizer = load({str(DATA / "small.tiktoken")!r})
         import multiprocessing
-        for number, _ in enumerate(prepare.encode(itertools.repeat("a b c " * 1000), data, tokenizer)):
+        for number, _ in enumerate(encode.encode(itertools.repeat("a b c " * 1000), data, tokenizer)):
             if number == 5:
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -280,7 +282,7 @@ def test_a_character_outside_the_alphabet_makes_a_document_bad(tmp_path):
 
 
 def test_a_very_long_document_is_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "LONGEST_PIECE", 1000)
+    monkeypatch.setattr(encode_module, "LONGEST_PIECE", 1000)
     text = " ".join(TEXTS[:20])
     pieces = list(pieces_of(text))
     assert "".join(pieces) == text and len(pieces) > 5 and max(map(len, pieces)) <= 1000

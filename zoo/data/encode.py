@@ -1,0 +1,181 @@
+"""Items of a source as tokens, here or in worker processes.
+
+A document is its tokens between the tokenizer's BOS and EOS, where it has them (else followed by its separator). Texts
+longer than `LONGEST_PIECE` characters are tokenised in pieces parted at white space: no tokenizer is quick, and some
+never end, on one text of many millions of characters.
+"""
+
+import collections
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoo.data import shards
+from zoo.data.documents import Fault, Item
+from zoo.errors import UserError
+from zoo.recipe_data import DataSection
+from zoo.tokenizers import chat
+from zoo.tokenizers.base import Tokenizer
+
+LONGEST_PIECE = 1_000_000  # characters
+_CHUNK_ITEMS, _CHUNK_CHARACTERS = 1024, 1_000_000  # of what goes to a worker at once
+_ALONE = 4_000_000  # characters that are tokenised here before other processes are worth their start
+
+
+@dataclass
+class Encoded:
+    """Some items of a source as tokens.
+
+    tokens: of all of them, one behind the other; lengths: int64, of each item, 0 where it is passed over.
+    loss: uint8 beside the tokens, or None. faults: item -> why it cannot be used; empty ones have "".
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    loss: np.ndarray | None
+    faults: dict[int, str]
+
+
+def encode(items: Iterable[Item], data: DataSection, tokenizer: Tokenizer) -> Iterator[Encoded]:
+    """Items as tokens, in their order; in `data.workers` processes (0: one a core) once there is much to do."""
+    workers = data.workers or os.cpu_count() or 1
+    settings = (data.kind, data.chat_template)
+    chunks = _chunks(items)
+    done = 0
+    while workers == 1 or done < _ALONE:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        done += sum(map(_size, chunk))
+        yield encode_chunk(chunk, tokenizer, *settings)
+    with _pool(workers, tokenizer) as pool:
+        running = collections.deque(
+            pool.submit(_encode_there, chunk, *settings) for chunk in itertools.islice(chunks, 2 * workers)
+        )
+        while running:
+            encoded = running.popleft().result()
+            if (chunk := next(chunks, None)) is not None:
+                running.append(pool.submit(_encode_there, chunk, *settings))
+            yield encoded
+
+
+def encode_chunk(items: list[Item], tokenizer: Tokenizer, kind: str, template: str | None) -> Encoded:
+    """Some items as tokens, here and now. `template`: of the conversations, for kind "chat"."""
+    faults = {number: item.reason for number, item in enumerate(items) if isinstance(item, Fault)}
+    if kind == "text":
+        faults |= {number: "" for number, item in enumerate(items) if isinstance(item, str) and not item.strip()}
+    good = [number for number in range(len(items)) if number not in faults]
+    encoder = _texts if kind == "text" else _chats
+    try:
+        rows = encoder([items[number] for number in good], tokenizer, template)
+    except (UserError, ValueError):  # one of them is at fault: which?
+        rows, kept = [], []
+        for number in good:
+            try:
+                rows += encoder([items[number]], tokenizer, template)
+                kept.append(number)
+            except (UserError, ValueError) as error:
+                faults[number] = str(error).splitlines()[0]
+        good = kept
+    dtype = shards.token_dtype(tokenizer.vocab_size)
+    lengths = np.zeros(len(items), np.int64)
+    lengths[good] = [len(ids) for ids, _ in rows]
+    total = int(lengths.sum())
+    tokens = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in rows), dtype, total)
+    loss = None
+    if kind == "chat":
+        loss = np.fromiter(itertools.chain.from_iterable(mask for _, mask in rows), np.uint8, total)
+    return Encoded(tokens, lengths, loss, dict(sorted(faults.items())))
+
+
+def _texts(texts: list[str], tokenizer: Tokenizer, template: None) -> list[tuple[list[int], None]]:
+    pieces = [(number, piece) for number, text in enumerate(texts) for piece in pieces_of(text)]
+    before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    if not before and not after:
+        after = tokenizer.separator_ids
+    encoded = tokenizer.encode_batch([piece for _, piece in pieces])
+    if len(pieces) == len(texts):
+        return [(before + ids + after, None) for ids in encoded]
+    joined: list[list[int]] = [[*before] for _ in texts]
+    for (number, _), ids in zip(pieces, encoded, strict=True):
+        joined[number] += ids
+    return [(ids + after, None) for ids in joined]
+
+
+def _chats(found: list, tokenizer: Tokenizer, template: str) -> list[tuple[list[int], list[bool]]]:
+    return chat.encode_conversations(tokenizer, found, template)
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """A text cut, before white space if there is any, into pieces of at most LONGEST_PIECE characters; mostly one."""
+    start = 0
+    while len(text) - start > LONGEST_PIECE:
+        stop = start + LONGEST_PIECE
+        cut = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
+        stop = cut if cut > start else stop
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _size(item: Item) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return 0 if isinstance(item, Fault) else sum(len(message["content"]) for message in item)
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += _size(item)
+        if len(chunk) == _CHUNK_ITEMS or size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+_here: Tokenizer | None = None  # of a worker
+
+
+@contextlib.contextmanager
+def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
+    # Not forked: a process in which JAX runs threads must not be.
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(tokenizer, os.getpid())
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(tokenizer: Tokenizer, parent: int) -> None:
+    """Set up a worker: one thread, deaf to Ctrl-C (the parent stops it), gone when the parent is."""
+    global _here
+    _here = tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _encode_there(items: list[Item], kind: str, template: str | None) -> Encoded:
+    return encode_chunk(items, _here, kind, template)
