@@ -19,6 +19,7 @@ from zoo.checkpoints import Checkpoints
 from zoo.cli.train import main
 from zoo.errors import UserError
 from zoo.run_directory import lock
+from zoo.train import supervisor
 from zoo.train.distributed import Cluster, find
 from zoo.train.metrics import read_metrics
 from zoo.train.supervisor import supervise
@@ -139,6 +140,19 @@ def test_the_parent_passes_sigterm_on(tmp_path):
     assert started.stdout.readline() == "ready\n"
     started.send_signal(signal.SIGTERM)
     assert started.wait(30) == 7
+
+
+def test_a_sigterm_while_the_child_starts_reaches_it(tmp_path, monkeypatch):
+    """It comes before there is anybody to pass it on to."""
+    start = subprocess.Popen
+
+    def slow(command, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(command, **options)
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", slow)
+    assert supervise([sys.executable, "-c", "import time; time.sleep(60)"], None) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # ------------------------------------------------------------------------------------------------------- real processes

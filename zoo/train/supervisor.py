@@ -31,22 +31,30 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
 
     SIGTERM and SIGINT go on to the child, both as SIGTERM. `verbose`: the runtime's own messages are shown too.
     """
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, WORKER: "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
+    child: subprocess.Popen | None = None
+    asked = False
 
     def forward(number: int, frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGTERM)
+        nonlocal asked
+        asked = True
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
 
+    # Before there is a child: what comes while it starts must not end this process, which would kill the child.
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, WORKER: "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        if asked:
+            child.send_signal(signal.SIGTERM)
         reader = _Reader(child.stderr, verbose)
         code = child.wait()
         reader.thread.join(timeout=5)  # what else the child has started may hold its stderr
