@@ -264,7 +264,7 @@ def make(name, **overrides):
     return create(registered, **{**values, **overrides})
 
 
-@pytest.mark.parametrize("name", ["cronica", "llama", "bwetaf"])
+@pytest.mark.parametrize("name", ["cronica", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "bwetaf"))])
 def test_more_than_max_seq_len_is_refused_with_both_numbers(name, caplog):
     lm = make(name, max_seq_len=24)
     with pytest.raises(UserError, match=r"30 tokens.*takes 24"):

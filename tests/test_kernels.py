@@ -77,7 +77,11 @@ def test_kernels_are_recorded_once_each():
 # Emulated, at the smallest block the kernel takes.
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "window", "segmented"),
-    [(2, 2, 64, None, False), (4, 2, 64, 100, False), (2, 1, 96, None, True)],
+    [
+        (2, 2, 64, None, False),
+        (4, 2, 64, 100, False),
+        pytest.param(2, 1, 96, None, True, marks=pytest.mark.slow),
+    ],
 )
 def test_splash_attention_is_attention(monkeypatch, heads, kv_heads, head_dim, window, segmented):
     monkeypatch.setattr(attention_accelerators, "SPLASH_BLOCKS", (128,))

@@ -46,6 +46,7 @@ def test_cronica():
             is_normal(x, 0.02 * 0.8796, cut=2)
 
 
+@pytest.mark.slow
 def test_kodalite():
     flat = created("kodalite-1.3b")
     assert {path for path in flat if path.startswith("lm_head")} == {"lm_head/kernel"}
@@ -116,7 +117,10 @@ def is_normal_roughly(x):
     assert abs(x.mean()) < 0.15 and x.std() == pytest.approx(1, rel=0.1) and np.abs(x).max() > 2.5
 
 
-@pytest.mark.parametrize("name", registry.list_models())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "gelu-d12" else pytest.mark.slow) for name in registry.list_models()],
+)
 def test_the_seed_is_honoured(name):
     small = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=2, head_dim=16, mlp_dim=64)
     fields = registry.describe(name).make_config().to_dict()

@@ -23,7 +23,10 @@ def table(*arguments):
 
 @pytest.mark.parametrize(
     ("model", "layout"),
-    [("kodalite-1.3b", "data 2 x tensor 4"), ("bwetaf-97m", "data 2 x fsdp 2 x tensor 2")],
+    [
+        pytest.param("kodalite-1.3b", "data 2 x tensor 4", marks=pytest.mark.slow),
+        ("bwetaf-97m", "data 2 x fsdp 2 x tensor 2"),
+    ],
 )
 def test_a_model_on_a_mesh_trains_as_on_one_device(model, layout):
     """Vocabulary 257 and two kv heads on a tensor axis of four, and all three axes at once."""

@@ -44,7 +44,9 @@ def assert_same(found, expected):
     jax.tree.map(close, found, expected)
 
 
-@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize(
+    "remat", ["none", *(pytest.param(remat, marks=pytest.mark.slow) for remat in ("dots", "full"))]
+)
 @pytest.mark.parametrize("name", ALIKE)
 def test_scanned_blocks_compute_what_unrolled_ones_do(name, remat):
     graphdef, params, _ = tiny(name)
@@ -53,7 +55,7 @@ def test_scanned_blocks_compute_what_unrolled_ones_do(name, remat):
     assert_same(loss_and_gradients(graphdef, params, Execution(True, remat), **arguments), expected)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["bwetaf", "gelu", pytest.param("nanochat", marks=pytest.mark.slow)])
 def test_recomputed_blocks_give_the_same_gradients(name, remat):
     graphdef, params, _ = tiny(name)

@@ -274,6 +274,7 @@ def adapter_of(directory):
     return about["base_model_name_or_path"], about["revision"]
 
 
+@pytest.mark.slow
 def test_exported_adapters_name_the_very_weights_that_they_adapt(tmp_path, base):
     run, runs = base[0], {}
     for name, source in {"newest": "base", "fifth": "base@5", "on": "newest", "more": "on"}.items():

@@ -31,6 +31,7 @@ def recipe(tmp_path, monkeypatch):
     return "w.yaml"
 
 
+@pytest.mark.slow
 def test_lines_go_there_and_a_run_that_goes_on_is_the_same_one(recipe, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
