@@ -162,6 +162,10 @@ def test_a_step_on_a_cpu_copies_no_cache(module, rows):
     loops = [text for text in re.split(r"\n(?=%|ENTRY)", compiled.as_text()) if text.startswith("%")]
     made = [line for text in loops for line in text.splitlines() if re.search(whole, line)]
     assert made and not [line for line in made if line.strip().startswith("%copy")]
+    # The joined kernels of q, k and v are made once, before the loop.
+    joined = rf"f32\[{CONFIG.embed_dim},{3 * CONFIG.num_heads * CONFIG.head_dim}\]\S* concatenate\("
+    assert bool(re.search(joined, compiled.as_text())) == (rows == 1)
+    assert not any(re.search(joined, text) for text in loops)
 
 
 def test_tiny_writes_on_past_its_context_as_the_original():

@@ -13,7 +13,7 @@ from zoo.layers.attention_kernels import attention
 from zoo.layers.dropout import dropout
 from zoo.layers.embedding import Embedding, Head, unembed
 from zoo.layers.initializers import truncated_normal, zeros
-from zoo.layers.linear import Linear, product
+from zoo.layers.linear import Linear, outputs, product
 from zoo.layers.mlp import MLP, FusedSwiGLU, SwiGLU
 from zoo.layers.norm import LayerNorm, RMSNorm
 from zoo.layers.residual import Backout, ResidualBlend, Smear, previous_in_row
@@ -66,6 +66,22 @@ def test_products_of_one_row_and_of_several(rows, features, dtype):
     assert found.dtype == dtype and found.shape == (rows, 6)
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_allclose(f32(found), exact, rtol=2**-8 if dtype == "bfloat16" else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_outputs_are_what_each_projection_gives(monkeypatch, rows, bias):
+    options = dict(axes=("embed", "heads"), init=truncated_normal(1.0), bias=bias, bias_init=truncated_normal(1.0))
+    linears = [Linear(8, size, key=jax.random.key(size), **options) for size in (12, 4, 6)]
+    x = jnp.asarray(normal(rows, 1, 8), jnp.float32)
+    joined = []
+    monkeypatch.setattr(
+        "zoo.layers.linear.product", lambda x, kernel: joined.append(kernel.shape) or product(x, kernel)
+    )
+    found = outputs(x, linears)
+    assert joined == ([(8, 22)] if rows == 1 and not bias else [(8, 12), (8, 4), (8, 6)])
+    for y, linear in zip(found, linears, strict=True):
+        close(y, linear(x))
 
 
 def test_truncated_normal_is_cut_and_not_rescaled():

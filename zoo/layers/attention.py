@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from zoo.layers.attention_kernels import attention, cached_attention
 from zoo.layers.initializers import Initializer, zeros
 from zoo.layers.kv_cache import KVCache
-from zoo.layers.linear import Linear
+from zoo.layers.linear import Linear, outputs
 from zoo.layers.norm import rms_normalize
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber
@@ -110,8 +110,8 @@ class Attention(nnx.Module):
             segment_ids: without a cache, ids that attention does not cross; with one, 0 = pad, not written.
             value_embeds: [B, T, K * head_dim], for a layer that mixes them into its values.
         """
-        q = self._heads(self.q(x), "heads")
-        k, v = self._heads(self.k(x), "kv_heads"), self._heads(self.v(x), "kv_heads")
+        q, k, v = outputs(x, (self.q, self.k, self.v))
+        q, k, v = self._heads(q, "heads"), self._heads(k, "kv_heads"), self._heads(v, "kv_heads")
         if value_embeds is not None:
             v = self._mixed(v, x, self._heads(value_embeds, "kv_heads"))
         q, k = self._normal(rotate(q)), self._normal(rotate(k))

@@ -1,7 +1,10 @@
 """The projection all models use."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -11,6 +14,8 @@ from zoo.layers.initializers import Initializer, zeros
 
 # One row's product with a kernel is split so many times on a CPU.
 PIECES = 4
+# Kernels up to this size in all are joined for one row on a CPU.
+JOINED_BYTES = 2**20
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -74,3 +79,19 @@ class Linear(nnx.Module):
         if self.has_bias:
             y = y + self.bias[...].astype(x.dtype)
         return y if self.lora is None else y + self.lora(x)
+
+
+def outputs(x: Float[Array, "... in"], linears: Sequence[Linear]) -> list[Float[Array, "... _"]]:
+    """What each of several projections makes of the same x.
+
+    For a single row on a CPU small kernels are joined: to start three products takes longer than to read their kernels.
+    XLA joins them once before a loop of decoding, not in it.
+    """
+    plain = not any(linear.has_bias or linear.lora is not None for linear in linears)
+    small = sum(linear.kernel[...].nbytes for linear in linears) <= JOINED_BYTES
+    if not (plain and small and x.size == x.shape[-1] and on_one_cpu()):
+        return [linear(x) for linear in linears]
+    kernels = [linear.kernel[...].astype(x.dtype) for linear in linears]
+    y = product(x.reshape(1, -1), jnp.concatenate(kernels, axis=1))
+    ends = np.cumsum([kernel.shape[1] for kernel in kernels])[:-1]
+    return [part.reshape(*x.shape[:-1], -1) for part in jnp.split(y, ends, axis=1)]
