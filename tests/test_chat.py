@@ -158,6 +158,11 @@ def test_what_a_pipe_could_not_get_is_no_success(talk, monkeypatch, capsys):
     assert "stdin, which is closed" in capsys.readouterr().err
 
 
+def test_a_message_that_is_not_utf8_costs_only_itself(talk):
+    out, err, asked = talk("a\udcff", "user", code=2)
+    assert "message 1 is not UTF-8" in err and asked == [["a\udcff"], ["user"]] and out == "the end.\n"
+
+
 def test_system_and_unknown_commands(talk):
     _, err, asked = talk("/system Sí.", "user", "/system", "and", "/nothing", "/help", code=2)
     assert asked == [["Sí.", "user"], ["user", "the end.", "and"]]

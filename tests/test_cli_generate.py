@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
+import signal
 
 import pytest
 from scripted_model import scripted_lm
 
 import zoo.language_model
+from zoo.cli.common import late_interrupt
 from zoo.cli.main import main
 from zoo.errors import UserError
 from zoo.generate import rope_scaling
+from zoo.generate.text import TextStream
 from zoo.language_model import LanguageModel, create
 from zoo.models.cronica import CronicaConfig
 from zoo.models.llama import LlamaConfig
@@ -168,6 +172,43 @@ def test_no_stdin_and_no_tokenizer_are_told_in_a_line(directory, tmp_path, capsy
         assert main(["generate", str(tmp_path / way), "Hello"]) == 2
         told = capsys.readouterr().err
         assert file in told and str(tmp_path / way) in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", [["-"], ["--prompts", "-"], ["--prompts", "P.jsonl"]])
+def test_what_is_not_utf8_is_told_in_a_line(directory, tmp_path, capsys, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    # As Python reads stdin in the C locales.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", errors="surrogateescape"))
+    (tmp_path / "P.jsonl").write_text('{"prompt": "a\\ud800"}\n')
+    assert main(["generate", directory, *way]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_what_has_come_and_ends_the_command(directory, capsys, monkeypatch):
+    """The first is not seen inside of JAX, which may crash of it while it compiles; the second is an exception."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        plain = TextStream.__next__
+        shown = []
+
+        def interrupted(self):
+            shown.append(plain(self))
+            if len(shown) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return shown[-1]
+
+        monkeypatch.setattr(TextStream, "__next__", interrupted)
+        assert main(["generate", directory, "x", "--max-new-tokens", "40", "--seed", "3"]) == 130
+        assert capsys.readouterr().out == shown[0] + "\n" and len(shown) == 2
+        with late_interrupt() as pressed:
+            assert not pressed()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert pressed()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_seed_may_be_of_any_size(directory, capsys):

@@ -1,5 +1,6 @@
 """The engine: cached generation equals the full forward, rows are their own, limits hold."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -254,6 +255,8 @@ def test_another_prompt_length_or_number_does_not_compile_anew(module):
         ({"prompts": [[1] * 20], "max_len": 20}, "20 tokens"),
         ({"prompts": [[1]], "max_new_tokens": 0}, "max_new_tokens"),
         ({"prompts": [[1]], "stop_ids": range(9)}, "9 stop ids"),
+        ({"prompts": [[1]], "stop_ids": [2**40]}, f"stop names the id {2**40}"),
+        ({"prompts": [[1]], "stop_ids": [-1]}, "stop names the id -1"),
         ({"prompts": [[1]], "sampling": Sampling(logit_bias={96: 1.0})}, "id 96"),
     ],
 )
@@ -261,6 +264,16 @@ def test_impossible_requests_are_refused(module, change, named):
     prompts = change.pop("prompts")
     with pytest.raises(UserError, match=named):
         decode(module, prompts, **change)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(), Sampling(top_p=0.5), Sampling(top_k=5)])
+def test_logits_that_are_no_numbers_give_ids_that_are_some(monkeypatch, sampling):
+    """Of a vocabulary that is drawn from in blocks, and does not fill the last."""
+    config = dataclasses.replace(CONFIG, vocab_size=1500)
+    graphdef, params = build.create_params(Cronica, config, 0)
+    broken = nnx.merge(graphdef, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params))
+    run = decode(broken, [[1, 2]], 4, sampling, num_ids=1400)
+    assert all(0 <= token < 1400 for token in run.tokens[0]) and np.isnan(run.logprobs[0]).all()
 
 
 def make(name, **overrides):

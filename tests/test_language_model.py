@@ -109,6 +109,27 @@ def test_stream_is_the_same_text_in_whole_characters(lm):
         assert "".join(pieces) == whole.text and stream.generation == whole
 
 
+def test_a_prompt_that_is_not_possible_has_its_number_and_costs_no_text(lm):
+    done = []
+    for prompts, options, named in (
+        (["El", []], {}, "prompt 2 is empty"),
+        ([[20] * 500, "El", "La"], {"batch_size": 1}, "prompt 1 has 500 tokens"),
+        (["El", [20] * 500], {"n": 3}, "prompt 2 has 500"),
+        (["El", "a\ud800"], {}, "not UTF-8"),
+    ):
+        with pytest.raises(UserError, match=named):
+            lm.generate(prompts, on_progress=lambda *at: done.append(at), **options)
+    assert not done
+
+
+def test_a_special_token_stops_by_its_name(lm):
+    name, id = next(item for item in lm.tokenizer.special_tokens.items() if item[1] != lm.tokenizer.eos_id)
+    settings = dict(logit_bias={id: 1e9}, max_new_tokens=5, ignore_eos=True)
+    assert lm.generate("El", **settings).tokens == [id] * 5
+    stopped = lm.generate("El", stop=name, **settings)
+    assert (stopped.tokens, stopped.finish) == ([], "stop")
+
+
 def test_stop_strings_and_ids_end_a_text(lm):
     free = lm.generate("El", seed=1, max_new_tokens=40, temperature=1.2)
     string = free.text[10:13]

@@ -208,6 +208,8 @@ def test_draws_from_a_large_vocabulary(top_p):
         {"repetition_penalty": 0},
         {"logit_bias": {1: np.nan}},
         {"logit_bias": {1: np.inf}},
+        {"logit_bias": {1: 1e39}},
+        {"temperature": 1e-40},
     ],
 )
 def test_impossible_sampling_is_refused(setting):

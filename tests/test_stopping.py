@@ -31,7 +31,11 @@ def test_stop_text_never_shows_a_stop_string_or_its_beginning():
 def test_split_stop():
     assert split_stop(None) == ([], [])
     assert split_stop(3) == ([3], [])
+    assert split_stop(np.int64(3)) == ([3], [])
     assert split_stop([np.int64(3), "a", ""]) == ([3], ["a"])
+    for stop in (1.5, [1.7], [None], True, [b"ab"]):
+        with pytest.raises(UserError, match="stop holds"):
+            split_stop(stop)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from zoo.convert.base import storage_dtype
 from zoo.data.match import Match, parse_block, to_block
 from zoo.errors import UserError
 from zoo.generate import chat as conversations
+from zoo.generate.engine import check_prompts
 from zoo.generate.settings import Settings, resolve
 from zoo.generate.text import Generation, TextStream, continue_all, stream_text
 from zoo.layers import lora
@@ -170,6 +171,8 @@ class LanguageModel:
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
             raise UserError(f"n is {n}; it must be a whole number of at least 1")
         count = n or 1
+        # Here, where they still have the caller's order, and before any text is written.
+        check_prompts(rows, self.config.vocab_size, self.config.generation_limit)
         settings = self._settings(
             preset,
             max_new_tokens=max_new_tokens,

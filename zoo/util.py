@@ -40,6 +40,15 @@ def cache_directory() -> Path:
     return Path(own or f"{users}/zoo").expanduser().absolute()
 
 
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8; halves of characters cannot, nor bytes that Python read as such."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like `word`, or None when nothing is close."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

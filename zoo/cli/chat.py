@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.common import late_interrupt
 from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model, open_stdin
 from zoo.errors import UserError
 
@@ -126,12 +127,15 @@ class Session:
         asked = {"role": "user", "content": text}
         written = ""
         try:
-            stream = self.lm.stream_chat(
-                self._fitting(asked), template=self.template, seed=self.seed + len(self.messages), **self.settings
-            )
-            for piece in stream:
-                print(piece, end="", flush=True)
-                written += piece
+            with late_interrupt() as interrupted:
+                stream = self.lm.stream_chat(
+                    self._fitting(asked), template=self.template, seed=self.seed + len(self.messages), **self.settings
+                )
+                for piece in stream:
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    print(piece, end="", flush=True)
+                    written += piece
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)

@@ -1,9 +1,12 @@
 """What every command shares: how errors are shown and which exit code they have."""
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +55,30 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
         text = " ".join(str(error).split())[:300]
         hint = "" if debug else " (add --debug for the traceback)"
         return _report(f"{prog}: unexpected {type(error).__name__}: {text}{hint}", 1, debug)
+
+
+@contextlib.contextmanager
+def late_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C within it only makes what it gives return True; a second one is a KeyboardInterrupt.
+
+    JAX may crash if the first came through it as an exception while it traces and compiles.
+    """
+    pressed = False
+
+    def press(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():  # which alone has signals
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ready_to_compute() -> None:

@@ -4,6 +4,7 @@ import datetime
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,7 @@ def cronica(
         print(f"{label} ({STYLES[label][0]})", flush=True)
         marker = Marker(match, lexicon, before, after)
         started = time.perf_counter()
-        show(lm.stream_cronica(match, label, temperature=temperature, seed=seed), started, marker)
+        show(partial(lm.stream_cronica, match, label, temperature=temperature, seed=seed), started, marker)
         print()
         marked += marker.marked
     if marked:

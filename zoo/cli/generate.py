@@ -3,15 +3,18 @@
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import ready_to_compute
+from zoo.cli.common import late_interrupt, ready_to_compute
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
+    from zoo.generate.text import TextStream
     from zoo.language_model import LanguageModel
 
 # Options that `zoo chat` has too.
@@ -93,7 +96,8 @@ def generate(
     started = time.perf_counter()
     if len(texts) == 1 and n == 1 and not as_json and prompts is None:
         settings["seed"] = seed
-        show(lm.stream_cronica(texts[0], style, **settings) if stats else lm.stream(texts[0], **settings), started)
+        begin = partial(lm.stream_cronica, texts[0], style) if stats else partial(lm.stream, texts[0])
+        show(partial(begin, **settings), started)
         return
     settings |= {"seed": seed, "n": n, "batch_size": batch_size, "on_progress": _progress}
     groups = lm.cronicas([(texts[0], style)], **settings) if stats else lm.generate(texts, **settings)
@@ -134,15 +138,22 @@ def open_stdin(what: str) -> Any:
     return sys.stdin
 
 
-def show(stream, started: float, transform=None) -> None:
+def show(begin: Callable[[], "TextStream"], started: float, transform=None) -> None:
     """Print a stream to stdout as it comes, and how fast it came to stderr.
 
-    `transform` (with `push` and `flush`) changes the text on its way; `started` is when the call was made.
+    `begin` gives the stream. `transform` (with `push` and `flush`) changes the text on its way; `started` is when the
+    call was made.
     """
-    first = time.perf_counter()
-    for piece in stream:
-        print(transform.push(piece) if transform else piece, end="", flush=True)
-    print(transform.flush() if transform else "", flush=True)
+    with late_interrupt() as interrupted:
+        stream = begin()
+        first = time.perf_counter()
+        for piece in stream:
+            if interrupted():
+                break
+            print(transform.push(piece) if transform else piece, end="", flush=True)
+        print(transform.flush() if transform else "", flush=True)
+        if interrupted():
+            raise KeyboardInterrupt
     ended = time.perf_counter()
     tokens = len(stream.generation.tokens)
     rate = f", then {(tokens - 1) / (ended - first):.0f} tokens/s" if tokens > 1 else ""

@@ -118,7 +118,7 @@ def start(
         UserError: no prompt, an empty one, one that leaves no room for a new token, or an id out of range.
     """
     lengths = [len(prompt) for prompt in prompts]
-    _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len)
+    _check(module, prompts, max_new_tokens, stop_ids, max_len)
     rows = 1 << (len(prompts) - 1).bit_length()
     spare = rows - len(prompts)  # rows that only fill the batch up: one pad token, finished from the start
     read = prompts if window is None else [prompt[-window:] for prompt in prompts]
@@ -168,21 +168,30 @@ def _mesh_of(params) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _check(module, prompts, lengths, max_new_tokens, stop_ids, max_len) -> None:
+def _check(module, prompts, max_new_tokens, stop_ids, max_len) -> None:
     if not prompts:
         raise UserError("no prompt; give at least one")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if len(stop_ids) > MAX_STOP_IDS:
-        raise UserError(f"{len(stop_ids)} stop ids; at most {MAX_STOP_IDS} are possible")
+        raise UserError(f"{len(stop_ids)} stop ids with the tokenizer's EOS; at most {MAX_STOP_IDS} are possible")
     vocab = module.config.vocab_size
+    for stop in stop_ids:
+        if not 0 <= stop < vocab:
+            raise UserError(f"stop names the id {stop}; ids go from 0 to {vocab - 1}")
+    check_prompts(prompts, vocab, max_len)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_len: int | None) -> None:
+    """Raises UserError for a prompt that `start` does not take, by its number: empty, too long, an id out of range."""
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {row + 1} is empty; a model needs at least one token to go on from")
         low, high = min(prompt), max(prompt)
-        if low < 0 or high >= vocab:
-            raise UserError(f"prompt {row + 1} holds the id {low if low < 0 else high}; ids go from 0 to {vocab - 1}")
-        if max_len is not None and lengths[row] >= max_len:
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise UserError(f"prompt {row + 1} holds the id {wrong}; ids go from 0 to {vocab_size - 1}")
+        if max_len is not None and len(prompt) >= max_len:
             raise UserError(
-                f"prompt {row + 1} has {lengths[row]} tokens; the model takes {max_len}, new ones included: shorten it"
+                f"prompt {row + 1} has {len(prompt)} tokens; the model takes {max_len}, new ones included: shorten it"
             )

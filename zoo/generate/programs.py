@@ -163,6 +163,7 @@ def _emit(model, state: dict[str, Any], hidden: Array, inputs: dict[str, Any], s
     step = state["step"]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state["keys"], step)
     token, logprob = sample(logits, keys, shape, inputs["numbers"], state.get("seen"))
+    token = jnp.minimum(token, inputs["num_ids"] - 1)  # of logits that are no numbers any id may have come
     stops = jnp.any(token[:, None] == inputs["stop_ids"], axis=-1)
     kept = ~state["done"] & ~stops
     count = state["count"] + kept

@@ -17,6 +17,7 @@ from jax import Array
 from zoo.errors import UserError
 
 FEW = 1024  # candidates at most for which noise is drawn, see `_pick_by_noise`
+LOWEST_TEMPERATURE = 1e-30  # logits divided by less may have no float32
 BLOCK = 256  # tokens whose probabilities are summed up together, see `_pick_by_share`
 
 
@@ -47,6 +48,9 @@ class Sampling:
     def __post_init__(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise UserError(f"temperature is {self.temperature}; give a number of at least 0 (0 is greedy)")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            lowest = f"at least {LOWEST_TEMPERATURE}, or 0, which is greedy"
+            raise UserError(f"temperature is {self.temperature}; give {lowest}")
         if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; give a whole number of at least 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
@@ -58,7 +62,7 @@ class Sampling:
                 f"repetition_penalty is {self.repetition_penalty}; give a number above 0 (1 changes nothing)"
             )
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
+            if math.isnan(bias) or bias > float(np.finfo(np.float32).max):
                 raise UserError(f"logit_bias of token {token} is {bias}; give a number, or -inf to forbid the token")
 
     @property

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from zoo.errors import UserError
+
 
 class StopText:
     """Finds stop strings in text that comes in pieces, and holds back what may be the start of one.
@@ -40,10 +44,13 @@ class StopText:
 
 
 def split_stop(stop: int | str | Sequence[int | str] | None) -> tuple[list[int], list[str]]:
-    """Stop ids and stop strings of a `stop` argument: one of either, several mixed, or None."""
-    if stop is None:
-        stop = []
-    elif isinstance(stop, int | str):
-        stop = [stop]
-    ids = [int(item) for item in stop if not isinstance(item, str)]
-    return ids, [item for item in stop if isinstance(item, str) and item]
+    """Stop ids and stop strings of a `stop` argument: one of either, several mixed, or None.
+
+    Raises UserError for anything else.
+    """
+    items = [] if stop is None else [stop] if isinstance(stop, str) or np.ndim(stop) == 0 else list(stop)
+    for item in items:
+        if not isinstance(item, str | int | np.integer) or isinstance(item, bool):
+            raise UserError(f"stop holds {item!r}; give strings and token ids")
+    ids = [int(item) for item in items if not isinstance(item, str)]
+    return ids, [item for item in items if isinstance(item, str) and item]

@@ -134,9 +134,13 @@ class TextRun:
         ignore_eos: bool = False,
         longest_prompt: int = 0,
     ):
-        ids, self._strings = split_stop(stop)
-        if self._strings and tokenizer is None:
+        ids, strings = split_stop(stop)
+        if strings and tokenizer is None:
             raise UserError("stop strings need a tokenizer, and there is none; give token ids")
+        # Special tokens are no part of the text, so they would not be found in it.
+        special = {} if tokenizer is None else tokenizer.special_tokens
+        ids += [special[string] for string in strings if string in special]
+        self._strings = [string for string in strings if string not in special]
         if tokenizer is not None and tokenizer.eos_id is not None and not ignore_eos:
             ids.append(tokenizer.eos_id)
         limit, trained = module.config.generation_limit, module.config.max_seq_len

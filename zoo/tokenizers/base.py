@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from zoo.errors import UserError
+from zoo.util import is_utf8
 
 _REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) a whole character
 
@@ -51,7 +52,9 @@ class Tokenizer(ABC):
         """Write the tokenizer into `directory` (created if missing); `zoo.tokenizers.load` reads it there."""
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Token ids of one text; see `encode_batch`."""
+        """Token ids of one text; see `encode_batch`. Raises UserError for a text that has no form as UTF-8."""
+        if not is_utf8(text):
+            raise UserError("the text is not UTF-8: it holds bytes or halves of characters that stand for nothing")
         return self.encode_batch([text], add_special=add_special)[0]
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import nearest
+from zoo.util import is_utf8, nearest
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def check(messages: Sequence[Message], *, last: str) -> None:
             raise UserError(f"message {number + 1} is of role {message.get('role')!r}, a turn of the {wanted} was due")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise UserError(f"message {number + 1} has no text")
+        if not is_utf8(message["content"]):
+            raise UserError(f"message {number + 1} is not UTF-8 text")
     if messages[-1]["role"] != last:
         raise UserError(f"the last message is of role {messages[-1]['role']!r}; it must be one of the {last}")
 
