@@ -158,6 +158,11 @@ def test_what_a_pipe_could_not_get_is_no_success(talk, monkeypatch, capsys):
     assert "stdin, which is closed" in capsys.readouterr().err
 
 
+def test_replies_that_may_be_endless_leave_room_for_the_conversation(talk):
+    _, err, asked = talk("user", "and", options=["--max-new-tokens", "1000"])
+    assert "left out" not in err and asked[1] == ["user", "the end.", "and"]
+
+
 def test_a_message_that_is_not_utf8_costs_only_itself(talk):
     out, err, asked = talk("a\udcff", "user", code=2)
     assert "message 1 is not UTF-8" in err and asked == [["a\udcff"], ["user"]] and out == "the end.\n"

@@ -154,7 +154,8 @@ class Session:
         from zoo.generate import chat as conversations
 
         reply = self.lm.reply_settings(self.template, self.settings).max_new_tokens
-        room = self.lm.config.max_seq_len - reply
+        context = self.lm.config.max_seq_len
+        room = max(context - reply, context // 2)  # a reply that may be endless takes half of it
         kept, dropped = conversations.fit(self.lm.tokenizer, [*self.all_messages(), asked], self.template, room)
         if dropped:
             note(f"({dropped} oldest messages left out: they do not fit into {self.lm.config.max_seq_len} tokens)")
