@@ -97,7 +97,7 @@ def check(messages: Sequence[Message], *, last: str) -> None:
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise UserError(f"message {number + 1} has no text")
         if not is_utf8(message["content"]):
-            raise UserError(f"message {number + 1} is not UTF-8 text")
+            raise UserError(f"message {number + 1} is not UTF-8 text (half of a surrogate pair, or a stray byte)")
     if messages[-1]["role"] != last:
         raise UserError(f"the last message is of role {messages[-1]['role']!r}; it must be one of the {last}")
 
