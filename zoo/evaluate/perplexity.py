@@ -133,7 +133,7 @@ def read_texts(path: Path) -> list[str]:
     Raises UserError that names the place for what cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"--perplexity: there is no file {path}")
+        raise UserError(f"there is no file {path}")
     name = path.name.lower()
     jsonl = name.endswith(
         tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".json") for packed in ("", ".gz", ".zst"))
