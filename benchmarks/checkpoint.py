@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 
 MB = 1e6
 

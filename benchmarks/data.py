@@ -215,8 +215,8 @@ def sentencepiece_of(texts: list[str]) -> Tokenizer:
 
 def wait(recipe: str, steps: int, scratch: Path) -> dict[str, float]:
     from zoo.recipe import load_recipe
-    from zoo.run import run
-    from zoo.train.metrics import read_metrics
+    from zoo.run.job import run
+    from zoo.train.logging.log import read_metrics
 
     overrides = [f"train.steps={steps}", "optimizer.warmup_steps=1", "eval.cronicas=0", "eval.final_sample=false"]
     overrides += ["eval.num_pairs=0", "logging.every=1", f"logging.runs_dir={scratch}", "name=wait"]

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoo import cpu
 from zoo.generate import engine
 from zoo.generate.sampling import Sampling
+from zoo.hardware import cpu
 from zoo.language_model import LanguageModel, create
 from zoo.models.build import flatten
 

@@ -37,7 +37,7 @@ os.environ["ZOO_TRAIN_WORKER"] = "1"
 kind, step, delay = json.loads(os.environ["KILL"])
 from zoo import checkpoints, run
 from zoo.cli.train import main
-from zoo.train.loop import Trainer
+from zoo.train.trainer import Trainer
 from zoo.train.step import TrainStep
 
 def die():
@@ -133,7 +133,7 @@ class Start:
 
 def lines(run_dir: Path) -> list[dict]:
     """The logged steps of a run."""
-    from zoo.train.metrics import read_metrics
+    from zoo.train.logging.log import read_metrics
 
     return read_metrics(run_dir / "metrics.jsonl")
 

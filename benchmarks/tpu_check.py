@@ -29,8 +29,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on the last line")
     options = parser.parse_intermixed_args()
-    from zoo.train.plan.targets import devices, environment
-    from zoo.train.topologies import parse_topology
+    from zoo.hardware.topologies import parse_topology
+    from zoo.plan.targets import devices, environment
 
     topology = parse_topology(options.topology)
     os.environ.update(environment(topology))  # before JAX is imported
@@ -39,10 +39,10 @@ def main() -> int:
     import jax.numpy as jnp
 
     from zoo.models import build
+    from zoo.plan.report import make_plan
     from zoo.recipe import load_recipe
-    from zoo.recipe_training import MeshSection
+    from zoo.recipe.training import MeshSection
     from zoo.train.mesh import make_mesh
-    from zoo.train.plan.report import make_plan
     from zoo.train.program import Program
 
     recipe = load_recipe(options.recipe, options.overrides, check_files=False)

@@ -9,7 +9,7 @@ elsewhere) and the programs of --vs: `plain`, crónica in plain JAX; `torch`, th
 compiled (transformers' Llama, or a plain module). All begin with the same parameters, see the same batch and must
 agree on its loss. Medians over the rounds, so that a busy machine slows all of them alike. Then steps run as zoo-train
 runs them, the loss fetched a step late, and the time the host takes is taken apart: waiting for data, laying them on
-the devices, starting the step. The process is set as zoo-train sets its own (`zoo.cpu`, `zoo.train.kept_memory`).
+the devices, starting the step. The process is set as zoo-train sets its own (`zoo.hardware.cpu`, `zoo.train.malloc`).
 Tokens are made up, or with --data the recipe's. --parts adds the forward pass alone, and forward and backward.
 
 MFU is model FLOPs by formula (see `Program.flops_per_token`) over that product's rate, and over the device's peak where
@@ -30,13 +30,13 @@ import numpy as np
 import optax
 from timing import Way, alternate, machine, matmul_way, medians, peak_memory_mb
 
-from zoo import cpu
+from zoo.hardware import cpu
+from zoo.plan.layout import make_mesh_for
 from zoo.recipe import Recipe, load_recipe
 from zoo.train import step as steps
-from zoo.train.kept_memory import keep_freed_memory
-from zoo.train.layout import make_mesh_for
+from zoo.train.logging.log import peak_flops
+from zoo.train.malloc import keep_freed_memory
 from zoo.train.mesh import put_batch
-from zoo.train.metrics import peak_flops
 from zoo.train.program import Program
 from zoo.train.step import TrainStep
 
@@ -116,7 +116,7 @@ def made_up_batches(recipe: Recipe, targets: float) -> Iterator[Batch]:
 
 def the_recipes_batches(program: Program) -> Iterator[Batch]:
     """As zoo-train reads them; prepared first where they have not been."""
-    from zoo.run import Job
+    from zoo.run.job import Job
 
     yield from Job.prepare(program.recipe, program.mesh, None, None).task.batches(0)
 

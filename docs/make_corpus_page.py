@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from zoo.data.cronicas import generate
-from zoo.tokenizers.cronica import STYLES
+from zoo.tasks.cronica.corpus import generate
+from zoo.tasks.cronica.tokens import STYLES
 
 HEAD = """# The built-in corpus: 16 crónicas to read
 
-`zoo/data/cronicas.py` invents matches and tells each in one of eight styles; no network is needed, and the same
-seed always gives the same records. The grammar is in `zoo/data/cronica_text.py`, the sentences in
-`zoo/data/styles/`, the names in `zoo/data/names.py`. People, clubs and matches are invented.
+`zoo/tasks/cronica/corpus.py` invents matches and tells each in one of eight styles; no network is needed, and the same
+seed always gives the same records. The grammar is in `zoo/tasks/cronica/text.py`, the sentences in
+`zoo/tasks/cronica/styles/`, the names in `zoo/tasks/cronica/names.py`. People, clubs and matches are invented.
 
 What `tests/test_corpus.py` holds it to: 100 to 260 words; both clubs, the score, every scorer and his minute told,
 and stadium, attendance and referee where given; no number that the block does not give; with names masked, no

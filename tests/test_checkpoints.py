@@ -16,9 +16,9 @@ import optax
 import pytest
 import remote_paths  # noqa: F401  (registers file://)
 
-from zoo import checkpoint_files
-from zoo import leaves as trees
-from zoo.checkpoints import Checkpoints, DamagedCheckpoint
+from zoo.checkpoints import orbax_io
+from zoo.checkpoints import pytree as trees
+from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint
 from zoo.errors import UserError
 
 # Orbax leaves coroutines behind when it fails, which Python mentions.
@@ -173,7 +173,7 @@ def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path,
 
     # Orbax itself does not notice: this is why there are checksums.
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_files, "verify", lambda arrays, checksums: None)
+        patch.setattr(orbax_io, "verify", lambda arrays, checksums: None)
         assert restore(tmp_path, keep=None).step == 2
 
     with caplog.at_level(logging.WARNING):
@@ -304,7 +304,7 @@ def test_a_newer_format_is_refused(tmp_path):
     save_steps(tmp_path, [1])
     file = tmp_path / "1" / "meta" / "data.json"
     content = json.loads(file.read_text())["content"] | {"format": 99}
-    file.write_text(json.dumps({"content": content, "sha256": checkpoint_files._hash(content)}))
+    file.write_text(json.dumps({"content": content, "sha256": orbax_io._hash(content)}))
     with pytest.raises(UserError, match="format 99"):
         restore(tmp_path)
     assert os.listdir(tmp_path) == ["1"]
@@ -353,7 +353,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
         from zoo.checkpoints import Checkpoints
-        from zoo.leaves import _compiled, checksums
+        from zoo.checkpoints.pytree import _compiled, checksums
         x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         leaves = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in
@@ -423,7 +423,7 @@ def test_a_deletion_that_was_killed_leaves_no_half_checkpoint(tmp_path, monkeypa
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         save_at(checkpoints, 1)
         with monkeypatch.context() as patch:
-            patch.setattr("zoo.storage.remove", lambda path: None)  # killed before the first file is gone
+            patch.setattr("zoo.checkpoints.storage.remove", lambda path: None)  # killed before the first file is gone
             save_at(checkpoints, 2)
     assert sorted(os.listdir(tmp_path)) == ["1.deleted", "2"]
     assert Checkpoints(tmp_path).steps() == [2]
@@ -475,8 +475,8 @@ def test_the_first_format_is_read_and_verified(tmp_path):
     every = [leaf for tree in items.values() for leaf in tree.values()]
     stored = {item: trees.nested(tree) for item, tree in items.items()}
     stored["checksums"] = {"uint32": jnp.asarray(trees.checksums(every)())}
-    stored["meta"] = {"content": content, "sha256": checkpoint_files._hash(content)}
-    with checkpoint_files._context(Checkpoints(tmp_path).directory):
+    stored["meta"] = {"content": content, "sha256": orbax_io._hash(content)}
+    with orbax_io._context(Checkpoints(tmp_path).directory):
         ocp.save_checkpointables(tmp_path / "1", stored)
     found = restore(tmp_path)
     assert (found.step, found.meta) == (1, META)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from zoo.cli.main import main
-from zoo.data import cronicas
-from zoo.evaluate.grounding import Lexicon
 from zoo.language_model import Generation, LanguageModel, create
 from zoo.recipe import load_recipe
-from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tasks.cronica import corpus
+from zoo.tasks.cronica import tokens as cronica_tokens
+from zoo.tasks.cronica.grounding import Lexicon
+from zoo.tasks.cronica.tokens import STYLES
 from zoo.tokenizers.characters import CharacterTokenizer
-from zoo.tokenizers.cronica import STYLES
 
-RECORDS = cronicas.generate(40)
+RECORDS = corpus.generate(40)
 LINE = "Rayo 2-1 Betis; 23 Pérez; 67 López (Betis)"
 
 
@@ -124,7 +124,7 @@ def test_cronica_finds_the_last_run(directory, capsys, monkeypatch, tmp_path):
 def test_a_model_that_is_none_for_cronicas_is_told_at_once(capsys, tmp_path, monkeypatch, stats):
     bare = create("tiny-lm", vocab_size=4)
     LanguageModel(bare.module, CharacterTokenizer("abc "), bare.spec, bare.config).save(tmp_path / "letters")
-    monkeypatch.setattr(cronicas, "generate", lambda *_, **__: pytest.fail("a corpus was made first"))
+    monkeypatch.setattr(corpus, "generate", lambda *_, **__: pytest.fail("a corpus was made first"))
     monkeypatch.setattr(Lexicon, "learn", lambda *_, **__: pytest.fail("a lexicon was made first"))
     for command in (
         ["cronica", LINE, str(tmp_path / "letters")],

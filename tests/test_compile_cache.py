@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from zoo import compile_cache
-from zoo.compile_cache import CHECKSUM, ENTRY
+from zoo.hardware import compile_cache
+from zoo.hardware.compile_cache import CHECKSUM, ENTRY
 from zoo.util import cache_directory
 
 PROGRAM = textwrap.dedent(

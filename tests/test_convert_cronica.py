@@ -14,7 +14,7 @@ from zoo.convert import cronica, safe_pickle
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import CronicaConfig
-from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tasks.cronica import tokens as cronica_tokens
 
 GOLDEN = Path(__file__).parent / "golden" / "cronica"
 

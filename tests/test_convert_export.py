@@ -15,14 +15,14 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import zoo
-from zoo import verification
 from zoo.cli.main import main
 from zoo.convert import bwetaf, gguf, huggingface, mlx
-from zoo.data import cronicas
 from zoo.errors import UserError
+from zoo.evaluate import verification
 from zoo.language_model import LanguageModel
 from zoo.models import build
-from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tasks.cronica import corpus
+from zoo.tasks.cronica import tokens as cronica_tokens
 from zoo.tokenizers.hf import HFTokenizer
 from zoo.tokenizers.tiktoken_bpe import GPT2_PATTERN, TiktokenTokenizer
 
@@ -53,7 +53,7 @@ def koda(gpt2_like):
 
 @pytest.fixture(scope="module")
 def cronica():
-    records = cronicas.generate(40)
+    records = corpus.generate(40)
     tokenizer = cronica_tokens.train((cronica_tokens.training_text(record) for record in records), 600)
     sizes = {"num_layers": 2, "embed_dim": 64, "num_heads": 2, "head_dim": 32, "mlp_dim": 96}
     bare = zoo.create("cronica-5m", seed=1, vocab_size=600, max_seq_len=96, **sizes)
@@ -420,8 +420,9 @@ def front_matter(directory):
 
 
 def test_cards_claim_only_what_is_known(tmp_path, koda):
-    from zoo import model_card, registry
-    from zoo.export import Exported
+    from zoo import registry
+    from zoo.weights import model_card
+    from zoo.weights.export import Exported
 
     koda.export(tmp_path / "random", name="mine")
     head, text = front_matter(tmp_path / "random")
@@ -517,7 +518,7 @@ def test_weights_are_floats(tmp_path, capsys):
             wrong(tmp_path / "out", dtype=np.int8)
     assert not (tmp_path / "out").exists()
     lm.save(tmp_path / "half", dtype="bf16")
-    assert {tensor.dtype.name for tensor in zoo.loading.find(tmp_path / "half").tensors()} == {"bfloat16"}
+    assert {tensor.dtype.name for tensor in zoo.weights.resolve.find(tmp_path / "half").tensors()} == {"bfloat16"}
 
 
 def test_convert_verifies_and_says_so(tmp_path, capsys):

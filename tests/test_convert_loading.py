@@ -17,12 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 import zoo
 import zoo.convert
-from zoo import hub
 from zoo.cli.main import main
 from zoo.convert import bwetaf
 from zoo.convert.files import open_npz
 from zoo.errors import UserError
 from zoo.models import build
+from zoo.weights import hub
 
 GOLDEN = Path(__file__).parent / "golden"
 LOGITS = {
@@ -480,7 +480,7 @@ def test_a_head_that_pythons_own_parser_trips_over_is_one_line(tmp_path):
 def test_a_run_that_is_not_there_is_not_sought_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tiny_lm").mkdir(parents=True)
-    monkeypatch.setattr(zoo.hub, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(zoo.weights.hub, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
     for name, hint in (
         ("runs/tiny_ml", "did you mean runs/tiny_lm"),
         ("runs/tiny_ml@500", "did you mean runs/tiny_lm"),
@@ -488,7 +488,7 @@ def test_a_run_that_is_not_there_is_not_sought_on_the_hub(tmp_path, monkeypatch)
         ("runs/deep/er", "train it first"),
     ):
         with pytest.raises(UserError, match=hint):
-            zoo.loading.find(name)
+            zoo.weights.resolve.find(name)
 
 
 def test_reasons_are_cut_at_a_word():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data import names
-from zoo.data.cronica_text import MAX_WORDS, MIN_WORDS, Style, expand, problems
-from zoo.data.cronicas import generate, style
-from zoo.data.match import disagreements, parse_block
 from zoo.errors import UserError
-from zoo.tokenizers.cronica import STYLES
+from zoo.tasks.cronica import names
+from zoo.tasks.cronica.corpus import generate, style
+from zoo.tasks.cronica.match import disagreements, parse_block
+from zoo.tasks.cronica.text import MAX_WORDS, MIN_WORDS, Style, expand, problems
+from zoo.tasks.cronica.tokens import STYLES
 
 PER_STYLE = 400
 # The words by which the original's metric knows a style; a classifier must do without them.

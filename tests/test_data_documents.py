@@ -12,7 +12,7 @@ import pytest
 from zoo.data import conversations, documents, stories
 from zoo.data.documents import Fault
 from zoo.errors import UserError
-from zoo.recipe_data import SourceSection
+from zoo.recipe.data import SourceSection
 
 DATA = Path(__file__).parent / "data"
 TEXTS = stories.generate(12, seed=7)

@@ -12,11 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zoo.data.pairs import measure_fit, tokenise
 from zoo.data.pipeline import eval_batches, make_loader
 from zoo.data.sources import load_records
 from zoo.errors import UserError
-from zoo.tokenizers import cronica
+from zoo.tasks.cronica import tokens
+from zoo.tasks.cronica.pairs import measure_fit, tokenise
 
 NAMES = ["Ñañez", "Pérez", "Acuña", "Zubeldía", "Ibáñez", "Roldán", "Güemes", "Solís"]
 
@@ -29,7 +29,7 @@ def make_records(count):
         goals = rng.randint(0, 9)
         block = f"<STATS>\nlocal: {home}\nvisitante: {away}\nresultado: {goals}-0\n</STATS>"
         words = " ".join(rng.choices(NAMES, k=rng.randint(1, 30)))
-        style = list(cronica.STYLES)[i % 8]
+        style = list(tokens.STYLES)[i % 8]
         records.append(
             {
                 "match_id": f"m{i:03d}",
@@ -48,7 +48,7 @@ RECORDS = make_records(37)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return cronica.train(map(cronica.training_text, RECORDS), vocab_size=330)
+    return tokens.train(map(tokens.training_text, RECORDS), vocab_size=330)
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +199,14 @@ def test_pairs_are_the_rows_of_the_records(pairs, tokenizer):
     assert pairs.tokens.dtype == np.uint16
     for index, record in enumerate(RECORDS):
         row, start = pairs.row(index), pairs.loss_starts[index]
-        ids, first = cronica.encode_pair(tokenizer, record["stats_block"], record["style_label"], record["cronica"])
+        ids, first = tokens.encode_pair(tokenizer, record["stats_block"], record["style_label"], record["cronica"])
         assert row.tolist() == ids
         assert start == first
 
 
 def test_pairs_do_not_depend_on_how_many_are_encoded_at_once(pairs, tokenizer, monkeypatch):
     seen = []
-    monkeypatch.setattr("zoo.data.pairs._AT_ONCE", 10)
+    monkeypatch.setattr("zoo.tasks.cronica.pairs._AT_ONCE", 10)
     again = tokenise(RECORDS, tokenizer, progress=lambda done, total: seen.append((done, total)))
     assert again.fingerprint == pairs.fingerprint
     assert seen == [(10, 37), (20, 37), (30, 37), (37, 37)]

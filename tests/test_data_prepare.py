@@ -21,7 +21,7 @@ from zoo.data.encode import encode, encode_chunk, pieces_of
 from zoo.data.prepare import Want, directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
 from zoo.errors import UserError
-from zoo.recipe_data import DataSection, SourceSection
+from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers import load
 from zoo.tokenizers.characters import CharacterTokenizer
 
@@ -157,7 +157,7 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
     program = f"""
         import os, signal
         from zoo.data import prepare, shards
-        from zoo.recipe_data import DataSection
+        from zoo.recipe.data import DataSection
         from zoo.tokenizers import load
 
         data = DataSection(source="stories", kind="text", prepared_dir={str(tmp_path / "prepared")!r}, workers=1)
@@ -201,7 +201,7 @@ def test_workers_go_when_their_parent_is_killed(tmp_path):
     program = f"""
         import itertools, os, signal, sys
         from zoo.data import encode
-        from zoo.recipe_data import DataSection
+        from zoo.recipe.data import DataSection
         from zoo.tokenizers import load
 
         encode._ALONE = 1

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 import zoo
-from zoo import run as run_module
 from zoo.cli.main import main as zoo_main
 from zoo.cli.train import main as train
 from zoo.recipe import load_recipe, resume_diff
-from zoo.train.metrics import read_metrics
+from zoo.run import job as run_module
+from zoo.train.logging.log import read_metrics
 
 DATA = Path(__file__).parent / "data"
 MODEL = {

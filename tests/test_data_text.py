@@ -21,7 +21,7 @@ from zoo.data.packing import best_fit, make_layout
 from zoo.data.rows import PackedSource, Rows
 from zoo.data.shards import Manifest, Shards, write_shard
 from zoo.data.text import TextData
-from zoo.data.vocabulary import settle
+from zoo.data.tokenizer import resolve_tokenizer
 from zoo.errors import UserError
 from zoo.recipe import make_recipe
 from zoo.tokenizers import load
@@ -284,7 +284,7 @@ def recipe(tmp_path, **changes):
 
 
 def text_data(tmp_path, config=None, **changes):
-    made, tokenizer = settle(recipe(tmp_path, **changes), None, say=lambda text: None)
+    made, tokenizer = resolve_tokenizer(recipe(tmp_path, **changes), None, say=lambda text: None)
     return TextData.load(made, tokenizer, config or SimpleNamespace(), say=lambda text: None), made
 
 

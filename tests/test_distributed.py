@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from test_resume import write_inputs
 
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
+from zoo.distributed import supervisor
+from zoo.distributed.runtime import Cluster, find
+from zoo.distributed.supervisor import supervise
 from zoo.errors import UserError
-from zoo.run_directory import lock
-from zoo.train import supervisor
-from zoo.train.distributed import Cluster, find
-from zoo.train.metrics import read_metrics
-from zoo.train.supervisor import supervise
+from zoo.rundir.layout import lock
+from zoo.train.logging.log import read_metrics
 
 # A rate that does not depend on how many steps there will be, and is low enough that rounding does not grow.
 RECIPE = ["data.batch_size=8", "optimizer.schedule=constant", "optimizer.final_lr=null", "optimizer.peak_lr=0.001"]
@@ -72,16 +72,16 @@ def test_flags_that_do_not_fit_together_are_named(flags, message):
 
 
 def test_a_tpu_slice_is_counted_from_its_environment(monkeypatch):
-    monkeypatch.setattr("zoo.train.distributed._has_tpu", lambda: True)
+    monkeypatch.setattr("zoo.distributed.runtime._has_tpu", lambda: True)
     hosts = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "2"}
     assert find(environment=hosts) == Cluster(4, 2)
     assert find(environment=hosts | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}) == Cluster(8, 6)
     assert find(environment=hosts | {"JAX_PLATFORMS": "cpu"}) is None
     told = {"worker-network-endpoints": "x:y:1.2.3.4,x:y:1.2.3.5", "agent-worker-number": "1"}
     told["tpu-env"] = "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '2'\n"
-    monkeypatch.setattr("zoo.train.distributed._metadata", told.get)
+    monkeypatch.setattr("zoo.distributed.runtime._metadata", told.get)
     assert find(environment={}) == Cluster(6, 5)
-    monkeypatch.setattr("zoo.train.distributed._metadata", lambda name: None)
+    monkeypatch.setattr("zoo.distributed.runtime._metadata", lambda name: None)
     assert find(environment={}) is None
 
 
@@ -133,9 +133,8 @@ def test_the_parent_says_what_became_of_its_process(program, code, said, capfd):
 
 def test_the_parent_passes_sigterm_on(tmp_path):
     child = "import signal, time; signal.signal(15, lambda *_: exit(7)); print('ready', flush=True); time.sleep(60)"
-    parent = (
-        f"import sys; from zoo.train.supervisor import *; sys.exit(supervise([sys.executable, '-c', {child!r}], None))"
-    )
+    imports = "import sys; from zoo.distributed.supervisor import *"
+    parent = f"{imports}; sys.exit(supervise([sys.executable, '-c', {child!r}], None))"
     started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert started.stdout.readline() == "ready\n"
     started.send_signal(signal.SIGTERM)

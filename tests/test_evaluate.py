@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from zoo.data import cronicas
-from zoo.data.match import Goal, Match, to_block
 from zoo.errors import UserError
-from zoo.evaluate import cronica as suite
-from zoo.evaluate.grounding import Lexicon, mentions, parse
-from zoo.evaluate.marking import Marker
 from zoo.evaluate.report import markdown
 from zoo.evaluate.statistics import pooled, proportion
 from zoo.language_model import LanguageModel, create
-from zoo.tokenizers import cronica as cronica_tokens
-from zoo.tokenizers.cronica import STYLES
+from zoo.tasks.cronica import corpus
+from zoo.tasks.cronica import evaluation as suite
+from zoo.tasks.cronica import tokens as cronica_tokens
+from zoo.tasks.cronica.grounding import Lexicon, mentions, parse
+from zoo.tasks.cronica.marking import Marker
+from zoo.tasks.cronica.match import Goal, Match, to_block
+from zoo.tasks.cronica.tokens import STYLES
 
 MATCH = Match(
     league="La Liga",
@@ -93,7 +93,7 @@ def test_strict_style_is_words_and_leaves_the_empty_tests_out():
     )
     assert suite.in_style("rioplatense_literario", "con el Alma.", strict=True)
     assert not suite.in_style("mexicano_clasico", "el encuentro", strict=True)
-    texts = [record["cronica"] for record in cronicas.generate(64, split="heldout")]
+    texts = [record["cronica"] for record in corpus.generate(64, split="heldout")]
     for label in STYLES:
         loose, strict = ([suite.in_style(label, text, strict=flag) for text in texts] for flag in (False, True))
         assert not any(tight and not wide for tight, wide in zip(strict, loose, strict=True))
@@ -155,7 +155,7 @@ def test_goals_without_detail_make_no_minute_wrong(lexicon):
 
 @pytest.mark.parametrize("split", ["heldout", "unseen"])
 def test_reference_texts_pass_and_swapped_ones_fail(split, lexicon):
-    records = cronicas.generate(64, split=split)
+    records = corpus.generate(64, split=split)
     texts = [record["cronica"] for record in records]
     own = suite.measure(records, texts, lexicon)
     for name in ("home", "away", "both", "clubs_in_full", "score", "scorers"):
@@ -186,7 +186,7 @@ def test_marker_shows_the_same_however_the_pieces_fall(lexicon):
 
 @pytest.fixture(scope="module")
 def lm():
-    texts = (cronica_tokens.training_text(record) for record in cronicas.generate(40))
+    texts = (cronica_tokens.training_text(record) for record in corpus.generate(40))
     sizes = {"num_layers": 1, "embed_dim": 16, "num_heads": 1, "head_dim": 16, "mlp_dim": 24}
     bare = create("cronica-5m", vocab_size=600, **sizes)
     return LanguageModel(bare.module, cronica_tokens.train(texts, 600), bare.spec, bare.config)
@@ -202,7 +202,7 @@ def test_the_suite_through_a_model(lm):
     for name, found in result["sets"].items():
         assert found["generated"]["n"] == found["reference"]["n"] == len(found["texts"]) == 10
         assert found["reference"]["home"]["value"] == 1 and found["generated"]["home"]["value"] < 0.5
-        assert found["texts"][3]["match_id"] == cronicas.generate(10, split=name)[3]["match_id"]
+        assert found["texts"][3]["match_id"] == corpus.generate(10, split=name)[3]["match_id"]
     again = suite.evaluate(lm, batch_size=4, **settings)
     assert again["sets"] == result["sets"] and again["card"] == result["card"]
     assert set(result["card"]["styles"]) == set(STYLES)

@@ -20,9 +20,9 @@ import pytest
 import tensorstore
 from test_checkpoints import META, abstract, data_file, make_state, restore, same, save_steps
 
-from zoo import leaves as trees
-from zoo import storage
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints import pytree as trees
+from zoo.checkpoints import storage
+from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
 from zoo.errors import UserError
 
@@ -228,7 +228,7 @@ def read_only(directory: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_directory_says_so_and_can_be_read(tmp_path, capfd):
-    from zoo import run_directory
+    from zoo.rundir import layout
 
     save_steps(tmp_path / "run", [1, 2])
     with read_only(tmp_path / "run") as run:
@@ -240,7 +240,7 @@ def test_a_read_only_directory_says_so_and_can_be_read(tmp_path, capfd):
             checkpoints.wait()
         for directory in (run, run / "new"):
             refused = pytest.raises(UserError, match=r"cannot be written \(.*\); make it writable, or choose another")
-            with refused, run_directory.lock(directory):
+            with refused, layout.lock(directory):
                 pass
         assert checkpoints.steps() == [1, 2]
         assert capfd.readouterr() == ("", "")

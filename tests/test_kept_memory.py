@@ -18,8 +18,8 @@ PROGRAM = """
 
     from zoo import cpu
     from zoo.train import memory
-    from zoo.train.kept_memory import keep_freed_memory
-    from zoo.train.layout import make_mesh_for
+    from zoo.train.malloc import keep_freed_memory
+    from zoo.plan.layout import make_mesh_for
     from zoo.train.program import Program
 
     limit = int(sys.argv[1])

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.checkpoints import Checkpoints
-from zoo.data import cronicas
-from zoo.data.match import parse_block
+from zoo.checkpoints.manager import Checkpoints
 from zoo.errors import UserError
 from zoo.language_model import LanguageModel, create, load
 from zoo.models import build
 from zoo.recipe import make_recipe
-from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tasks.cronica import corpus
+from zoo.tasks.cronica import tokens as cronica_tokens
+from zoo.tasks.cronica.match import parse_block
 
 GOLDEN = Path(__file__).parent / "golden" / "cronica"
 TINY = {"num_layers": 1, "embed_dim": 16, "num_heads": 1, "head_dim": 16, "mlp_dim": 24, "init_std": 0.2}
 SHORT = {"max_new_tokens": 40}
-RECORDS = cronicas.generate(40)
+RECORDS = corpus.generate(40)
 BLOCK = RECORDS[0]["stats_block"]
 
 

@@ -11,10 +11,11 @@ from flax import nnx
 from tiny_models import TINY, fast_for, tiny
 
 import zoo
-from zoo import loading, registry, verification
+from zoo import registry
 from zoo.cli.main import main as zoo_main
 from zoo.convert import peft as peft_format
 from zoo.errors import UserError
+from zoo.evaluate import verification
 from zoo.layers import lora
 from zoo.layers.embedding import Head
 from zoo.layers.initializers import truncated_normal, zeros
@@ -24,6 +25,7 @@ from zoo.models.summary import OVER_KEYS, summarize
 from zoo.recipe import make_recipe
 from zoo.train.mesh import make_mesh, put_batch
 from zoo.train.program import Program
+from zoo.weights import resolve
 
 KEY = jax.random.key(0)
 TOKENS = np.random.default_rng(0).integers(0, 32, (2, 11))
@@ -356,7 +358,7 @@ def _save_theirs(hf, directory, **options):
 def test_zoo_reads_what_peft_saves_and_merges_it(hf, tmp_path, capsys):
     _save_theirs(hf, tmp_path / "adapter")
     wanted = _theirs(hf, tmp_path / "adapter")
-    found = loading.find(tmp_path / "adapter")
+    found = resolve.find(tmp_path / "adapter")
     assert found.lora.targets == [f"layers/{i}/{name}" for i in range(2) for name in ("attn/q", "mlp/up")]
     lm = zoo.load(tmp_path / "adapter")
     scale = np.abs(wanted).max()

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from zoo.data.match import Goal, Match, disagreements, parse_block, parse_line, to_block
 from zoo.errors import UserError
+from zoo.tasks.cronica.match import Goal, Match, disagreements, parse_block, parse_line, to_block
 
 FULL = Match(
     league="Premier League",

@@ -12,9 +12,9 @@ import pytest
 from tiny_models import TINY
 
 from zoo.errors import UserError
+from zoo.plan.layout import choose, make_mesh_for
 from zoo.recipe import make_recipe
 from zoo.train import memory
-from zoo.train.layout import choose, make_mesh_for
 from zoo.train.mesh import put_batch
 from zoo.train.program import Program
 
@@ -168,7 +168,7 @@ EIGHT_DEVICES = """
     from test_memory import nbytes, program_of, recipe_of
     from zoo.errors import UserError
     from zoo.train import memory
-    from zoo.train.layout import choose, make_mesh_for
+    from zoo.plan.layout import choose, make_mesh_for
     from zoo.train.program import Program
 
     def shape(recipe, limit):

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from zoo.train.metrics import MetricsLog, read_metrics
+from zoo.train.logging.log import MetricsLog, read_metrics
 
 
 def line(step: int) -> dict[str, float]:

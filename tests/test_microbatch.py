@@ -21,10 +21,11 @@ from test_data_text import TOKENIZER, text_data
 from test_training import Noisy
 from tiny_models import TINY, tiny
 
-from zoo.recipe import OptimizerSection, make_recipe
-from zoo.run import evaluations
-from zoo.run.cronica import CronicaTask
-from zoo.run.text import TextTask
+from zoo.recipe import make_recipe
+from zoo.recipe.training import OptimizerSection
+from zoo.run.job import evaluations
+from zoo.tasks.cronica.task import CronicaTask
+from zoo.tasks.text import TextTask
 from zoo.train.losses import cross_entropy
 from zoo.train.mesh import make_mesh, put_batch
 from zoo.train.optimizers import make_optimizer, make_schedule

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from zoo import model_card, registry
-from zoo.export import Exported
+from zoo import registry
 from zoo.recipe import make_recipe
 from zoo.train.report import read_report, write_report
+from zoo.weights import model_card
+from zoo.weights.export import Exported
 
 MODEL = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24, "vocab_size": 400}
 FACTS = {"Model": "m", "Data": "8 rows | of text", "Plan": "4 steps of 2 x 8", "Versions": "zoo 0.1.0, jax 0.10.2"}

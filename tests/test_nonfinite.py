@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from test_resume import exact, toy_state, toy_step, write_inputs
 
-from zoo import run as run_module
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
+from zoo.distributed.stop import StopSignal
 from zoo.errors import UserError
-from zoo.run.cronica import CronicaTask
-from zoo.train import loop
-from zoo.train.loop import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
-from zoo.train.metrics import MetricsLog, read_events, read_metrics
-from zoo.train.stop import StopSignal
+from zoo.run import job as run_module
+from zoo.tasks.cronica.task import CronicaTask
+from zoo.train import trainer as loop
+from zoo.train.logging.log import MetricsLog, read_events, read_metrics
+from zoo.train.trainer import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
 
 ROWS = 2
 
@@ -214,7 +214,7 @@ def test_a_process_that_writes_nothing_repeats_an_evaluation_with_the_others(tmp
 
     settings = {"callbacks": [Callback(8, measure)], "log": MetricsLog(None), "steps": 8}
     other, state = trainer(tmp_path, (), "halt", **settings)
-    monkeypatch.setattr(loop.distributed, "share", lambda make: [8, 1])  # what process 0 tells it
+    monkeypatch.setattr(loop.runtime, "broadcast", lambda make: [8, 1])  # what process 0 tells it
     assert other.run(state, StopSignal()) == "finished"
     other.checkpoints.__exit__()
     assert begun == [8] and "heldout" not in capsys.readouterr().out

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 from zoo.models import build
 from zoo.recipe import make_recipe
-from zoo.run.start import begin
+from zoo.run.restore import restore_or_initialize
 from zoo.train.mesh import make_mesh, put_batch
 from zoo.train.program import Program
 
@@ -63,7 +63,9 @@ def ours(hf, tmp_path, clip, **sections):
     content |= {"optimizer": {**OPTIMIZER, "clip_norm": clip}, "train": {"steps": STEPS}}
     recipe = make_recipe({**content, **sections})
     program = Program(recipe, make_mesh(recipe.mesh, jax.devices()[:1]))
-    return program, begin(program, Checkpoints(tmp_path / "checkpoints"), lambda meta: None, lambda line: None)
+    return program, restore_or_initialize(
+        program, Checkpoints(tmp_path / "checkpoints"), lambda meta: None, lambda line: None
+    )
 
 
 def our_losses(program, begun, masked):

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from tiny_models import TINY, tiny
 
-from zoo import registry, verification
+from zoo import registry
 from zoo.cli.main import main
 from zoo.errors import UserError
-from zoo.evaluate import card, measures, tables
+from zoo.evaluate import card, measures, tables, verification
 from zoo.evaluate.compare import compare, read
 from zoo.evaluate.local_data import HubData, records
 from zoo.evaluate.perplexity import of_texts, wikitext

@@ -16,14 +16,14 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from zoo.cli.main import main
 from zoo.errors import UserError
+from zoo.hardware.topologies import chip_of, parse_topology
+from zoo.plan import collectives, compiled, estimate, search, targets
+from zoo.plan.collectives import Collective
+from zoo.plan.compiled import Needs
+from zoo.plan.report import make_plan
 from zoo.recipe import load_recipe
 from zoo.train.mesh import make_mesh
-from zoo.train.plan import collectives, compiled, estimate, search, targets
-from zoo.train.plan.collectives import Collective
-from zoo.train.plan.compiled import Needs
-from zoo.train.plan.report import make_plan
 from zoo.train.program import Program
-from zoo.train.topologies import chip_of, parse_topology
 
 RECIPE = """\
 name: tiny_plan

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from zoo import plot
 from zoo.cli.main import main
 from zoo.errors import UserError
+from zoo.plotting import runs as plot
 from zoo.recipe import make_recipe
 from zoo.train.report import final_loss, running_mean, series, summary
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zoo import run as run_module
 from zoo.cli.train import main as train
 from zoo.recipe import load_recipe
-from zoo.train.metrics import read_metrics
+from zoo.run import job as run_module
+from zoo.train.logging.log import read_metrics
 
 ROOT = Path(__file__).parent.parent
 TRACED = ("cronica_5m", "kodalite_1b", "gelu_d12", "bwetaf_97m", "tiny_lm", "kodalite_1b_sft", "kodalite_1b_2k")

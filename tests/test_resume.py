@@ -20,18 +20,18 @@ import pytest
 import yaml
 from jax.experimental.compilation_cache import compilation_cache
 
-from zoo import run as run_module
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
+from zoo.distributed.stop import Stopped, StopSignal
 from zoo.errors import UserError
-from zoo.run import evaluations
-from zoo.run.cronica import CronicaTask
-from zoo.tokenizers.cronica import STYLES
-from zoo.train.loop import Callback, Trainer, TrainState
-from zoo.train.metrics import MetricsLog, read_events, read_metrics
+from zoo.run import job as run_module
+from zoo.run.job import evaluations
+from zoo.tasks.cronica.task import CronicaTask
+from zoo.tasks.cronica.tokens import STYLES
+from zoo.train.logging.log import MetricsLog, read_events, read_metrics
 from zoo.train.report import write_report
 from zoo.train.step import TrainStep
-from zoo.train.stop import Stopped, StopSignal
+from zoo.train.trainer import Callback, Trainer, TrainState
 
 STEPS, EVERY, EVALUATED = 20, 6, 7
 EXACT = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss")
@@ -364,7 +364,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path, capsys):
 def test_two_processes_do_not_train_one_run(tmp_path, capsys):
     recipe = write_inputs(tmp_path)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    with run_module.run_directory.lock(tmp_path / "runs" / "tiny"):
+    with run_module.layout.lock(tmp_path / "runs" / "tiny"):
         assert main([str(recipe)]) == 2
     assert "another process is training this run" in capsys.readouterr().err
 

@@ -14,12 +14,14 @@ import pytest
 import remote_paths  # noqa: F401  (registers file://)
 from test_resume import quick, write_inputs  # noqa: F401  (quick: programs are compiled once)
 
-from zoo import loading, run_directory, run_mirror
 from zoo.cli.train import main
 from zoo.errors import UserError
 from zoo.recipe import make_recipe
-from zoo.run_mirror import Mirror
-from zoo.train.metrics import read_metrics
+from zoo.rundir import layout
+from zoo.rundir import mirror as run_mirror
+from zoo.rundir.mirror import Mirror
+from zoo.train.logging.log import read_metrics
+from zoo.weights import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +119,7 @@ def test_the_files_of_a_process_that_trains_here_are_left_alone(tmp_path, remote
     mirror = Mirror(remote, tmp_path / "here")
     write(tmp_path / "here", recipe_yaml="name: run", metrics_jsonl="1\n")
     mirror.push()
-    with run_directory.lock(tmp_path / "here", mirror):
+    with layout.lock(tmp_path / "here", mirror):
         write(tmp_path / "here", metrics_jsonl="2\n")
         assert Mirror(remote, tmp_path / "here").fetch()
         assert contents(tmp_path / "here")["metrics.jsonl"] == "2\n"
@@ -130,7 +132,7 @@ def test_a_run_that_was_deleted_there_is_deleted_here(tmp_path, remote):
     write(tmp_path / "here", recipe_yaml="name: run", tokenizer__tokenizer_json="{}", metrics_jsonl="1\n")
     mirror.push()
     write(tmp_path / "bucket" / "run", checkpoints__5__meta="")
-    run_directory.clear(tmp_path / "here", mirror)
+    layout.clear(tmp_path / "here", mirror)
     assert contents(tmp_path / "bucket") == {} and contents(tmp_path / "here") == {}
     write(tmp_path / "here", recipe_yaml="left over", tokenizer__tokenizer_json="{}")
     assert not Mirror(remote, tmp_path / "here").fetch()
@@ -200,7 +202,7 @@ def test_two_processes_do_not_train_a_remote_run(tmp_path, remote):
         pytest.raises(
             UserError, match=r"another process is training this run: 7 on elsewhere, .* 1m 40s ago; .*5m 00s"
         ),
-        run_directory.lock(tmp_path / "here", mirror),
+        layout.lock(tmp_path / "here", mirror),
     ):
         pass
     assert json.loads(path.read_text())["token"] == "theirs"
@@ -315,12 +317,12 @@ def test_a_remote_run_goes_on_on_a_machine_that_has_nothing_of_it(tmp_path, monk
     assert not (there / "lock").exists()
 
     shutil.rmtree(tmp_path / "cache")
-    found = loading.find(f"file://{there}@4")
+    found = resolve.find(f"file://{there}@4")
     assert (found.step, found.tokenizer().vocab_size) == (4, 300)
     _, params = found.read(dtype="float32")
     assert params
     with pytest.raises(UserError, match="there is no run"):
-        loading.find(f"file://{tmp_path}/bucket/runs/other")
+        resolve.find(f"file://{tmp_path}/bucket/runs/other")
 
     assert main([*command, "train.steps=2", "--fresh"]) == 0
     assert os.listdir(there / "checkpoints") == ["2"]

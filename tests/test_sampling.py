@@ -8,7 +8,7 @@ from scipy.stats import chi2
 
 from zoo.errors import UserError
 from zoo.generate.sampling import Sampling, sample
-from zoo.generate.settings import ORIGINAL, Settings, resolve
+from zoo.generate.settings import ORIGINAL, Settings, resolve_settings
 
 PROBABILITIES = np.array([0.4, 0.05, 0.3, 0.15, 0.1])
 COUNT = 20_000
@@ -132,7 +132,7 @@ def test_filters_agree_with_transformers(seed):
 @pytest.mark.parametrize("name", ORIGINAL)
 def test_preset_original_draws_as_the_card_says(name):
     logits = np.random.default_rng(4).normal(size=70).astype(np.float32)
-    sampling = resolve(name, "original", {}).sampling
+    sampling = resolve_settings(name, "original", {}).sampling
     stated = {  # temperature, top-k, top-p
         "cronica-5m": (0.85, 50, 0.9),
         "bwetaf-97m": (0.8, 0, 0.92),
@@ -145,17 +145,17 @@ def test_preset_original_draws_as_the_card_says(name):
 
 
 def test_settings_come_from_the_call_then_the_preset_then_the_defaults():
-    found = resolve("kodalite-1.3b", "original", {"temperature": 0.2, "top_p": None})
+    found = resolve_settings("kodalite-1.3b", "original", {"temperature": 0.2, "top_p": None})
     assert (found.temperature, found.top_k, found.top_p, found.max_new_tokens) == (0.2, 40, 1.0, 150)
     assert found.stop == ("<|end|>",)
-    assert resolve("kodalite-1.3b", None, {}) == Settings()
-    assert resolve("bwetaf-97m", "original", {}).ignore_eos
+    assert resolve_settings("kodalite-1.3b", None, {}) == Settings()
+    assert resolve_settings("bwetaf-97m", "original", {}).ignore_eos
     with pytest.raises(UserError, match="original"):
-        resolve("gelu-d12", "card", {})
+        resolve_settings("gelu-d12", "card", {})
     with pytest.raises(UserError, match="nanochat-d12"):
-        resolve("nanochat-d12", "original", {})
+        resolve_settings("nanochat-d12", "original", {})
     with pytest.raises(UserError, match="temperature"):
-        resolve("gelu-d12", None, {"temprature": 1.0})
+        resolve_settings("gelu-d12", None, {"temprature": 1.0})
 
 
 def test_greedy_takes_the_likeliest_and_the_lowest_id_of_equals():

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from tiny_models import TINY
 
 import zoo
-from zoo import run as run_module
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.main import main as zoo_main
 from zoo.cli.train import main as train
 from zoo.convert import bwetaf
@@ -31,11 +30,12 @@ from zoo.errors import UserError
 from zoo.layers import lora
 from zoo.models import build
 from zoo.recipe import load_recipe, make_recipe, resume_diff
-from zoo.run.start import begin
+from zoo.run import job as run_module
+from zoo.run.restore import restore_or_initialize
 from zoo.tokenizers import bpe, tiktoken_bpe
 from zoo.tokenizers.characters import CharacterTokenizer
+from zoo.train.logging.log import read_metrics
 from zoo.train.mesh import make_mesh
-from zoo.train.metrics import read_metrics
 from zoo.train.program import Program
 
 DATA = Path(__file__).parent / "data"
@@ -58,7 +58,9 @@ def program_of(recipe):
 
 def begun(recipe, said=None):
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints")
-    return begin(program_of(recipe), checkpoints, lambda meta: None, (said if said is not None else []).append)
+    return restore_or_initialize(
+        program_of(recipe), checkpoints, lambda meta: None, (said if said is not None else []).append
+    )
 
 
 def written(recipe, step=5, *, seed=0, meta=None):
@@ -355,7 +357,7 @@ def test_exported_adapters_name_the_revision_of_their_base(tmp_path, base, monke
         asked.append((repo, revision))
         return tmp_path / "hub"
 
-    monkeypatch.setattr(zoo.hub, "fetch", fetch)
+    monkeypatch.setattr(zoo.weights.hub, "fetch", fetch)
     source = {"source": "someone/a-llama", "revision": "v1"}
     recipe = recipe_of(tmp_path, "tuned", lora=LORA, **{"from": source})
     written(recipe, 4)

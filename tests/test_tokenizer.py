@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import zoo.tokenizers
 from zoo.errors import UserError
-from zoo.tokenizers import cronica
+from zoo.tasks.cronica import tokens
 from zoo.tokenizers.hf import HFTokenizer
 
 BLOCK = """<STATS>
@@ -28,7 +28,7 @@ TEXT = "¡Goool de Ñañez! El Cádiz venció 2-1 al Málaga; qué partido, señ
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return cronica.train([BLOCK, TEXT] * 3, vocab_size=300)
+    return tokens.train([BLOCK, TEXT] * 3, vocab_size=300)
 
 
 def test_special_tokens_have_the_published_ids(tokenizer):
@@ -63,14 +63,14 @@ def test_structure_is_that_of_the_published_file(tokenizer):
 
 def test_pairs_seen_once_are_not_learnt():
     with pytest.raises(UserError, match="too small for 300"):
-        cronica.train([TEXT], vocab_size=300)
+        tokens.train([TEXT], vocab_size=300)
     with pytest.raises(UserError, match="272"):
-        cronica.train([TEXT] * 9, vocab_size=271)
+        tokens.train([TEXT] * 9, vocab_size=271)
 
 
 def test_training_is_deterministic_in_any_order():
     texts = [BLOCK, TEXT, TEXT[::-1]] * 4
-    assert cronica.train(texts, 320).fingerprint == cronica.train(reversed(texts), 320).fingerprint
+    assert tokens.train(texts, 320).fingerprint == tokens.train(reversed(texts), 320).fingerprint
 
 
 @settings(max_examples=200, deadline=None)
@@ -177,15 +177,15 @@ def test_unusable_files_are_named(tmp_path):
 
 def test_prompt_and_pair_layout(tokenizer):
     body, text = tokenizer.encode(BLOCK), tokenizer.encode(TEXT)
-    prompt = cronica.encode_prompt(tokenizer, BLOCK + "\n", "espanol_radiofonico")
+    prompt = tokens.encode_prompt(tokenizer, BLOCK + "\n", "espanol_radiofonico")
     assert prompt == [1, 4, *body, 5, 14, 6]
-    ids, first = cronica.encode_pair(tokenizer, BLOCK, "espanol_radiofonico", f" {TEXT}\n")
+    ids, first = tokens.encode_pair(tokenizer, BLOCK, "espanol_radiofonico", f" {TEXT}\n")
     assert ids == [*prompt, *text, 7, 2]
     assert first == len(prompt)
 
 
 def test_records_cannot_smuggle_special_tokens(tokenizer):
-    ids, first = cronica.encode_pair(tokenizer, "a</stats><eos>", "mexicano_clasico", "b<eos></cronica><bos>")
+    ids, first = tokens.encode_pair(tokenizer, "a</stats><eos>", "mexicano_clasico", "b<eos></cronica><bos>")
     specials = [id_ for id_ in ids if id_ < 16]
     assert specials == [1, 4, 5, 12, 6, 7, 2]
     assert tokenizer.decode(ids[first:]) == "b<eos></cronica><bos>"
@@ -197,24 +197,24 @@ def test_many_pairs_equal_one_by_one(tokenizer):
         (BLOCK + "\n", "comentario_tecnico", "x"),
         ("z", "mexicano_clasico", "y"),
     ]
-    together = cronica.encode_pairs(tokenizer, *zip(*rows, strict=True))
-    assert together == [cronica.encode_pair(tokenizer, *row) for row in rows]
+    together = tokens.encode_pairs(tokenizer, *zip(*rows, strict=True))
+    assert together == [tokens.encode_pair(tokenizer, *row) for row in rows]
 
 
 def test_unknown_style_lists_all_with_their_regions(tokenizer):
     with pytest.raises(UserError) as caught:
-        cronica.encode_prompt(tokenizer, BLOCK, "mexicano_clasic")
+        tokens.encode_prompt(tokenizer, BLOCK, "mexicano_clasic")
     message = str(caught.value)
     assert "did you mean mexicano_clasico?" in message
-    for label, (region, _) in cronica.STYLES.items():
+    for label, (region, _) in tokens.STYLES.items():
         assert label in message and region in message
-    assert len(cronica.STYLES) == 8
+    assert len(tokens.STYLES) == 8
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused():
     backend = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     plain = HFTokenizer(backend.to_str())
     with pytest.raises(UserError, match="<pad>"):
-        cronica.check_tokenizer(plain)
+        tokens.check_tokenizer(plain)
     with pytest.raises(UserError, match="<style:mexicano_clasico>"):
-        cronica.encode_prompt(plain, "a", "mexicano_clasico")
+        tokens.encode_prompt(plain, "a", "mexicano_clasico")

@@ -19,7 +19,7 @@ import zoo.convert
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import Cronica, CronicaConfig
-from zoo.recipe import OptimizerSection
+from zoo.recipe.training import OptimizerSection
 from zoo.train.mesh import axis_sizes, check_batch_size, make_mesh, put_batch
 from zoo.train.optimizers import make_optimizer, make_schedule
 from zoo.train.step import compute_dtype_for, init_opt_state, make_eval_step, make_train_step, opt_state_shardings

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zoo import run as run_module
 from zoo.cli.train import main
-from zoo.train.metrics import read_metrics
+from zoo.run import job as run_module
+from zoo.train.logging.log import read_metrics
 
 RECIPE = {
     "model": {"name": "tiny-lm", "num_layers": 1, "embed_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 8},

@@ -19,20 +19,21 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zoo import loading, registry
-from zoo.casting import Casting
+from zoo import registry
 from zoo.convert import peft, portable
 from zoo.convert.base import storage_dtype
-from zoo.data.match import Match, parse_block, to_block
 from zoo.errors import UserError
 from zoo.generate import chat as conversations
 from zoo.generate.engine import check_prompts
-from zoo.generate.settings import Settings, resolve
+from zoo.generate.settings import Settings, resolve_settings
 from zoo.generate.text import Generation, TextStream, continue_all, stream_text
 from zoo.layers import lora
 from zoo.models import build
+from zoo.models.casting import Casting
 from zoo.models.config import ModelConfig
-from zoo.tokenizers import cronica as cronica_tokens
+from zoo.tasks.cronica import tokens as cronica_tokens
+from zoo.tasks.cronica.match import Match, parse_block, to_block
+from zoo.weights import resolve
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
@@ -75,7 +76,7 @@ class LanguageModel:
         config: ModelConfig,
         *,
         compute_dtype: DTypeLike | None = None,
-        origin: "loading.Weights | None" = None,
+        origin: "resolve.Weights | None" = None,
     ):
         """`compute_dtype`: of the calls here, None is that of the parameters. `origin`: what was loaded.
 
@@ -375,12 +376,12 @@ class LanguageModel:
                 merged. peft: the adapters alone, of a Llama, with the name of what they are for; no other argument
                 applies.
             name: in the card and of a GGUF file; None is the registry's, or of a foreign Llama its directory's.
-            dtype, quantization, bits: see `zoo.export.export`.
+            dtype, quantization, bits: see `zoo.weights.export.export`.
 
         Raises:
             UserError: the format cannot express the model; the text says why. Nothing has been written then.
         """
-        from zoo.export import Exported, export
+        from zoo.weights.export import Exported, export
 
         if format == "peft":
             return self._export_adapters(directory, name, dtype, quantization, bits)
@@ -419,7 +420,7 @@ class LanguageModel:
         peft.save(directory, adapter, num_layers=self.config.num_layers)
         return Path(directory)
 
-    def _adapted(self) -> "loading.Weights | None":
+    def _adapted(self) -> "resolve.Weights | None":
         """What the adapters are for, None where no file holds it. UserError where both together are another model."""
         if self.origin is None:
             return None
@@ -439,7 +440,7 @@ class LanguageModel:
         if base is None:
             return None
         # Found anew: as the files have it, without what `zoo.load` was told to change. max_seq_len computes nothing.
-        theirs = loading.find(base.name, revision=base.revision).config.to_dict()
+        theirs = resolve.find(base.name, revision=base.revision).config.to_dict()
         for name, value in self.config.to_dict().items():
             if name != "max_seq_len" and value != theirs.get(name):
                 raise UserError(
@@ -448,7 +449,7 @@ class LanguageModel:
         return base
 
     def _settings(self, preset: str | None, **given: Any) -> Settings:
-        return resolve(self._known, preset, given)
+        return resolve_settings(self._known, preset, given)
 
     @property
     def _known(self) -> str:
@@ -533,7 +534,7 @@ def load(
         UserError: nothing there, nothing that zoo reads, or files that do not fit together or are damaged.
     """
     stored, compute_dtype = _dtypes(dtype, compute_dtype)
-    found = loading.find(name_or_path, revision=revision, overrides=config_overrides)
+    found = resolve.find(name_or_path, revision=revision, overrides=config_overrides)
     tokenizer = found.tokenizer()
     graphdef, params = found.read(dtype=stored, mesh=mesh)
     module = nnx.merge(graphdef, params)

@@ -83,7 +83,7 @@ def late_interrupt() -> Iterator[Callable[[], bool]]:
 
 def ready_to_compute() -> None:
     """Set JAX up for commands that load a model; to be called before it looks for devices and compiles."""
-    from zoo import compile_cache, cpu  # these import JAX
+    from zoo.hardware import compile_cache, cpu  # these import JAX
 
     compile_cache.enable()
     cpu.compute_in_calling_thread()

@@ -29,12 +29,12 @@ def convert(
     """
     from collections import Counter
 
-    from zoo import loading
     from zoo.convert.base import DTYPES, storage_dtype
     from zoo.language_model import load
+    from zoo.weights import resolve
 
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype").name
-    found = loading.find(source)
+    found = resolve.find(source)
     stored = Counter(tensor.dtype.name for tensor in found.tensors()).most_common(1)[0][0]
     stored = stored if stored in DTYPES else "float32"
     lm = load(source)
@@ -47,7 +47,7 @@ def convert(
 
 
 def _verify(lm, target: Path, to: str, dtype: str | None, stored: str) -> None:
-    from zoo import verification
+    from zoo.evaluate import verification
 
     for tensor, digest in verification.hashes(target):
         print(f"  {digest[:16]}  {tensor}")

@@ -36,9 +36,9 @@ def cronica(
       zoo cronica "Boca 1-0 River; 88 Juan Gómez; estadio: La Bombonera" runs/cronica_5m
     """
     from zoo.cli.generate import show
-    from zoo.data.match import parse_line, to_block
     from zoo.errors import UserError
-    from zoo.tokenizers.cronica import STYLES, check_style
+    from zoo.tasks.cronica.match import parse_line, to_block
+    from zoo.tasks.cronica.tokens import STYLES, check_style
 
     if style != "all":
         check_style(style)
@@ -53,9 +53,9 @@ def cronica(
     path = model if model is not None else _last_run()
     print(f"{to_block(match)}\n", file=sys.stderr, flush=True)
 
-    from zoo.evaluate.grounding import Lexicon
-    from zoo.evaluate.marking import Marker
     from zoo.language_model import load
+    from zoo.tasks.cronica.grounding import Lexicon
+    from zoo.tasks.cronica.marking import Marker
 
     ready_to_compute()
     lm = load(path)

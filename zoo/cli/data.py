@@ -44,9 +44,9 @@ def prepare(
     loaded = _load(recipe, [*(overrides or ()), *([f"data.workers={workers}"] if workers else [])])
 
     from zoo.data.text import TextData
-    from zoo.data.vocabulary import settle
+    from zoo.data.tokenizer import resolve_tokenizer
 
-    loaded, tokenizer = settle(loaded, _saved_tokenizer(loaded), say=_say)
+    loaded, tokenizer = resolve_tokenizer(loaded, _saved_tokenizer(loaded), say=_say)
     data = TextData.load(loaded, tokenizer, loaded.model.make_config(), say=_say)
     print(data)
     for name, directory in data.directories():
@@ -81,9 +81,9 @@ def inspect(
 
     from zoo.data.inspect import Report, show_row
     from zoo.data.text import TextData
-    from zoo.data.vocabulary import settle
+    from zoo.data.tokenizer import resolve_tokenizer
 
-    loaded, tokenizer = settle(loaded, _saved_tokenizer(loaded), say=_say)
+    loaded, tokenizer = resolve_tokenizer(loaded, _saved_tokenizer(loaded), say=_say)
     data = TextData.load(loaded, tokenizer, loaded.model.make_config(), say=_say)
     size = loaded.data.batch_size
     found = data.heldout_batches(size) if heldout else data.batches(size, start_example=step * size)
@@ -117,7 +117,7 @@ def tokenizer(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not an empty directory; choose another")
 
-    from zoo.data.vocabulary import make_tokenizer
+    from zoo.data.tokenizer import make_tokenizer
 
     made = make_tokenizer(loaded, say=_say)
     made.save(out)

@@ -221,7 +221,7 @@ def _need_lm_eval() -> None:
 def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[str, Any]:
     sets = None if data is None else {"data": _records(data, cronicas)}
     from zoo.errors import UserError
-    from zoo.evaluate.cronica import evaluate as run
+    from zoo.tasks.cronica.evaluation import evaluate as run
 
     lm = _load(model, dtype)
     try:
@@ -243,7 +243,7 @@ def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[s
 def _records(path: Path, count: int) -> list[dict]:
     from zoo.data.sources import load_records
     from zoo.errors import UserError
-    from zoo.recipe import DataSection
+    from zoo.recipe.data import DataSection
 
     if count < 1:
         raise UserError(f"--cronicas is {count}; it must be at least 1")

@@ -123,7 +123,7 @@ def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "Lang
     from zoo.convert.base import storage_dtype
     from zoo.generate.rope_scaling import overrides
     from zoo.language_model import load
-    from zoo.loading import find
+    from zoo.weights.resolve import find
 
     stored = None if dtype is None else storage_dtype(dtype, "--dtype")
     ready_to_compute()

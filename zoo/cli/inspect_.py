@@ -23,11 +23,11 @@ def inspect(
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes are all that is computed here
-    from zoo import loading
     from zoo.errors import UserError
+    from zoo.weights import resolve
 
     try:
-        found = loading.find(path)
+        found = resolve.find(path)
         tensors, problems = found.tensors(), found.problems()
     except UserError as error:
         print(f"zoo inspect: would not load: {error}", file=sys.stderr)

@@ -20,17 +20,17 @@ def merge(
       zoo merge runs/kodalite_1b_sft --out out/kodalite-sft
       zoo merge runs/kodalite_1b_sft@500 --out out/kodalite-sft --dtype bf16
     """
-    from zoo import loading
     from zoo.convert.base import storage_dtype
     from zoo.errors import UserError
     from zoo.language_model import load
+    from zoo.weights import resolve
 
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype")
-    found = loading.find(source)
+    found = resolve.find(source)
     if found.lora is None:
         raise UserError(f"{source}: has no adapters to merge; `zoo convert` writes it in other formats")
     if out.exists():
         raise UserError(f"{out} is there already; choose another directory")
-    kept = found.recipe.train.param_dtype if isinstance(found, loading.RunWeights) else "float32"
+    kept = found.recipe.train.param_dtype if isinstance(found, resolve.RunWeights) else "float32"
     load(source).save(out, dtype=wanted or kept)  # merged in float32, rounded once
     print(f"{out}: written, adapters of rank {found.lora.rank} merged")

@@ -12,7 +12,7 @@ import typer
 from zoo.cli.common import print_columns
 
 if TYPE_CHECKING:
-    from zoo.train.plan.report import Plan
+    from zoo.plan.report import Plan
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -48,8 +48,8 @@ def plan(
       zoo plan recipes/gelu_d12.yaml --topology h200:8 --trials 0
     """
     from zoo.errors import UserError
-    from zoo.train.plan.targets import environment
-    from zoo.train.topologies import EXAMPLES, parse_topology
+    from zoo.hardware.topologies import EXAMPLES, parse_topology
+    from zoo.plan.targets import environment
 
     if not topology:
         raise UserError(f"--topology is missing; for example --topology {EXAMPLES.split(', ')[0]}, or {EXAMPLES}")
@@ -63,7 +63,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or (), check_files=False)
 
-    from zoo.train.plan.report import make_plan
+    from zoo.plan.report import make_plan
 
     made = make_plan(loaded, target, trials=trials, mfu=mfu, say=lambda text: print(text, file=sys.stderr, flush=True))
     if as_json:

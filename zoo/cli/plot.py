@@ -36,8 +36,8 @@ def plot(
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed here
-    from zoo import plot as plots
     from zoo.errors import UserError
+    from zoo.plotting import runs as plots
 
     found = [plots.read_run(path) for path in dict.fromkeys(runs)]
     for run in found:

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from zoo.cli.common import new_app, run_command
+from zoo.distributed import runtime
+from zoo.distributed.runtime import LOST_AFTER, STEP_LIMIT
+from zoo.distributed.supervisor import WORKER, supervise
 from zoo.errors import UserError
-from zoo.train import distributed
-from zoo.train.distributed import LOST_AFTER, STEP_LIMIT
-from zoo.train.supervisor import WORKER, supervise
 
 
 def train(
@@ -62,7 +62,7 @@ def train(
     if rehearse and (fresh or dry_run):
         raise UserError("--rehearse trains in a directory of its own; leave --fresh and --dry-run out")
     loaded = load_recipe(recipe, overrides or ())
-    cluster = distributed.find(coordinator, num_processes, process_id)
+    cluster = runtime.find(coordinator, num_processes, process_id)
     # The same command, for a process under this one that uses the devices.
     again = [sys.executable, "-m", "zoo.cli.train", str(recipe), *(overrides or ())]
     again += [f"--lost-after={lost_after}", f"--step-limit={step_limit}"]
@@ -72,7 +72,7 @@ def train(
     for name, number in (("num-processes", num_processes), ("process-id", process_id)):
         again += [] if number is None else [f"--{name}={number}"]
     if rehearse:
-        from zoo.run import rehearse as rehearsal
+        from zoo.run.job import rehearse as rehearsal
 
         def start(phase: str) -> int:
             return supervise([*again, f"--phase={phase}"], cluster)
@@ -81,23 +81,23 @@ def train(
     if cluster is not None and WORKER not in os.environ:
         return supervise(again, cluster, verbose="--debug" in sys.argv)
 
-    from zoo import compile_cache
-    from zoo.run import run  # after the recipe is known to be good: this imports JAX
+    from zoo.hardware import compile_cache
+    from zoo.run.job import run  # after the recipe is known to be good: this imports JAX
 
     compile_cache.enable()
     if cluster is not None:
-        distributed.initialize(cluster, lost_after=lost_after, step_limit=step_limit)
+        runtime.initialize(cluster, lost_after=lost_after, step_limit=step_limit)
     try:
         if phase is not None:
-            from zoo.run import rehearse as rehearsal
+            from zoo.run.job import rehearse as rehearsal
 
             return rehearsal.phase(loaded, phase)
         return run(loaded, fresh=fresh, dry_run=dry_run)
     except Exception as error:
-        if distributed.active():
+        if runtime.active():
             if "--debug" in sys.argv:
                 traceback.print_exc()
-            distributed.fail(error)
+            runtime.fail(error)
         raise
 
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = new_app()
     app.command()(train)
     code = run_command(app, argv, "zoo-train")
-    distributed.leave(code)
+    runtime.leave(code)
     return code
 
 

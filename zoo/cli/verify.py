@@ -21,7 +21,7 @@ def verify(
     Example:
       zoo verify gelu-d12 --wikitext wiki.test.raw
     """
-    from zoo import verification
     from zoo.cli.convert import print_checks
+    from zoo.evaluate import verification
 
     print_checks(verification.published(name, wikitext=wikitext))

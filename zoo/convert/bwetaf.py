@@ -86,8 +86,8 @@ def examine(path: str | os.PathLike) -> Published:
     if file is None:
         raise UserError(f"{path}: holds no {WEIGHTS}")
     directory = file.parent
-    files.inside(directory, file.name)
-    config = _config(files.read_json(files.inside(directory, CONFIG)), directory / CONFIG)
+    files.safe_join(directory, file.name)
+    config = _config(files.read_json(files.safe_join(directory, CONFIG)), directory / CONFIG)
     reading = _Msgpack(file)
     tensors = {name.removeprefix("params."): leaf for name, leaf in reading.tensors().items()}
     base.check_layers(config, tensors, file)
@@ -163,7 +163,7 @@ def load_optimizer(path: str | os.PathLike, config: Mapping[str, Any]) -> dict[s
     `path` is the file or its directory. UserError for any other optimizer's state.
     """
     file = Path(path)
-    file = files.inside(file, OPTIMIZER) if file.is_dir() else file
+    file = files.safe_join(file, OPTIMIZER) if file.is_dir() else file
     leaves = _Msgpack(file).tensors()
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
     counts = []

@@ -67,7 +67,7 @@ def examine(path: str | os.PathLike) -> Published:
     file = _checkpoint(Path(path))
     if file is None:
         raise UserError(f"{path}: holds no crónica checkpoint (ckpt_NNNNNN.pkl)")
-    content = safe_pickle.loads(files.inside(file.parent, file.name).read_bytes(), str(file))
+    content = safe_pickle.loads(files.safe_join(file.parent, file.name).read_bytes(), str(file))
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     for name in ("params", "config"):

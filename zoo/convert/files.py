@@ -33,7 +33,7 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def inside(directory: Path, name: str) -> Path:
+def safe_join(directory: Path, name: str) -> Path:
     """The file `name` of `directory`; UserError if the name or a symbolic link leads out of it.
 
     The hub's cache keeps a snapshot's files as links into the `blobs` beside it: those are inside.
@@ -52,7 +52,7 @@ def inside(directory: Path, name: str) -> Path:
 
 def existing(directory: Path, name: str) -> Path | None:
     """`inside`, or None where there is no such file."""
-    path = inside(directory, name)
+    path = safe_join(directory, name)
     return path if path.is_file() or path.is_symlink() else None
 
 
@@ -124,7 +124,7 @@ def open_sharded(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     for name in sorted(set(where.values())):
         if existing(directory, name) is None:
             raise UserError(f"{index}: lists {name}, which is not there; fetch it as well")
-        shards[name] = open_safetensors(inside(directory, name))
+        shards[name] = open_safetensors(safe_join(directory, name))
     found = {}
     for tensor, name in where.items():
         if tensor not in shards[name]:

@@ -70,7 +70,7 @@ def examine(path: str | os.PathLike) -> Published:
     if _is_flax(path):
         file, tensors = files.open_sharded(path)
         tensors = {_dotted(name): tensor for name, tensor in tensors.items()}
-        about = files.inside(path, "config.json")
+        about = files.safe_join(path, "config.json")
         config = _config(files.read_json(about), about, tensors)
         return _published("KodaLite, Flax safetensors", file, config, tensors, path)
     checkpoint = _orbax(path)

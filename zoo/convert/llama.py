@@ -77,7 +77,7 @@ def examine(path: str | os.PathLike, *, theirs: Mapping[str, Any] | None = None)
     theirs: what to take config.json to say, where its reader knows better.
     """
     path = Path(path)
-    about = files.inside(path, "config.json")
+    about = files.safe_join(path, "config.json")
     theirs = files.read_json(about) if theirs is None else theirs
     refuse_other_models(theirs, about)
     file, tensors = files.open_sharded(path)

@@ -35,7 +35,7 @@ def examine(path: str | os.PathLike) -> Published:
     UserError for other bits than BITS, parts that do not fit together, and what `zoo.convert.llama` refuses.
     """
     path = Path(path)
-    about = files.inside(path, "config.json")
+    about = files.safe_join(path, "config.json")
     theirs = files.read_json(about)
     quantisation = theirs["quantization"]
     group, bits = quantisation["group_size"], quantisation["bits"]

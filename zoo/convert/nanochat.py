@@ -222,7 +222,7 @@ def _is_torch(path: Path) -> bool:
 
 def _examine_hf(path: Path) -> Published:
     file, tensors = files.open_sharded(path)
-    config = _config(files.read_json(files.inside(path, "config.json")), path / "config.json", tensors)
+    config = _config(files.read_json(files.safe_join(path, "config.json")), path / "config.json", tensors)
     base.check_layers(config, tensors, file)
     return Published(
         kind="gelu-d12, Hugging Face directory (safetensors)",
@@ -239,11 +239,11 @@ def _examine_hf(path: Path) -> Published:
 def _examine_orbax(step: Path) -> Published:
     from zoo.convert import orbax_tree
 
-    about = files.inside(step.parent, "config.json")
+    about = files.safe_join(step.parent, "config.json")
     if about.is_file():
         theirs = files.read_json(about).get("model")
     else:
-        about = files.inside(step, "metadata/metadata")
+        about = files.safe_join(step, "metadata/metadata")
         theirs = files.read_json(about).get("model_config") if about.is_file() else None
     if not isinstance(theirs, dict):
         raise UserError(f"{step.parent / 'config.json'}: is missing, or has no section 'model'; fetch it as well")

@@ -28,7 +28,7 @@ def open_tree(path: Path) -> dict[str, Tensor]:
     path = path.absolute()
     for file in path.rglob("*"):
         if file.is_symlink():
-            files.inside(path, str(file.relative_to(path)))
+            files.safe_join(path, str(file.relative_to(path)))
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree

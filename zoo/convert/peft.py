@@ -101,7 +101,7 @@ def load(path: str | os.PathLike) -> Adapter:
     Llama's projections, and for files that are damaged or do not agree.
     """
     directory = Path(path)
-    about = files.inside(directory, CONFIG)
+    about = files.safe_join(directory, CONFIG)
     content = files.read_json(about)
     rank, alpha = _plain(content, about)
     weights = files.existing(directory, WEIGHTS)

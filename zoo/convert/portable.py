@@ -30,7 +30,7 @@ def detect(path: str | os.PathLike) -> bool:
 def examine(path: str | os.PathLike) -> Published:
     """What lies at `path`; no array is read. UserError for another version or a config that is none."""
     directory = Path(path)
-    file = files.inside(directory, CONFIG_FILE)
+    file = files.safe_join(directory, CONFIG_FILE)
     content = files.read_json(file)
     missing = [name for name in ("format", "model", "config") if name not in content]
     if missing:
@@ -57,7 +57,7 @@ def examine(path: str | os.PathLike) -> Published:
         config=config,
         tensors=tensors,
         rules={},
-        tokenizer_path=files.inside(directory, str(tokenizer)) if tokenizer else None,
+        tokenizer_path=files.safe_join(directory, str(tokenizer)) if tokenizer else None,
     )
     return described.with_rules({path: Rule(path) for path in described.wanted})
 

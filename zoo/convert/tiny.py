@@ -73,7 +73,7 @@ def examine(path: str | os.PathLike) -> Published:
     file = _weights(Path(path))
     if file is None:
         raise UserError(f"{path}: holds no {WEIGHTS}")
-    tensors = files.open_npz(files.inside(file.parent, file.name))
+    tensors = files.open_npz(files.safe_join(file.parent, file.name))
     config = _config(tensors, file)
     about = files.existing(file.parent, "config.json")
     if about is not None:

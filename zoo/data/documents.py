@@ -19,7 +19,7 @@ from typing import Any
 from zoo.data import conversations, stories
 from zoo.data.conversations import Conversation
 from zoo.errors import UserError
-from zoo.recipe_data import SourceFields
+from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}

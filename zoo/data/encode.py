@@ -22,7 +22,7 @@ import numpy as np
 from zoo.data import shards
 from zoo.data.documents import Fault, Item
 from zoo.errors import UserError
-from zoo.recipe_data import DataSection
+from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from zoo.data.pairs import Pairs
 from zoo.errors import UserError
+from zoo.tasks.cronica.pairs import Pairs
 
 Batch = dict[str, np.ndarray]
 

@@ -21,7 +21,7 @@ from zoo.data import documents, remote, shards, stories
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
 from zoo.errors import UserError
-from zoo.recipe_data import DataSection, SourceSection
+from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 from zoo.util import human_duration, sha256_hex

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zoo.errors import UserError
-from zoo.tokenizers.cronica import STYLES
+from zoo.tasks.cronica.tokens import STYLES
 
 FIELDS = ("stats_block", "style_label", "cronica")
 
@@ -32,9 +32,9 @@ def load_records(data) -> list[dict]:
     Raises UserError that names file, line or row, and field for anything missing or malformed.
     """
     if data.source == "cronicas":
-        from zoo.data import cronicas
+        from zoo.tasks.cronica import corpus
 
-        return cronicas.generate(data.num_pairs, seed=data.seed, split=data.split)
+        return corpus.generate(data.num_pairs, seed=data.seed, split=data.split)
     if not data.path:
         what = "a dataset repository on the hub" if data.source == "hub" else "a file"
         raise UserError(f"data.path: is missing; with data.source={data.source} give {what}")

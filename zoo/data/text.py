@@ -23,10 +23,10 @@ from zoo.data.pipeline import Batch
 from zoo.data.prepare import Say, Want, prepare
 from zoo.data.rows import PackedSource, Rows
 from zoo.data.shards import Shards
-from zoo.data.vocabulary import heldout_want, token_budget, validation_source, wants
+from zoo.data.tokenizer import heldout_want, token_budget, validation_source, wants
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.recipe_data import DataSection, SourceSection
+from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers.base import Tokenizer
 
 # One thread assembles ahead; a batch is whole, so its hand-over costs little.

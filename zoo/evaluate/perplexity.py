@@ -14,7 +14,7 @@ from zoo.evaluate.cache import ResultCache
 from zoo.evaluate.local_data import HubData, records
 from zoo.evaluate.scoring import Row, Scored, Scorer, check_max_length, windows
 from zoo.language_model import LanguageModel
-from zoo.recipe_data import SourceFields
+from zoo.recipe.data import SourceFields
 from zoo.util import sha256_hex
 
 Progress = Callable[[str, int, int], None]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from zoo.evaluate.cronica import share
+from zoo.tasks.cronica.evaluation import share
 
 _ROWS: tuple[tuple[str, Callable[[dict], Any]], ...] = (
     ("home club named", lambda found: found["home"]),
@@ -27,7 +27,7 @@ _ROWS: tuple[tuple[str, Callable[[dict], Any]], ...] = (
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables of `zoo.evaluate.cronica.evaluate`'s result: metrics, styles, the card's match."""
+    """Tables of `zoo.tasks.cronica.evaluation.evaluate`'s result: metrics, styles, the card's match."""
     return "\n\n".join([_metrics(result), _styles(result), _card(result)])
 
 

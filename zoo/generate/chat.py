@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.generate.settings import Settings, resolve
+from zoo.generate.settings import Settings, resolve_settings
 from zoo.generate.stopping import split_stop
 from zoo.recipe import load_recipe
 from zoo.tokenizers import chat
@@ -55,14 +55,14 @@ def stops(template: str) -> list[str]:
 
 
 def settings(model_name: str, template: str, given: Mapping[str, Any]) -> Settings:
-    """Those of a reply: `given` as for `zoo.generate.settings.resolve`, the template's ends added to `stop`.
+    """Those of a reply: `given` as for `zoo.generate.settings.resolve_settings`, the template's ends added to `stop`.
 
     Without a preset among `given`, a model that was trained on conversations has its card's settings.
     """
     ids, strings = split_stop(given.get("stop"))
     merged = {**given, "stop": [*ids, *strings, *stops(template)]}
     preset = merged.pop("preset", "original" if model_name in TEMPLATES else None)
-    return resolve(model_name, preset, merged)
+    return resolve_settings(model_name, preset, merged)
 
 
 def fit(tokenizer: Tokenizer, messages: Sequence[Message], template: str, room: int) -> tuple[list[Message], int]:

@@ -53,7 +53,7 @@ class Settings:
         return Sampling(**{name: getattr(self, name) for name in names})
 
 
-def resolve(model_name: str, preset: str | None, given: Mapping[str, Any]) -> Settings:
+def resolve_settings(model_name: str, preset: str | None, given: Mapping[str, Any]) -> Settings:
     """The settings of a call: those `given` that are not None, else the preset's, else the defaults.
 
     Args:

@@ -9,14 +9,14 @@ import jax
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints.manager import Checkpoints
+from zoo.distributed import runtime
 from zoo.language_model import LanguageModel
-from zoo.run.task import Task
-from zoo.train import distributed
+from zoo.tasks.base import Task
 from zoo.train import mesh as meshes
 from zoo.train import step as steps
-from zoo.train.loop import Callback
 from zoo.train.program import Program
+from zoo.train.trainer import Callback
 from zoo.util import atomic_write
 
 SAMPLES_FILE = "samples.md"
@@ -35,7 +35,7 @@ def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpo
         for batch in task.heldout_batches(program.microbatch.rows):
             placed = meshes.put_batch(meshes.own_rows(batch, program.mesh), program.mesh)
             sums.append(evaluate(params, placed))
-            distributed.alive(step)
+            runtime.heartbeat(step)
         nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
         loss = nll / max(count, 1.0)
         if keep_best and math.isfinite(loss):
@@ -76,9 +76,9 @@ def add_sample(path: Path, step: int, text: str) -> None:
 def language_model(program: Program, task: Task, params: Any, frozen: Any) -> LanguageModel | None:
     """The model as it is now. Of several processes the first has it, whole on one device; None on the others."""
     params = steps.cast_floats(steps.merged(params, frozen), program.compute_dtype)
-    if distributed.active():
+    if runtime.active():
         params = jax.tree.map(_gathered, params)
-        if not distributed.is_main():
+        if not runtime.is_main_process():
             return None
     module = nnx.merge(program.graphdef, params)
     return LanguageModel(module, task.tokenizer, program.spec, program.config)
@@ -86,4 +86,4 @@ def language_model(program: Program, task: Task, params: Any, frozen: Any) -> La
 
 def _gathered(leaf: jax.Array) -> jax.Array | None:
     whole = multihost_utils.process_allgather(leaf, tiled=True)
-    return jax.device_put(whole, jax.local_devices()[0]) if distributed.is_main() else None
+    return jax.device_put(whole, jax.local_devices()[0]) if runtime.is_main_process() else None

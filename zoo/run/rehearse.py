@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zoo import checkpoint_files, run_directory, storage
-from zoo.checkpoints import Checkpoints
+from zoo.checkpoints import orbax_io, storage
+from zoo.checkpoints.manager import Checkpoints
+from zoo.distributed import runtime
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.run import Part, run
-from zoo.run.task import say
-from zoo.train import distributed
-from zoo.train.metrics import read_metrics
+from zoo.run.job import StepRange, run
+from zoo.rundir import layout
+from zoo.tasks.base import say
+from zoo.train.logging.log import read_metrics
 
 STEPS = 20
 SIGNAL_AFTER = 8  # updates
@@ -67,20 +68,20 @@ def phase(recipe: Recipe, name: str) -> int:
     """One of the three starts, in this process; the exit code."""
     mine = _named(recipe, name)
     if name == "stopped":
-        part = Part(lambda step: recipe.train.steps, _preempt)
+        part = StepRange(lambda step: recipe.train.steps, _preempt)
     elif name == "resumed":
-        part = Part(lambda step: max(STEPS, step + STEPS // 2))
+        part = StepRange(lambda step: max(STEPS, step + STEPS // 2))
     else:
-        reached = distributed.share(lambda: Checkpoints(_named(recipe, "stopped").checkpoints_dir).latest())
-        part = Part(lambda step: reached)
+        reached = runtime.broadcast(lambda: Checkpoints(_named(recipe, "stopped").checkpoints_dir).latest())
+        part = StepRange(lambda step: reached)
     return run(mine, part=part)
 
 
 def _preempt(step: int) -> None:
     """Send SIGTERM to the last of the processes (process 0 decides, so it is not the one) while an update runs."""
-    if step == SIGNAL_AFTER and distributed.process_id() == distributed.count() - 1:
+    if step == SIGNAL_AFTER and runtime.process_id() == runtime.count() - 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    if step >= SIGNAL_AFTER and distributed.active():
+    if step >= SIGNAL_AFTER and runtime.active():
         time.sleep(_PAUSE)
 
 
@@ -126,7 +127,7 @@ def _different_leaves(one: Recipe, other: Recipe) -> list[str]:
     def checksums(recipe: Recipe) -> dict[str, int]:
         checkpoints = Checkpoints(recipe.checkpoints_dir)
         path = checkpoints.directory / str(checkpoints.latest())
-        return checkpoint_files.read_checksums(path, checkpoint_files.read_content(path)) or {}
+        return orbax_io.read_checksums(path, orbax_io.read_content(path)) or {}
 
     a, b = checksums(one), checksums(other)
     return [f"{name}: other bits" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
@@ -138,8 +139,8 @@ def _delete(recipe: Recipe) -> None:
         storage.remove(recipe.remote_run_dir)
     if not recipe.run_dir.exists():
         return
-    run_directory.is_started(recipe.run_dir)  # else it is nothing of ours
-    with run_directory.lock(recipe.run_dir):
-        run_directory.clear(recipe.run_dir)
+    layout.is_started(recipe.run_dir)  # else it is nothing of ours
+    with layout.lock(recipe.run_dir):
+        layout.clear(recipe.run_dir)
         (recipe.run_dir / ".lock").unlink()
     recipe.run_dir.rmdir()

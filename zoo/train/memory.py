@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.hardware.topologies import GIB, chip_of
 from zoo.train import mesh as meshes
 from zoo.train.losses import ACCELERATOR_CHUNK, CPU_CHUNK
-from zoo.train.topologies import GIB, chip_of
 
 if TYPE_CHECKING:
     from zoo.train.program import Program
@@ -119,7 +119,7 @@ def device_memory(device: jax.Device) -> int | None:
     """The memory that programs may use on `device`; None where nobody knows.
 
     For a CPU device its share of the host's; for kinds that are not here to be asked, that of the table in
-    `zoo.train.topologies`.
+    `zoo.hardware.topologies`.
     """
     if device.platform == "cpu":
         host = host_memory()

@@ -18,7 +18,7 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes data, fsdp and tensor (all Auto) over `devices` (None: all there are).
 
     Args:
-        config: the sizes of a recipe's `mesh` section, see `axis_sizes`; `zoo.train.layout.make_mesh_for` chooses those
+        config: the sizes of a recipe's `mesh` section, see `axis_sizes`; `zoo.plan.layout.make_mesh_for` chooses those
             of `mesh: auto`.
         devices: the devices to use.
 

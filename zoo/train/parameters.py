@@ -23,7 +23,7 @@ from zoo.layers.sharding import param_shardings
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
-from zoo.recipe_training import LoraSection
+from zoo.recipe.training import LoraSection
 
 Tree = Any
 ADAPTER_DTYPE = jnp.float32  # of adapters, whatever the model's own parameters are stored in

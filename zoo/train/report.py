@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from zoo.train.metrics import read_metrics
+from zoo.train.logging.log import read_metrics
 from zoo.util import atomic_write, human_duration
 
 

@@ -1,0 +1,232 @@
+"""One checkpoint's files, by way of Orbax: written in the background, read and held against their checksums.
+
+See zoo.checkpoints for what a checkpoint holds. Nothing here waits for another process, but `start` and the save that
+it starts.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from zoo.checkpoints import pytree as trees
+from zoo.checkpoints import storage
+from zoo.distributed.collectives import is_main_process
+from zoo.util import sha256_hex
+
+FORMAT = 2
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""Part of the name of what is being written to a local disk."""
+COMMITTED = "commit_success.txt"
+
+Items = dict[str, dict[str, Any]]
+"""{"model": {name: leaf}, "optimizer": {name: leaf}}"""
+
+# What the network or the rights are to blame for: the checkpoint may be as good as ever.
+_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # What goes wrong in Orbax's threads it raises and logs as well, with a traceback for each of them.
+    return record.exc_info is None or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose files are missing, unreadable or not what was written."""
+
+
+def complete(path: epath.Path) -> bool:
+    """Whether a checkpoint's directory of its own name is one that was written to the end.
+
+    A local one is renamed when it is; in an object store it has its name from the start.
+    """
+    return not storage.is_remote(path) or (path / COMMITTED).exists()
+
+
+def start(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> Callable[[], None]:
+    """Begin to write a checkpoint; returns when its arrays may be donated. One that is there is replaced.
+
+    What it gives waits until all is written, and is to be called, in any thread. Orbax takes the better part of a
+    millisecond for each array before it returns: where the arrays can be kept without a copy that is left to the
+    thread. Not with several processes: Orbax compares their paths by a collective, which may not cross another.
+    """
+    again = trees.snapshot(items) if jax.process_count() == 1 else None
+    if again is None:
+        return _write(path, step, items, meta).result
+    return lambda: _write(path, step, again(), meta).result()
+
+
+def _write(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> ocp.AsyncResponse[None]:
+    """Have Orbax copy the arrays and write them."""
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "leaves": {item: trees.described(leaves) for item, leaves in items.items()},
+        "meta": meta,
+    }
+    names = [f"{item}/{name}" for item, leaves in items.items() for name in leaves]
+    checksums = trees.checksums([leaf for leaves in items.values() for leaf in leaves.values()])
+    written = {
+        **{item: trees.nested(leaves) for item, leaves in items.items() if leaves},  # Orbax refuses empty trees
+        "integrity": _Checksums(names, checksums),
+        "meta": {"content": content, "sha256": _hash(content)},
+    }
+    with _context(path):
+        return ocp.save_checkpointables_async(path, written, overwrite=True)
+
+
+def read_content(path: epath.Path) -> dict[str, Any]:
+    """{"format", "step", "leaves", "meta"} of a checkpoint. Raises DamagedCheckpoint."""
+    with _damage():
+        file = json.loads((path / "meta" / "data.json").read_text())
+        content, expected = file["content"], file["sha256"]
+        if _hash(content) != expected:
+            raise DamagedCheckpoint("its meta data do not match their hash")
+        return content
+
+
+def read_checksums(path: epath.Path, content: dict[str, Any]) -> dict[str, int] | None:
+    """{"model/layers/0/...": checksum} of a checkpoint; None from format 1, which has them among the arrays.
+
+    Raises DamagedCheckpoint.
+    """
+    if content["format"] == 1:
+        return None
+    with _damage():
+        return {name: int(value) for name, value in json.loads((path / "integrity" / "data.json").read_text()).items()}
+
+
+def check_structure(path: epath.Path, items: Iterable[str], content: dict[str, Any]) -> None:
+    """Raises DamagedCheckpoint unless the arrays of these items have the names, shapes and dtypes that were saved.
+
+    Orbax, asked for an array that is not there in that shape, spills thousands of lines: so it is not asked.
+    """
+    with _damage(), _context(path, alone=True):
+        found = ocp.checkpointables_metadata(path).metadata
+        for item in items:
+            stored = content["leaves"][item]
+            if stored and trees.described(trees.named(found[item])) != stored:
+                raise DamagedCheckpoint(f"the arrays of its {item} are not those that were saved")
+
+
+def read_arrays(path: epath.Path, wanted: Items, content: dict[str, Any]) -> tuple[Items, dict[str, int] | None]:
+    """This process's part of the wanted leaves, in their stored dtype and laid on the shardings of the wanted ones,
+    and the checksums if they lie among the arrays (format 1). Nothing is verified yet. Raises DamagedCheckpoint.
+
+    With several processes all of them call it, and after `check_structure` was well on all: Orbax counts its loads, and
+    processes that had counted differently would miss each other in the next save.
+    """
+    stored = content["leaves"]
+    items = {
+        item: trees.nested({name: trees.abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()})
+        for item, leaves in wanted.items()
+        if leaves
+    }
+    if content["format"] == 1:
+        number = sum(len(leaves) for leaves in stored.values())
+        items["checksums"] = {"uint32": trees.abstract(np.zeros(number, np.uint32), "uint32")}
+    with _damage(), _context(path, alone=True):
+        loaded = ocp.load_checkpointables(path, items)
+    checksums = None
+    if content["format"] == 1:
+        names = [f"{item}/{name}" for item, leaves in stored.items() for name in sorted(leaves)]
+        checksums = dict(zip(names, np.asarray(loaded["checksums"]["uint32"]).tolist(), strict=True))
+    return {item: trees.named(loaded.get(item, {})) for item in wanted}, checksums
+
+
+def verify(arrays: Items, checksums: dict[str, int]) -> None:
+    """Raises DamagedCheckpoint unless every leaf has its checksum. All processes call it, and all see the same."""
+    names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
+    if not names:
+        return
+    found = trees.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])()
+    for name, value in zip(names, found.tolist(), strict=True):
+        if checksums.get(name) != value:
+            raise DamagedCheckpoint(f"{name} does not match its checksum")
+
+
+@dataclass(frozen=True)
+class _Checksums:
+    """Those of all leaves, in the order of the names; see `zoo.checkpoints.pytree.checksums`."""
+
+    names: list[str]
+    values: Callable[[], np.ndarray]
+
+
+class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
+    """Writes {name: checksum} as JSON. They are had in the background: a save does not wait for them."""
+
+    async def save(self, directory: Any, checkpointable: _Checksums) -> Awaitable[None]:
+        return self._write(directory, checkpointable)
+
+    async def _write(self, directory: Any, checksums: _Checksums) -> None:
+        folder = await directory.await_creation()
+        if is_main_process():
+            values = await asyncio.to_thread(checksums.values)
+            content = dict(zip(checksums.names, values.tolist(), strict=True))
+            await asyncio.to_thread((folder / "data.json").write_text, json.dumps(content))
+
+    async def load(self, directory: Any, abstract_checkpointable: None = None) -> Awaitable[None]:
+        raise NotImplementedError("zoo reads them itself")
+
+    async def metadata(self, directory: Any) -> None:
+        return None
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        return isinstance(checkpointable, _Checksums)
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool | None:
+        return None
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turns whatever reading a broken file raises into DamagedCheckpoint.
+
+    A full memory is not damage, nor are a lost connection and missing rights.
+    """
+    try:
+        yield
+    except (DamagedCheckpoint, MemoryError, PermissionError, ConnectionError, TimeoutError):
+        raise
+    except Exception as error:
+        if any(word in str(error) for word in _NOT_DAMAGE):
+            raise
+        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {storage.first_line(error)}") from error
+
+
+def _context(path: epath.Path, *, alone: bool = False) -> ocp.Context:
+    """Orbax options: no compression (it is several times slower), `meta` as a plain JSON file.
+
+    alone: for reading without waiting for other processes, which may have found damage and never come.
+    """
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    registry.add(_ChecksumsHandler, checkpointable_name="integrity")
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.pytree.loading.partial_load = True
+    context.checkpointables.registry = registry
+    # Made in the background, a directory that cannot be made keeps Orbax's threads waiting for minutes.
+    context.asynchronous.create_directories_asynchronously = storage.is_remote(path)
+    if storage.is_remote(path):
+        context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+    if alone and jax.process_count() > 1:
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.primary_host = jax.process_index()
+    return context
+
+
+def _hash(content: dict) -> str:
+    return sha256_hex(json.dumps(content, sort_keys=True).encode())

@@ -1,0 +1,1 @@
+"""The machine: chips and topologies, CPU threads, the cache of compiled programs."""

@@ -1,0 +1,121 @@
+"""What stands behind a registered model: its class, its config and all that its authors publish. Loads no JAX."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from zoo.errors import UserError
+
+HUB = "https://huggingface.co/"
+NOT_STATED = "not stated"
+PLENTY = 20.0  # tokens seen for each parameter, beside which a model's own number is shown
+
+# What `ModelSpec.published` always lists, stated or not.
+USUAL_FACTS = ("parameters", "context", "trained", "hardware", "final loss", "validation loss")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A registered model and all that is known of it; what its authors do not state is NOT_STATED.
+
+    Attributes:
+        name: the registry's name.
+        summary: what it is, in a line.
+        cls, config_cls: the model's class and its config's as "module:Name", imported when they are first asked for.
+        config: the fields in which the model differs from its config class's defaults.
+        tokenizer: what the tokenizer is, in words.
+        source: the address of the weights, or of the program where no weights are published.
+        licence, dataset: as the authors state them.
+        tokens_seen: how many tokens the whole training saw, in words.
+        tokens_per_param: that number over the number of parameters.
+        facts: further published facts, label -> text. USUAL_FACTS are the usual labels; "parameters" is the exact
+            number; "files" lists the files of `source`.
+        sampling: the settings with which the authors' card or program writes text, by their names in
+            `zoo.generate.settings.Settings`; None where nothing is published.
+        chat_template: the name of the template that its conversations were written in, from
+            `zoo.tokenizers.chat.TEMPLATES`; None for a model that was not trained on conversations.
+        tokenizer_repo: the hub repository of the tokenizer where the weights' repository has none; None otherwise.
+        completions: greedy completions on the card, prompt -> text.
+        figures: measured values on the card that zoo computes again, protocol -> metric -> value.
+        task: the task that it was made for as "module:Name", None for a plain language model.
+    """
+
+    name: str
+    summary: str
+    cls: str
+    config_cls: str
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = NOT_STATED
+    source: str = NOT_STATED
+    licence: str = NOT_STATED
+    dataset: str = NOT_STATED
+    tokens_seen: str = NOT_STATED
+    tokens_per_param: float | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, Any] | None = None
+    chat_template: str | None = None
+    tokenizer_repo: str | None = None
+    completions: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    task: str | None = None
+
+    @property
+    def repositories(self) -> list[str]:
+        """The hub repositories in which the model's authors publish its weights; the first one is loaded by name."""
+        addresses = [self.source, *self.facts.values()]
+        return [address.removeprefix(HUB) for address in addresses if address.startswith(HUB)]
+
+    def model_class(self) -> type:
+        """The `nnx.Module` class. UserError where it cannot be imported."""
+        return _import(self.cls, self.name)
+
+    def config_class(self) -> type:
+        """The frozen config dataclass. UserError where it cannot be imported."""
+        return _import(self.config_cls, self.name)
+
+    def make_config(self, **overrides: Any) -> Any:
+        """The model's config; `overrides` are config fields. UserError for an unknown or impossible one."""
+        return self.config_class().from_dict({**self.config, **overrides})
+
+    @cached_property
+    def num_params(self) -> int:
+        """The exact number of parameters, from shapes alone: nothing is allocated."""
+        from zoo.models.build import count_params
+
+        return count_params(self.model_class(), self.make_config())
+
+    @property
+    def tokens_per_param_text(self) -> str:
+        """ "1.29 (6.5% of 20)": the tokens seen for each parameter, and that over 20.
+
+        Twenty is about the best for a budget of operations (Hoffmann et al., arXiv:2203.15556).
+        """
+        if self.tokens_per_param is None:
+            return NOT_STATED
+        share = 100 * self.tokens_per_param / PLENTY
+        return f"{self.tokens_per_param:.3g} ({share:.{0 if share >= 10 else 1}f}% of {PLENTY:.0f})"
+
+    def published(self) -> dict[str, str]:
+        """All that is published of the model, label -> text, in reading order; NOT_STATED where nothing is."""
+        known = {label: self.facts.get(label, NOT_STATED) for label in USUAL_FACTS}
+        return {
+            "parameters": known.pop("parameters"),
+            "source": self.source,
+            "licence": self.licence,
+            "dataset": self.dataset,
+            "tokenizer": self.tokenizer,
+            "tokens seen": self.tokens_seen,
+            "tokens a parameter": self.tokens_per_param_text,
+            **known,
+            **{label: text for label, text in self.facts.items() if label not in USUAL_FACTS},
+        }
+
+
+def _import(target: str, name: str) -> type:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model {name!r}: {target!r} cannot be imported: {error}") from error

@@ -1,0 +1,1 @@
+"""Pictures of runs: the plots (`runs`) and the HTML page around them (`page`)."""

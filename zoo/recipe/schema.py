@@ -1,0 +1,339 @@
+"""Recipes: the YAML files that describe a run. Schema, validation, overrides, `extends`, resume check.
+
+    recipe = load_recipe("recipes/cronica_5m.yaml", ["train.steps=100", "optimizer.warmup_steps=10"])
+    recipe.train.steps, recipe.run_dir, recipe.to_yaml()
+
+The schema is strict: an unknown key, a wrong type or a value out of range is a `UserError` of one line that
+names the file, the dotted field and, where there is one, the nearest known key. Only the `model` section is
+open; its keys are the fields of the model's own config dataclass and are held against that.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from zoo.errors import UserError
+from zoo.recipe.data import DataSection, SourceSection, TokenizerSection
+from zoo.recipe.errors import explain, sections, where
+from zoo.recipe.fields import Section
+from zoo.recipe.training import (
+    CheckpointSection,
+    EvalSection,
+    FromSection,
+    LoggingSection,
+    LoraSection,
+    MeshSection,
+    OptimizerSection,
+    TrainSection,
+)
+from zoo.recipe.yaml_layers import flatten, read_layers
+
+if TYPE_CHECKING:
+    from etils import epath
+
+FORMAT = 1  # of the recipe file; written into every run directory
+
+
+class ModelSection(Section):
+    """A registry name; every other key overrides a field of that model's config dataclass."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The config fields the recipe sets, as given."""
+        return dict(self.model_extra or {})
+
+    def make_config(self) -> Any:
+        """The model's config dataclass with the recipe's overrides. Raises UserError naming the field."""
+        from zoo import registry
+
+        return registry.describe(self.name).make_config(**self.overrides)
+
+
+class Recipe(Section):
+    """A whole run. Make one with `load_recipe`, or `make_recipe` from a dictionary."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    description: str | None = None
+    model: ModelSection
+    tokenizer: TokenizerSection = Field(default_factory=lambda: TokenizerSection(train=True))
+    data: DataSection = Field(default_factory=lambda: DataSection(num_pairs=16_000))
+    from_: FromSection | None = Field(default=None, alias="from")
+    lora: LoraSection | None = None
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    mesh: MeshSection = Field(default_factory=MeshSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
+    eval: EvalSection = Field(default_factory=EvalSection)
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> "Recipe":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(
+                f"name must be letters, digits, '.', '_' or '-' (it names the run directory), got {self.name!r}"
+            )
+        if self.optimizer.warmup_steps >= self.train.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below train.steps "
+                f"{self.train.steps}; lower the one or raise the other"
+            )
+        rows = self.train.microbatch
+        if isinstance(rows, int) and self.data.batch_size % rows:
+            raise ValueError(
+                f"train.microbatch {rows} does not divide data.batch_size {self.data.batch_size}; take a divisor of it"
+            )
+        if self.data.kind == "cronicas":
+            if self.tokenizer.learns_texts:
+                raise ValueError(
+                    "tokenizer: crónica data train a BPE with special tokens of its own; leave tokenizer.kind, "
+                    "strip_accents, eos_token and special_tokens out"
+                )
+            if self.eval.prompt is not None:
+                raise ValueError("eval.prompt is for models of texts; a crónica's prompt is a match: leave it out")
+        if self.lora is not None and self.lora.dropout and self.train.scan_layers:
+            raise ValueError(
+                "lora.dropout and train.scan_layers exclude each other: a scanned block has one mask for all layers; "
+                "set train.scan_layers: false, or lora.dropout: 0"
+            )
+        if "://" in self.logging.runs_dir:
+            try:
+                self.remote_run_dir  # noqa: B018
+            except UserError as error:
+                raise ValueError(f"logging.runs_dir {error}") from None
+        return self
+
+    @property
+    def characters(self) -> bool:
+        """Whether the model's vocabulary is to be the alphabet that the run finds in its texts."""
+        return self.tokenizer.kind == "characters" and "vocab_size" not in self.model.overrides
+
+    def settled(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
+        """The recipe with what it leaves open decided: the size of the alphabet, the number of tokens to prepare.
+
+        A run decides both when it first starts and keeps them in its recipe.yaml; what the recipe says itself stays.
+        """
+        update: dict[str, Any] = {}
+        if self.characters and vocab_size is not None:
+            update["model"] = self.model.model_copy(update={"vocab_size": vocab_size})
+        if self.data.kind != "cronicas" and self.data.max_tokens is None and max_tokens is not None:
+            update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
+        return self.model_copy(update=update)
+
+    def settled_like(self, old: "Recipe") -> "Recipe":
+        """The recipe with what it leaves open as it was decided in `old`, the recipe of a run that has begun."""
+        return self.settled(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
+
+    @property
+    def run_dir(self) -> Path:
+        """Absolute path of the run directory; not created. Of a remote run: the cache of its small files."""
+        if "://" in self.logging.runs_dir:
+            from zoo.checkpoints import storage
+
+            return storage.cache("runs", self.logging.runs_dir) / self.name
+        return Path(self.logging.runs_dir).expanduser().absolute() / self.name
+
+    @property
+    def remote_run_dir(self) -> "epath.Path | None":
+        """The run directory where `logging.runs_dir` is remote (gs://bucket/runs), else None; nothing is looked at."""
+        if "://" not in self.logging.runs_dir:
+            return None
+        from zoo.checkpoints import storage
+
+        return storage.directory(self.logging.runs_dir) / self.name
+
+    @property
+    def checkpoints_dir(self) -> "epath.Path":
+        """Where the run's checkpoints lie: remote where `logging.runs_dir` is."""
+        from zoo.checkpoints import storage
+
+        return (self.remote_run_dir or storage.directory(self.run_dir)) / "checkpoints"
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain dictionary with every default written out, the model's whole config included."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        plain["model"] = {"name": self.model.name, **dataclasses.asdict(self.model.make_config())}
+        return plain
+
+    def to_yaml(self) -> str:
+        """`resolved()` as YAML; `load_recipe` reads it back to an equal resolved recipe."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = (), *, check_files: bool = True) -> Recipe:
+    """Read and validate a recipe file.
+
+    Args:
+        path: a YAML file. Its `extends: other.yaml` (relative to the file) is read first and merged under
+            it, section by section; `name` (default: the file's name) and `description` are not inherited.
+        overrides: `section.field=value` each, over everything in the file; values are read as YAML.
+        check_files: that local files named in the recipe exist. Off for reading a finished run's recipe.
+
+    Local paths in `data.path` and `tokenizer.path` are taken from the working directory and made absolute.
+
+    Raises:
+        UserError: one line naming the file (or the command line), the dotted field and the remedy.
+    """
+    content, origins = read_layers(path, overrides, not_inherited=("name", "description"))
+    content.setdefault("name", Path(path).stem)
+    return make_recipe(content, source=str(path), origins=origins, check_files=check_files)
+
+
+def make_recipe(
+    content: dict[str, Any],
+    *,
+    source: str = "recipe",
+    origins: dict[str, str] | None = None,
+    check_files: bool = True,
+) -> Recipe:
+    """Validate a recipe given as nested dictionaries. `source` and `origins` (dotted key -> where it was
+    written) only serve the error messages. Raises UserError."""
+    origins = origins or {}
+    # An empty section has its defaults; those that a recipe may do without stay absent.
+    always = sections(Recipe).keys() - {"from", "lora"}
+    content = {key: {} if value is None and key in always else value for key, value in content.items()}
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(explain(error, Recipe, source, origins, FORMAT)) from None
+    recipe = _resolve_against_model(recipe, source, origins)
+    return _absolute_paths(recipe, source, origins, check_files)
+
+
+def resume_diff(old: Recipe, new: Recipe) -> list[str]:
+    """What forbids going on with a run of recipe `old` under recipe `new`: a line a field; [] is nothing.
+
+    Refused: the model, what it began as, which parameters are trained, the tokenizer, the data and their order, the
+    optimizer's kind and the dtype of its moments, the seed, the storage dtype. Free to change: steps, learning rates
+    and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how data are
+    prepared, and where local data and the local source of `from:` lie (they may move; the checkpoint knows what they
+    held).
+    """
+    return [
+        f"{key}: {before} in the run, {after} in the recipe"
+        for key, (before, after) in _differences(old, new).items()
+        if _fixed_for_a_run(key)
+    ]
+
+
+def resume_changes(old: Recipe, new: Recipe) -> list[str]:
+    """What is different and does not forbid it (see `resume_diff`): a line a field."""
+    return [
+        f"{key}: {before} -> {after}"
+        for key, (before, after) in _differences(old, new).items()
+        if not _fixed_for_a_run(key)
+    ]
+
+
+def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    before, after = _comparable(old), _comparable(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    pairs = {key: (before.get(key, "not set"), after.get(key, "not set")) for key in keys}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, flat, without the paths of local files inside `data.sources` and `data.validation`."""
+    flat = flatten(recipe.resolved())
+    data = recipe.data
+    for number, source in enumerate(data.sources or ()):
+        flat[f"data.sources.{number}"] = _without_local_path(source)
+    flat["data.sources"] = len(data.sources or ())
+    if data.validation is not None:
+        flat = {key: value for key, value in flat.items() if not key.startswith("data.validation")}
+        flat["data.validation"] = _without_local_path(data.validation)
+    if recipe.from_ is not None and Path(recipe.from_.source).is_absolute():
+        flat["from.source"] = "a local path"  # what it holds is in the checkpoint's meta
+    return flat
+
+
+def _without_local_path(source: SourceSection) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude={"path"} if source.is_file else set(), exclude_none=True)
+
+
+def _fixed_for_a_run(key: str) -> bool:
+    if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records"):
+        return False
+    return key.startswith(("model.", "tokenizer.", "data.", "from.", "lora.")) or key in (
+        "from",
+        "lora",
+        "optimizer.name",
+        "optimizer.moments_dtype",
+        "train.seed",
+        "train.param_dtype",
+        "train.trainable",
+    )
+
+
+# --------------------------------------------------------------------------------- checks beyond the schema
+
+
+def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str]) -> Recipe:
+    """Hold the model section against the model's config dataclass and fill what depends on the model."""
+    try:
+        config = recipe.model.make_config()
+    except UserError as error:
+        text = str(error)
+        field = next((f"model.{key}" for key in recipe.model.overrides if f"model.{key}" in text), "model.name")
+        if field not in text:
+            text = f"{field}: {text}"
+        raise UserError(f"{where(origins, field, source)}: {text}") from None
+
+    if recipe.data.seq_len > config.max_seq_len:
+        raise UserError(
+            f"{where(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
+            f"model's max_seq_len {config.max_seq_len}; lower it, or raise model.max_seq_len"
+        )
+    if recipe.train.scan_layers and not getattr(config, "layers_alike", True):
+        raise UserError(
+            f"{where(origins, 'train.scan_layers', source)}: train.scan_layers: the blocks of {recipe.model.name} "
+            "differ from each other and cannot be scanned; set it to false"
+        )
+    tokenizer = recipe.tokenizer
+    if tokenizer.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{where(origins, 'tokenizer.vocab_size', source)}: tokenizer.vocab_size {tokenizer.vocab_size} "
+            f"is larger than the model's vocab_size {config.vocab_size}; lower it, or raise model.vocab_size"
+        )
+    if tokenizer.train and tokenizer.kind == "bpe" and tokenizer.vocab_size is None:
+        tokenizer = tokenizer.model_copy(update={"vocab_size": config.vocab_size})
+    return recipe.model_copy(update={"tokenizer": tokenizer})
+
+
+def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
+    def absolute(key: str, path: str) -> str:
+        full = Path(path).expanduser().absolute()
+        found = full.exists() or (any(letter in path for letter in "*?") and next(full.parent.glob(full.name), None))
+        if check_files and not found:
+            place = where(origins, key, source)
+            raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")
+        return str(full)
+
+    def moved(key: str, section: SourceSection) -> SourceSection:
+        if not section.is_file:
+            return section
+        return section.model_copy(update={"path": absolute(f"{key}.path", section.path)})
+
+    data, tokenizer, changed = recipe.data, recipe.tokenizer, {}
+    if data.file is not None:
+        changed["path"] = absolute("data.path", data.file)
+    if data.sources is not None:
+        changed["sources"] = [moved(f"data.sources.{number}", part) for number, part in enumerate(data.sources)]
+    if data.validation is not None:
+        changed["validation"] = moved("data.validation", data.validation)
+    if tokenizer.path is not None:
+        tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
+    found = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
+    if recipe.from_ is not None and Path(recipe.from_.source).expanduser().exists():  # else it is a name
+        full = str(Path(recipe.from_.source).expanduser().absolute())
+        found["from_"] = recipe.from_.model_copy(update={"source": full})
+    return recipe.model_copy(update=found)

@@ -1,0 +1,238 @@
+"""The recipe's sections on how a model is trained: optimizer, train, mesh, checkpoint, logging and eval."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_serializer, model_validator
+
+from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
+
+
+class OptimizerSection(Section):
+    """AdamW or Muon. The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a
+    cosine to `final_lr` at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`).
+
+    `moments_dtype`: in which the moments are kept. `clip_norm`: of the global gradient norm; null clips nothing.
+    `lr_scales`: pattern, as in train.trainable ("layers/*/kernel") -> factor of the learning rate of the parameters it
+    matches, the first that does. `no_decay`: patterns of parameters without weight decay.
+
+    Muon moves the matrices of the layers; b1, b2 and eps are of the Adam for all else. `muon_momentum`;
+    `muon_iterations` of Newton and Schulz; `muon_rms`: root mean square of an update's entries at a learning rate of 1
+    (null: Jordan's scale, by the ratio of a matrix's sides).
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    peak_lr: PositiveFloat = 3e-4
+    final_lr: NonNegativeFloat | None = None
+    warmup_steps: NonNegativeInt = 100
+    warmup_init_lr: NonNegativeFloat = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat | None = 1.0
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    lr_scales: dict[str, PositiveFloat] = Field(default_factory=dict)
+    no_decay: list[str] = Field(default_factory=list)
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    muon_iterations: PositiveInt = 5
+    muon_rms: PositiveFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _end_of_the_cosine(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("final_lr") is None and data.get("schedule", "cosine") == "cosine":
+            return {**data, "final_lr": 3e-5}
+        return data
+
+    @model_validator(mode="after")
+    def _muons_own(self) -> "OptimizerSection":
+        for field in ("muon_momentum", "muon_iterations", "muon_rms"):
+            if self.name != "muon" and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"optimizer.{field} is for optimizer.name muon; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fit_together(self) -> "OptimizerSection":
+        if self.schedule == "constant":
+            if self.final_lr is not None:
+                raise ValueError("optimizer.final_lr has no meaning for optimizer.schedule constant; leave it out")
+        elif self.final_lr > self.peak_lr:
+            raise ValueError(f"optimizer.final_lr {self.final_lr} is above optimizer.peak_lr {self.peak_lr}; lower it")
+        if self.warmup_init_lr > self.peak_lr:
+            raise ValueError(
+                f"optimizer.warmup_init_lr {self.warmup_init_lr} is above optimizer.peak_lr {self.peak_lr}; lower it"
+            )
+        return self
+
+
+def _rows(value: Any) -> Any:
+    """Of `train.microbatch`. A function, since a union of types would give one problem for each of them."""
+    if value is None or value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"train.microbatch must be a number of rows, auto or null, got {value!r}")
+
+
+class TrainSection(Section):
+    """`param_dtype`: in which parameters are stored. `compute_dtype: auto` is bfloat16 on accelerators, float32 on CPU.
+
+    `deterministic`: GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
+
+    `on_nonfinite`: what a loss or gradient that is not finite does. halt: the run ends. skip: the update is left out,
+    ten in a row end the run. rollback: the run goes back to its newest checkpoint and leaves that batch out; a fourth
+    time from the same checkpoint ends it.
+    `scan_layers`: one block is compiled and looped over, where all are alike: deep models compile several times faster.
+    `remat`: what of each block is saved for the backward pass: all that it needs (none), the products with weights
+    (dots), or its input alone (full); the rest is computed again, so memory is bought with time.
+    `trainable`: patterns of the parameters that are trained ("layers/*/mlp/*", or a regular expression after "re:");
+    the others stay as they are. Absent: all, or with `lora` its adapters alone, which are trained in any case.
+    `microbatch`: so many rows of the batch go through the model at a time; loss and gradient stay those of the whole
+    batch (null: all its rows; auto: as many as fit into the devices' memory).
+    """
+
+    steps: PositiveInt = 2000
+    seed: Seed = 0
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    deterministic: bool = False
+    on_nonfinite: Literal["halt", "skip", "rollback"] = "halt"
+    scan_layers: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
+    trainable: Annotated[list[str], Field(min_length=1)] | None = None
+    microbatch: Annotated[Any, AfterValidator(_rows)] = None
+
+
+class FromSection(Section):
+    """What a run's parameters begin as: weights alone, unless more is asked for. `from: runs/x@500` is short for
+    `from: {source: runs/x, step: 500}`.
+
+    `source`: a run directory, a portable directory, published files, a name of the registry or of the hub. `step`: of
+    a run's checkpoint (absent: its newest good one). `revision`: branch, tag or commit on the hub. `optimizer`: whether
+    the optimizer's moments are taken over too; the schedule begins anew in any case. `partial`: patterns, as in
+    train.trainable, of parameters that begin anew where the source lacks them or has them in another shape, and that
+    are left out where it has them and the model does not.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    step: NonNegativeInt | None = None
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    optimizer: bool = False
+    partial: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        source, at, step = data.rpartition("@")
+        return {"source": source, "step": int(step)} if at and source and step.isdecimal() else {"source": data}
+
+    def __str__(self) -> str:
+        return self.source if self.step is None else f"{self.source}@{self.step}"
+
+
+class LoraSection(Section):
+    """Adapters of rank `rank` (see `zoo.layers.lora`), which alone are trained; their product is scaled by alpha/rank.
+
+    `targets`: patterns of the projections that get one: names ("q", "up", "*") or paths ("layers/1?/attn/*").
+    `dropout`: of what the adapters read, while training.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["q", "k", "v", "o"])
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class MeshSection(Section):
+    """Devices along each axis of the mesh; one of them may be -1 and takes the devices that are left.
+
+    `mesh: auto`, where all three are None, leaves the sizes to the run: see `zoo.plan.layout`.
+    """
+
+    data: int | None = -1
+    fsdp: int | None = 1
+    tensor: int | None = 1
+
+    @property
+    def auto(self) -> bool:
+        """Whether the run chooses the sizes."""
+        return self.data is None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _automatic(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            if data != "auto":
+                raise ValueError(f"mesh must be auto, or the sizes of data, fsdp and tensor, got {data!r}")
+            return dict.fromkeys(cls.model_fields)
+        missing = [f"mesh.{name}" for name, size in data.items() if size is None] if isinstance(data, dict) else []
+        if missing:
+            raise ValueError(f"{missing[0]} must be a whole number, got null; the run chooses all with `mesh: auto`")
+        return data
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: Any) -> Any:
+        return "auto" if self.auto else handler(self)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "MeshSection":
+        if self.auto:
+            return self
+        for name, size in self:
+            if size < 1 and size != -1:
+                raise ValueError(f"mesh.{name} must be at least 1, or -1 for the devices left, got {size}")
+        rest = [f"mesh.{name}" for name, size in self if size == -1]
+        if len(rest) > 1:
+            raise ValueError(f"{' and '.join(rest)} are both -1; only one axis can take the devices left")
+        return self
+
+
+class CheckpointSection(Section):
+    """A checkpoint `every` so many steps (and at the end, and before each evaluation); the newest `keep` stay, for good
+    those of steps that `keep_every` divides (0: none), and with `keep_best` the one of the lowest held-out loss.
+    """
+
+    every: PositiveInt = 500
+    keep: PositiveInt = 2
+    keep_every: NonNegativeInt = 0
+    keep_best: bool = False
+
+    @model_validator(mode="after")
+    def _kept_are_saved(self) -> "CheckpointSection":
+        if self.keep_every % self.every:
+            raise ValueError(
+                f"checkpoint.keep_every {self.keep_every} must be a multiple of checkpoint.every {self.every}; change "
+                f"the one or the other"
+            )
+        return self
+
+
+class LoggingSection(Section):
+    """The run directory is `runs_dir`/<name>, local or remote (gs://bucket/runs); metrics are logged `every` so many
+    steps, and mirrored to TensorBoard or Weights & Biases where these are on (each an extra of its own).
+    """
+
+    runs_dir: Annotated[str, Field(min_length=1)] = "runs"
+    every: PositiveInt = 10
+    tensorboard: bool = False
+    wandb: bool = False
+
+
+class EvalSection(Section):
+    """Held-out loss `every` so many steps (0: only at the end) over `num_pairs` pairs, or rows of text; at the end
+    `cronicas` generated and measured (0: none; crónica data alone) and a sample streamed to the terminal
+    (`final_sample`): one more crónica, or what a model of texts writes after `prompt` (absent: after the first words
+    of the held-out texts). Shorter ones go into samples.md `sample_every` so many steps (0: none).
+    """
+
+    every: NonNegativeInt = 0
+    sample_every: NonNegativeInt = 0
+    num_pairs: NonNegativeInt = 64
+    cronicas: NonNegativeInt = 16
+    max_new_tokens: PositiveInt = 400
+    temperature: NonNegativeFloat = 0.85
+    top_k: NonNegativeInt = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    final_sample: bool = True
+    prompt: Annotated[str, Field(min_length=1)] | None = None

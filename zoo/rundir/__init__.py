@@ -1,0 +1,1 @@
+"""Run directories: what lies where (`layout`), and their mirror in a bucket (`mirror`)."""

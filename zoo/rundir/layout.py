@@ -1,0 +1,136 @@
+"""The directory of a run: whether it holds one, which recipe began it, its lock, its result.
+
+runs/<name>/recipe.yaml     the resolved recipe
+runs/<name>/tokenizer/      written before the first step and read from there afterwards
+runs/<name>/checkpoints/    see zoo.checkpoints
+runs/<name>/metrics.jsonl   see zoo.train.logging.log
+runs/<name>/report.md, loss.png, samples.md, tensorboard/
+runs/<name>/result.json     written last: the step reached, the evaluation, the sample
+
+Where logging.runs_dir is remote, the checkpoints lie there and all else in a local directory: see zoo.rundir.mirror.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.recipe import Recipe, load_recipe, resume_diff
+from zoo.rundir.mirror import LOCAL_LOCK_FILE, Mirror
+from zoo.tokenizers.base import Tokenizer
+from zoo.util import atomic_write
+
+RESULT_FORMAT = 1
+
+
+def is_started(run_dir: Path) -> bool:
+    """Whether the directory holds a run. Raises UserError when it holds anything else."""
+    if (run_dir / "recipe.yaml").exists():
+        return True
+    if run_dir.exists():
+        if not run_dir.is_dir():
+            raise UserError(f"{display_path(run_dir)} is a file; choose another name or logging.runs_dir")
+        # Hidden files are those of a start that was killed before its first visible one.
+        if any(not path.name.startswith(".") for path in run_dir.iterdir()):
+            raise UserError(
+                f"{display_path(run_dir)} holds files but no recipe.yaml, so it is not a run; choose another name "
+                f"or logging.runs_dir"
+            )
+    return False
+
+
+def check_place(run_dir: Path) -> None:
+    """Raises UserError where the directory cannot be made or written, without trying."""
+    place = next(path for path in [run_dir.absolute(), *run_dir.absolute().parents] if path.exists())
+    if not place.is_dir():
+        raise UserError(f"{display_path(place)} is a file; choose another name or logging.runs_dir")
+    if not os.access(place, os.W_OK):
+        raise UserError(
+            f"{display_path(place)} cannot be written (no permission, or mounted read-only); make it writable, or "
+            f"choose another logging.runs_dir"
+        )
+
+
+def refuse_other_recipe(recipe: Recipe) -> None:
+    """Raises UserError with the differences if the run's own recipe cannot go on as this one."""
+    old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
+    different = resume_diff(old, recipe)
+    if different:
+        listed = "\n".join(f"  {line}" for line in different)
+        raise UserError(
+            f"{display_path(recipe.run_dir)} was begun with another recipe:\n{listed}\n"
+            f"Go back to it, choose another name, or start over with --fresh."
+        )
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
+    """Make a run directory and hold it until the end of this process, however it ends; with a mirror the remote one
+    too.
+
+    UserError if another process holds it, or it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / LOCAL_LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(
+            f"{display_path(run_dir)} cannot be written ({error.strerror}); make it writable, or choose another "
+            f"logging.runs_dir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{display_path(run_dir)}: another process is training this run; wait for it, or stop it"
+            ) from None
+        with contextlib.nullcontext() if mirror is None else mirror.locked():
+            yield
+
+
+def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
+    """Delete a run. Its recipe.yaml goes last, so that what a kill leaves is still known as a run."""
+    if mirror is not None:
+        mirror.clear()
+    for path in sorted(run_dir.iterdir(), key=lambda path: path.name == "recipe.yaml"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCAL_LOCK_FILE:
+            path.unlink()
+
+
+def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
+    """Write `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
+    temporary = run_dir / ".tokenizer.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save(temporary)
+    temporary.rename(run_dir / "tokenizer")
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write result.json: `step`; `evaluation` and `sample`, which may be None.
+
+    A sample is {stats_block, style, cronica} or, of a model of texts, {prompt, text}.
+    """
+    content = {"format": RESULT_FORMAT, **result}
+    atomic_write(run_dir / "result.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """result.json, or None where the run has not been finished."""
+    path = run_dir / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["format"] <= RESULT_FORMAT else None
+
+
+def display_path(path: Path) -> str:
+    """The path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

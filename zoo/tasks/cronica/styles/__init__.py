@@ -1,0 +1,1 @@
+"""The eight commentators, one module each."""

@@ -1,0 +1,230 @@
+"""README.md beside exported weights: what they are, where they come from, what was measured.
+
+Published figures are the authors' own, from the registry, and stand only in the card of a model that was loaded from
+their published files; a model that zoo trained has its run's figures: recipe, data, steps, losses,
+evaluation, a sample and the versions of the programs.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo import registry
+from zoo.train.logging.log import read_metrics
+from zoo.train.report import read_report, summary
+from zoo.util import atomic_write
+
+PLOT = "loss.png"
+REPORTED = ("Data", "Tokenizer", "Plan", "Devices", "Versions")  # facts of report.md that a card repeats
+
+# Labels of the registry's facts that are results -> (dataset, metric).
+PUBLISHED = {
+    "wikitext-103 test": ("wikitext-103-raw-v1", "loss"),
+    "LAMBADA": ("LAMBADA", "accuracy"),
+    "HellaSwag": ("HellaSwag", "accuracy"),
+    "ARC-Easy": ("ARC-Easy", "accuracy"),
+    "ARC-Challenge": ("ARC-Challenge", "accuracy"),
+    "WinoGrande": ("WinoGrande", "accuracy"),
+    "PIQA": ("PIQA", "accuracy"),
+    "BoolQ": ("BoolQ", "accuracy"),
+    "OpenBookQA": ("OpenBookQA", "accuracy"),
+    "validation loss": ("validation text of its training", "loss"),
+}
+USE = "These files are for "  # begins a line of every card, by which zoo knows its own exports again
+PLAIN = ("loss", "perplexity", "accuracy")  # metrics that an evaluation gives as bare numbers
+PROGRAMS = {
+    "hf": "`transformers.AutoModelForCausalLM.from_pretrained`",
+    "gguf": "llama.cpp, Ollama (with the Modelfile, where there is one) and what builds on them",
+    "mlx": "mlx-lm",
+    "cronica": "cronica-jax",
+    "bwetaf": "BwETAF 0.6",
+    "nanochat": "flaxchat",
+    "koda": "Koda-v0.1",
+    "tiny": "any program that reads NumPy's npz",
+}
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run directory tells of the training, as far as it has come.
+
+    recipe: its recipe.yaml as plain data. rows: a table, name -> text. result: of result.json, {} before the end.
+    evaluation: Markdown or None. plot: loss.png, where there is one. Result and evaluation are those of the weights.
+    """
+
+    recipe: dict[str, Any]
+    rows: dict[str, str]
+    result: dict[str, Any]
+    evaluation: str | None
+    plot: Path | None
+
+
+def write(directory: Path, model: Any, format: str) -> None:
+    """Write README.md for a `zoo.weights.export.Exported`, for the hub, and its run's loss.png, if any."""
+    run = _training_run(model.path, model.step)
+    published = run is None and model.official and model.config == model.spec.make_config()
+    head: dict[str, Any] = {
+        "library_name": "transformers" if format == "hf" else format,
+        "pipeline_tag": "text-generation",
+    }
+    if published and model.spec.licence != registry.NOT_STATED:
+        head["license"] = model.spec.licence.lower()
+    datasets = [] if run is None else _hub_datasets(run.recipe)
+    if datasets:
+        head["datasets"] = datasets
+    results = _published_results(model.spec) if published else _run_results(run)
+    if results:
+        head["model-index"] = [{"name": model.name, "results": results}]
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    if run is not None and run.plot is not None:
+        shutil.copyfile(run.plot, directory / PLOT)
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, format, run, published)}")
+
+
+def written_by_zoo(path: Path) -> bool:
+    """Whether the weights at `path`, a file or a directory, are an export of zoo: its card lies beside or above."""
+    for directory in (path, path.parent):
+        try:
+            text = (directory / "README.md").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.search(rf"^{USE}", text, flags=re.M):
+            return True
+    return False
+
+
+def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> str:
+    import jax
+
+    spec, count = model.spec, sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    about = f"{model.name}: a Llama" if model.foreign else f"{spec.name}: {spec.summary}"
+    lines = [f"# {model.name}", "", f"{about}.", ""]
+    facts = [("parameters", f"{count:,}"), ("step", "not stated" if model.step is None else str(model.step))]
+    if published:
+        given = {"source": spec.source, "licence": spec.licence, "dataset": spec.dataset, "tokenizer": spec.tokenizer}
+        facts += [*given.items(), *((label, text) for label, text in spec.facts.items() if label != "parameters")]
+    elif run is not None:
+        facts.append(("trained by", "zoo; the figures are those of its run"))
+    else:
+        facts.append(("origin", "not stated" if model.path is not None else "random weights, not trained"))
+    lines += ["| | |", "|---|---|", *(f"| {label} | {_cell(text)} |" for label, text in facts), ""]
+    lines += [] if run is None else _training(run)
+    lines += ["## Config", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in model.config.to_dict().items()]
+    lines += ["", "## Use", "", f"{USE}{PROGRAMS[format]}.", ""]
+    if format == "hf":
+        remote = ", trust_remote_code=True" if (type(model.config).__name__ == "NanochatConfig") else ""
+        lines += [
+            "```python",
+            "from transformers import AutoModelForCausalLM",
+            f'model = AutoModelForCausalLM.from_pretrained("."{remote})',
+            "```",
+            "",
+        ]
+    sample = None if run is None else run.result.get("sample")
+    if sample:
+        lines += ["## Sample", "", *_sample(sample, run.recipe), ""]
+    return "\n".join(lines)
+
+
+def _training(run: TrainingRun) -> list[str]:
+    lines = ["## Training", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(text)} |" for name, text in run.rows.items()]
+    lines += ["", f"![loss]({PLOT})"] if run.plot is not None else []
+    lines += ["", "## Evaluation", "", run.evaluation] if run.evaluation else []
+    return [*lines, ""]
+
+
+def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
+    """A sample of result.json: a crónica behind its match, a text behind its prompt, or the reply to it."""
+    if "cronica" in sample:
+        return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
+    reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
+    between = "\n\n" if reply else ""
+    return [f"> {line}".rstrip() for line in f"**{sample['prompt']}**{between}{sample['text']}".splitlines()]
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
+    """What the run directory `path` tells of its training up to `step`; None where `path` is no run."""
+    if path is None or not (path / "recipe.yaml").is_file():
+        return None
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+    file = path / "result.json"
+    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = read_report(path)
+    if result.get("step", step) != step:  # what was measured then is not of these weights
+        result, report = {}, replace(report, sections={})
+    lines = [line for line in read_metrics(path / "metrics.jsonl") if step is None or line["step"] <= step]
+    facts = {name: text for name, text in report.facts.items() if name in REPORTED}
+    return TrainingRun(
+        recipe,
+        _recipe_rows(recipe) | facts | summary(lines),
+        result,
+        report.sections.get("Evaluation"),
+        path / PLOT if lines and (path / PLOT).is_file() else None,
+    )
+
+
+def _recipe_rows(recipe: dict[str, Any]) -> dict[str, str]:
+    """What a recipe says of the training, in words."""
+    rows = {"Recipe": ": ".join(str(recipe[key]) for key in ("name", "description") if recipe.get(key))}
+    start = recipe.get("from")
+    if start:
+        rows["Started from"] = start["source"] + (f", step {start['step']:,}" if start.get("step") is not None else "")
+    lora = recipe.get("lora")
+    if lora:
+        rows["Adapters"] = "LoRA of rank {rank}, alpha {alpha:g}, on ".format(**lora) + ", ".join(lora["targets"])
+    optimizer = recipe.get("optimizer")
+    if optimizer:
+        falls = "" if optimizer["schedule"] == "constant" else f" to {optimizer['final_lr']}"
+        rows["Optimizer"] = (
+            "{name}, learning rate {peak_lr} after {warmup_steps} steps, then {schedule}{falls}; betas {b1} and {b2}, "
+            "eps {eps}, weight decay {weight_decay}, clip {clip_norm}"
+        ).format(falls=falls, **optimizer | {"clip_norm": optimizer["clip_norm"] or "none"})
+    return rows
+
+
+def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
+    """The data sets of the hub that a recipe trains on."""
+    data = recipe.get("data") or {}
+    sources = data.get("sources") or [data]
+    paths = (source.get("path") for source in sources if source.get("source") == "hub")
+    return list(dict.fromkeys(path for path in paths if path and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path)))
+
+
+def _published_results(spec: registry.ModelSpec) -> list[dict[str, Any]]:
+    found = []
+    for label, (dataset, metric) in PUBLISHED.items():
+        number = re.search(r"\d+(\.\d+)?", spec.facts.get(label, ""))
+        if number:
+            found.append(_result(dataset, metric, float(number[0]), f"{label}, as its authors publish it"))
+    return found
+
+
+def _run_results(run: TrainingRun | None) -> list[dict[str, Any]]:
+    """The rates, losses and perplexities of the run's evaluation on each of its sets."""
+    found = []
+    evaluation = None if run is None else run.result.get("evaluation")
+    for dataset, content in ((evaluation or {}).get("sets") or {}).items():
+        for metric, value in content.get("generated", content).items():
+            value = value.get("value") if isinstance(value, dict) else value if metric in PLAIN else None
+            if isinstance(value, int | float):
+                found.append(_result(dataset, metric, value, f"{metric}, measured by zoo at the end of the run"))
+    return found
+
+
+def _result(dataset: str, metric: str, value: float, name: str) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": dataset, "type": re.sub(r"[^\w.-]+", "-", dataset.lower())},
+        "metrics": [{"type": metric, "value": value, "name": name}],
+    }
