@@ -146,7 +146,7 @@ def test_models_of_other_packages(monkeypatch, caplog):
     monkeypatch.setattr(registry, "entry_points", points)
     assert registry.list_models() == sorted([*SIZES, "broken", "outside", "wrong"])
     assert registry.describe("outside") is OUTSIDE
-    assert registry.describe("cronica-5m") is registry.CRONICA_5M
+    assert registry.describe("cronica-5m") is registry.BUILT_IN["cronica-5m"]
     assert "entry point cronica-5m" in caplog.text and "ignored" in caplog.text
     with pytest.raises(UserError, match=r"'broken'.*zoo_no_such_package"):
         registry.describe("broken")

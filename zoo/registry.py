@@ -11,16 +11,22 @@ import logging
 from importlib.metadata import EntryPoint, entry_points
 
 from zoo.errors import UserError
-from zoo.models.spec import NOT_STATED, ModelSpec
+from zoo.models.spec import NOT_STATED, ModelSpec, import_class
 from zoo.models.specs import ALL
 from zoo.util import nearest
 
-__all__ = ["BUILT_IN", "NOT_STATED", "ModelSpec", "describe", "list_models", "register"]
+__all__ = ["BUILT_IN", "NOT_STATED", "TASKS", "ModelSpec", "describe", "list_models", "register", "task_class"]
 
 logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "zoo.models"
 
+# Kinds of data (`data.kind` of a recipe) and the tasks that train on them, "module:Name".
+TASKS = {
+    "cronicas": "zoo.tasks.cronica.task:CronicaTask",
+    "text": "zoo.tasks.text:TextTask",
+    "chat": "zoo.tasks.text:TextTask",
+}
 BUILT_IN: dict[str, ModelSpec] = {spec.name: spec for spec in ALL}
 _REGISTERED: dict[str, ModelSpec] = {}
 
@@ -58,6 +64,13 @@ def describe(name: str) -> ModelSpec:
     near = nearest(name, list_models())
     hint = f"did you mean {near!r}? " if near else ""
     raise UserError(f"unknown model {name!r}; {hint}Known: {', '.join(list_models())}")
+
+
+def task_class(kind: str) -> type:
+    """Returns the `zoo.tasks.base.Task` class for a recipe's `data.kind`. Raises UserError for an unknown kind."""
+    if kind not in TASKS:
+        raise UserError(f"data.kind: {kind!r} is none; use {', '.join(TASKS)}")
+    return import_class(TASKS[kind], f"data.kind {kind!r}")
 
 
 def _outside() -> dict[str, EntryPoint]:

@@ -39,7 +39,7 @@ class ModelSpec:
         tokenizer_repo: the hub repository of the tokenizer where the weights' repository has none; None otherwise.
         completions: greedy completions on the card, prompt -> text.
         figures: measured values on the card that zoo computes again, protocol -> metric -> value.
-        task: the task that it was made for as "module:Name", None for a plain language model.
+        task: the kind of data it was made for, a key of `zoo.registry.TASKS`; None for a plain language model.
     """
 
     name: str
@@ -69,11 +69,11 @@ class ModelSpec:
 
     def model_class(self) -> type:
         """The `nnx.Module` class. UserError where it cannot be imported."""
-        return _import(self.cls, self.name)
+        return import_class(self.cls, f"model {self.name!r}")
 
     def config_class(self) -> type:
         """The frozen config dataclass. UserError where it cannot be imported."""
-        return _import(self.config_cls, self.name)
+        return import_class(self.config_cls, f"model {self.name!r}")
 
     def make_config(self, **overrides: Any) -> Any:
         """The model's config; `overrides` are config fields. UserError for an unknown or impossible one."""
@@ -113,9 +113,10 @@ class ModelSpec:
         }
 
 
-def _import(target: str, name: str) -> type:
+def import_class(target: str, name: str) -> type:
+    """Imports the class at `target`, "module:Name". Raises UserError, which names `name`, where that fails."""
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"model {name!r}: {target!r} cannot be imported: {error}") from error
+        raise UserError(f"{name}: {target!r} cannot be imported: {error}") from error

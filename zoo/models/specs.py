@@ -28,7 +28,7 @@ CRONICA_5M = ModelSpec(
         "limits": "hallucinated context, coverage of leagues, style overlap",
     },
     sampling={"max_new_tokens": 300, "temperature": 0.85, "top_k": 50, "top_p": 0.9},
-    task="zoo.tasks.cronica.task:CronicaTask",
+    task="cronicas",
 )
 
 BWETAF_97M = ModelSpec(
