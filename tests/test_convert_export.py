@@ -135,6 +135,37 @@ def test_gelu_generates_with_its_cache_as_without(tmp_path):
     assert both[1, 13:].tolist() == alone[0, 10:].tolist()
 
 
+def test_gelu_takes_a_cache_by_either_name_and_refuses_what_it_does_not_know(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    zoo.load(GOLDEN / "gelu").export(tmp_path / "out")
+    tokens = np.load(GOLDEN / "gelu" / "tokens.npy")
+    model, full = torch_logits(tmp_path / "out", tokens, trust_remote_code=True)
+    rows = torch.tensor(tokens, dtype=torch.long)
+    positions = torch.arange(rows.shape[1]).expand_as(rows)
+    with torch.no_grad():
+        for name in ("cache", "past_key_values"):  # transformers renamed it in 5.24
+            cache, parts = transformers.DynamicCache(config=model.config), []
+            for at in range(0, rows.shape[1], 50):
+                parts.append(model(rows[:, at : at + 50], **{name: cache}).logits.numpy())
+            assert cache.get_seq_length() == rows.shape[1]
+            np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=3e-5)
+        output = model(rows, position_ids=positions, token_type_ids=torch.zeros_like(rows), use_cache=True)
+        # Whatever the version calls the cache, its own `generate` finds it there.
+        assert isinstance(output.get("cache", output.get("past_key_values")), transformers.Cache)
+        np.testing.assert_array_equal(output.logits.numpy(), full)
+        for unknown in ({"kv_cache": transformers.DynamicCache()}, {"state": [0]}, {"inputs_embeds": rows.float()}):
+            with pytest.raises(TypeError, match=next(iter(unknown))):
+                model(rows, **unknown)
+        with pytest.raises(TypeError, match="two names"):
+            model(rows, cache=transformers.DynamicCache(), past_key_values=transformers.DynamicCache())
+        with pytest.raises(ValueError, match="position_ids"):
+            model(rows, position_ids=torch.zeros_like(rows))
+        with pytest.raises(ValueError, match="DynamicCache"):
+            model.generate(rows[:1, :8], cache_implementation="static", max_new_tokens=4)
+        with pytest.raises(ValueError, match="attention_mask"):
+            model(rows, attention_mask=torch.ones(2, 1, rows.shape[1], rows.shape[1]))
+
+
 @pytest.mark.slow
 def test_untied_gelu_with_relu_squared(tmp_path):
     config = {**zoo.load(GOLDEN / "gelu").config.to_dict(), "num_layers": 4, "num_kv_heads": 2}

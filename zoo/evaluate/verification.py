@@ -136,18 +136,21 @@ def _transformers(directory: Path, tokens: np.ndarray, ours: np.ndarray, bound: 
     try:
         import torch
         from transformers import AutoModelForCausalLM, DynamicCache
+        from transformers.modeling_outputs import CausalLMOutputWithPast
     except ImportError:
         yield Check("transformers", "left out: torch and transformers are not installed")
         return
     own_code = (directory / "modeling_gelu_gpt.py").is_file()  # written by zoo a moment ago
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own_code, dtype=torch.float32).eval()
     rows = torch.tensor(tokens, dtype=torch.long)
+    # The cache's argument is called as the output's field is: past_key_values until transformers 5.23, cache since.
+    name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
     with torch.no_grad():
         full = model(rows).logits.numpy()
         cache, parts, at = DynamicCache(config=model.config), [], 0
         while at < rows.shape[1]:
             step = CHUNKS[len(parts) % len(CHUNKS)]
-            parts.append(model(rows[:, at : at + step], past_key_values=cache).logits.numpy())
+            parts.append(model(rows[:, at : at + step], **{name: cache}).logits.numpy())
             at += step
     yield _difference("max |delta logits|, transformers against zoo", ours, full, bound)
     cached = np.concatenate(parts, axis=1)

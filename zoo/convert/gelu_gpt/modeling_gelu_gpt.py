@@ -8,12 +8,14 @@ norm is RMSNorm without gain. Queries and keys are normalised after the rotation
 second layer adds value embeddings to its values. See docs/models/gelu-d12.md of zoo for the equations.
 """
 
+import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_gelu_gpt import GeluGPTConfig
@@ -23,6 +25,15 @@ QK_SCALE = 1.2
 LOGIT_CAP = 15.0
 SMEAR_FEATURES = 24
 VALUE_GATE_FEATURES = 12
+
+# transformers renamed past_key_values to cache (5.24); outputs carry the cache under the name of the version in use.
+CACHE_NAME = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in (field.name for field in dataclasses.fields(CausalLMOutputWithPast))
+)
+# What tokenizers, `generate` and trainers hand to every model and this one has no use for.
+UNUSED_ARGUMENTS = ("token_type_ids", "cache_position", "num_items_in_batch")
 
 
 def norm(x):
@@ -146,34 +157,40 @@ class GeluGPTModel(GeluGPTPreTrainedModel):
         """Replace the token table."""
         self.wte = value
 
-    def forward(self, input_ids, attention_mask=None, past_key_values=None):
-        """Hidden states [B, T, D] and the cache. attention_mask: 1 = token, 0 = padding on the left."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    def forward(self, input_ids, attention_mask=None, cache=None, position_ids=None):
+        """Hidden states [B, T, D] and the cache. attention_mask: 1 = token, 0 = padding on the left.
+
+        Positions follow from the mask; ValueError where `position_ids` [B, T] are others.
+        """
+        past = 0 if cache is None else cache.get_seq_length()
         batch, length = input_ids.shape
         total = past + length
         valid = torch.ones(batch, total, dtype=torch.bool, device=input_ids.device)
         if attention_mask is not None:
             valid[:, :] = attention_mask[:, :total].bool()
-        cos, sin = self._tables(valid, past)
+        positions = (valid.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+        if position_ids is not None and ((position_ids != positions) & valid[:, past:]).any():
+            raise ValueError("GeluGPT counts positions from the first token that is no padding; leave position_ids out")
+        cos, sin = self._tables(positions)
         distance, seen = self._distances(valid, past)
 
         embedded = norm(self.wte(input_ids))
-        x = x0 = self._smear(embedded, self._last_embedding(past_key_values, past), valid, past)
+        x = x0 = self._smear(embedded, self._last_embedding(cache, past), valid, past)
         for i, block in enumerate(self.blocks):
             value_embedding = self.value_embeds[str(i)](input_ids) if str(i) in self.value_embeds else None
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
             q, k, v = (part.transpose(1, 2) for part in block.attn.qkv(norm(x), value_embedding, cos, sin))
-            if past_key_values is not None:
+            if cache is not None:
                 if i == 0:
                     v = torch.cat((v, self._as_heads(embedded)), dim=1)
-                k, v = past_key_values.update(k, v, i)
+                k, v = cache.update(k, v, i)
                 v = v[:, : block.attn.kv_heads]
             mask = seen & (distance <= self.windows[i])
             x = x + block.attn.attend(q, k, v, mask.unsqueeze(1))
             x = x + block.mlp(norm(x))
             if i == self.config.n_layer // 2:
                 middle = x
-        return norm(x - self.backout_lambda * middle), past_key_values
+        return norm(x - self.backout_lambda * middle), cache
 
     def _as_heads(self, embedded):
         """[B, T, D] as [B, n_head, T, head_dim]."""
@@ -197,11 +214,10 @@ class GeluGPTModel(GeluGPTPreTrainedModel):
         gate = self.smear_lambda * torch.sigmoid(self.smear_gate(embedded[..., :SMEAR_FEATURES]))
         return embedded + gate * torch.where(there, previous, 0)
 
-    def _tables(self, valid, past):
-        """cos and sin [B, T, 1, head_dim / 2], computed in float32 from each token's place in its text."""
-        positions = (valid.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+    def _tables(self, positions):
+        """cos and sin [B, T, 1, head_dim / 2], computed in float32 from each token's place [B, T] in its text."""
         head_dim = self.config.n_embd // self.config.n_head
-        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=valid.device) / head_dim
+        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         angles = positions.unsqueeze(-1).float() * (1.0 / self.config.rope_base**powers)
         dtype = self.wte.weight.dtype
         return angles.cos().unsqueeze(2).to(dtype), angles.sin().unsqueeze(2).to(dtype)
@@ -245,14 +261,30 @@ class GeluGPTForCausalLM(GeluGPTPreTrainedModel, GenerationMixin):
         use_cache=None,
         logits_to_keep=0,
         return_dict=None,
+        position_ids=None,
+        cache=None,
         **kwargs,
     ):
-        """Logits [B, T, V]; with `labels` (-100 is left out) also the mean loss of each token after the first."""
+        """Logits [B, T, V]; with `labels` (-100 is left out) also the mean loss of each token after the first.
+
+        `past_key_values` and `cache` are two names of one argument. Raises TypeError for arguments that would change
+        the result and that this model does not have; ValueError for a cache or mask of a kind that it cannot use.
+        """
+        for name, value in kwargs.items():
+            if value is not None and value is not False and name not in UNUSED_ARGUMENTS:
+                raise TypeError(f"GeluGPTForCausalLM.forward has no argument {name!r}")
+        if cache is not None and past_key_values is not None and cache is not past_key_values:
+            raise TypeError("cache and past_key_values are two names of one argument; give one")
+        cache = past_key_values if cache is None else cache
+        if cache is not None and (not isinstance(cache, Cache) or getattr(cache, "is_compileable", False)):
+            raise ValueError(f"GeluGPT needs a DynamicCache that grows, not a {type(cache).__name__}")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError("GeluGPT needs an attention_mask [B, S] of 1 (token) and 0 (padding)")
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True)
-        if past_key_values is None and use_cache and not self.training:
-            past_key_values = DynamicCache()
-        hidden, cache = self.model(input_ids, attention_mask, past_key_values)
+        if cache is None and use_cache and not self.training:
+            cache = DynamicCache()
+        hidden, cache = self.model(input_ids, attention_mask, cache, position_ids)
         if isinstance(logits_to_keep, int):
             logits_to_keep = slice(-logits_to_keep if logits_to_keep else None, None)
         head = self.model.wte.weight if self.config.tie_embeddings else self.lm_head.weight
@@ -263,4 +295,4 @@ class GeluGPTForCausalLM(GeluGPTPreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         if return_dict is False:
             return tuple(part for part in (loss, logits, cache) if part is not None)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_NAME: cache})
