@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.layers.attention_masks import MASKED, visible
-from zoo.layers.linear import matmul_precision
+from zoo.layers.precision import matmul_precision
 
 # Scores in a block of all heads that are taken together: 1 MB in float32. Fewer heads would leave short rows to the
 # cost of starting each product, more do not fit into the caches.

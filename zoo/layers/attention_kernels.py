@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers import cpu
 from zoo.layers.attention_accelerators import LANES, cudnn_attention, splash_attention
 from zoo.layers.attention_cpu import blockwise
 from zoo.layers.attention_masks import MASKED, visible
-from zoo.layers.devices import on_one_cpu, platform_and_kind
-from zoo.layers.linear import matmul_precision
-from zoo.layers.precision import rounded
+from zoo.layers.devices import platform_and_kind
+from zoo.layers.precision import matmul_precision, rounded
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def attention_kernel(
     if segmented:
         return Kernel("xla", "segments")
     # Rows spread over devices must not be walked one by one.
-    return Kernel("cpu") if on_one_cpu() else Kernel("xla", "several CPU devices")
+    return Kernel("cpu") if cpu.on_one_cpu() else Kernel("xla", "several CPU devices")
 
 
 def _why_not_cudnn(length, head_dim, dtype, segmented):
@@ -195,7 +195,8 @@ def cached_attention(
     q, mask = _grouped(q, k.shape[1], scaled=exact), mask[:, :, None]
     if not exact:
         return _ungrouped(_attend_rounded(softmax_dtype, q, k, v, mask))
-    return _ungrouped(_attend(q, k, v, mask, keys_first=q.shape[3] == 1 and on_one_cpu()))
+    scores = cpu.single_query_scores if q.shape[3] == 1 and cpu.on_one_cpu() else _scores
+    return _ungrouped(_attend(q, k, v, mask, scores))
 
 
 def _is_exact(softmax_dtype):
@@ -225,19 +226,19 @@ def _ungrouped(out):
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, head_dim)
 
 
-def _attend(q, k, v, allowed, keys_first=False):
+def _scores(q, k):
+    """q [B,K,G,t,H] . k [B,K,s,H] -> float32 [B,K,G,t,s]."""
+    return jnp.einsum(
+        "bkgth,bksh->bkgts", q, k, precision=matmul_precision(q.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _attend(q, k, v, allowed, scores=_scores):
     """q [B,K,G,t,H] (scaled), k and v [B,K,s,H] -> [B,K,G,t,H].
 
     The softmax is divided by its sum after the product with v: H divisions a query in place of s.
-    keys_first: the keys are the left operand. For one row's single query, XLA on CPU turns the right one over,
-    which is the whole cache.
     """
-    precision = matmul_precision(q.dtype)
-    exactly = dict(precision=precision, preferred_element_type=jnp.float32)
-    if keys_first:
-        scores = jnp.einsum("bksh,bkgth->bksgt", k, q, **exactly).transpose(0, 1, 3, 4, 2)
-    else:
-        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, **exactly)
+    scores = scores(q, k)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     # The softmax does not depend on what is subtracted, so no gradient need pass through it.
@@ -248,7 +249,7 @@ def _attend(q, k, v, allowed, keys_first=False):
         "bkgts,bksh->bkgth",
         weights.astype(v.dtype),
         v,
-        precision=precision,
+        precision=matmul_precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
     return (out / total).astype(v.dtype)
@@ -260,12 +261,11 @@ def _attend_rounded(dtype, q, k, v, allowed):
     def kept(x):
         return rounded(x, dtype)
 
-    precision = matmul_precision(q.dtype)
-    scores = kept(jnp.einsum("bkgth,bksh->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32))
+    scores = kept(_scores(q, k))
     scores = kept(scores / kept(jnp.float32(math.sqrt(q.shape[-1]))))
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = kept(jnp.exp(kept(scores - peak)))
     weights = kept(weights / kept(jnp.sum(weights, axis=-1, keepdims=True)))
-    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=precision)
+    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=matmul_precision(q.dtype))

@@ -5,7 +5,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.layers.initializers import Initializer
-from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.linear import Linear
+from zoo.layers.precision import matmul_precision
 from zoo.layers.sharding import constrain
 from zoo.layers.softcap import softcap
 

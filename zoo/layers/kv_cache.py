@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from zoo.layers.devices import on_one_cpu
+from zoo.layers import cpu
 
 
 @jax.tree_util.register_dataclass
@@ -84,9 +84,11 @@ class KVCache:
         return self.lengths[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
 
     def _write(self, layer, k, v, slots):
-        held = self.k[layer], self.v[layer]
-        write = _write_one if slots.shape == (1, 1) and on_one_cpu() else _write_all
-        k, v = write(held, (k, v), slots)
+        buffers = self.k[layer], self.v[layer]
+        if slots.shape == (1, 1) and cpu.on_one_cpu():
+            k, v = cpu.write_token(buffers, (k, v), slots[0, 0])
+        else:
+            k, v = _scatter(buffers, (k, v), slots)
         return replace(self, k=_replaced(self.k, layer, k), v=_replaced(self.v, layer, v))
 
 
@@ -94,29 +96,13 @@ def _replaced(buffers, layer, buffer):
     return (*buffers[:layer], buffer, *buffers[layer + 1 :])
 
 
-def _write_all(buffers, new, slots):
+def _scatter(buffers, new, slots):
     """`new` [B,T,K,H] put into `buffers` [B,K,S,H] at the slots [B,T]; one that is S is dropped."""
     rows = jnp.arange(slots.shape[0])[:, None]
     return tuple(
         buffer.at[rows, :, slots].set(tokens.astype(buffer.dtype), mode="drop")
         for buffer, tokens in zip(buffers, new, strict=True)
     )
-
-
-def _write_one(buffers, new, slots):
-    """`_write_all` of one row's single token.
-
-    XLA makes a single update of what would be a scatter and fuses it, twice over, into the attention that reads
-    the cache: on CPU that costs four copies of the whole cache a token. It fuses nothing out of a conditional.
-    """
-
-    def put(buffers):
-        return tuple(
-            jax.lax.dynamic_update_slice(buffer, _heads_first(tokens, buffer.dtype), (0, 0, slots[0, 0], 0))
-            for buffer, tokens in zip(buffers, new, strict=True)
-        )
-
-    return jax.lax.cond(slots[0, 0] < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
 
 
 def _heads_first(x, dtype):

@@ -19,7 +19,8 @@ from zoo.errors import UserError
 from zoo.layers.dropout import dropout as drop
 from zoo.layers.embedding import Head
 from zoo.layers.initializers import normal
-from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.linear import Linear
+from zoo.layers.precision import matmul_precision
 
 TARGETS = ("q", "k", "v", "o")
 
