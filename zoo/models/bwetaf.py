@@ -11,11 +11,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.dropout import dropout
 from zoo.layers.embedding import Embedding, Head
@@ -28,7 +26,7 @@ from zoo.layers.rotary import rotary_tables, rotate_full_width, rotate_split_hal
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder, default_positions
 
 
 @dataclass(frozen=True)
@@ -159,19 +157,21 @@ class Bwetaf(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.vocab_size, key=head_key, init=normal(config.init_std))
 
-    def hidden(
+    def default_positions(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
+    ) -> Int[Array, "#B T"]:
+        """As `Decoder.default_positions`, but not from 0 in each segment unless the config says so."""
+        return default_positions(tokens, segment_ids, cache, restart=self.config.restart_positions)
+
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache, restart=config.restart_positions)
         x = self.embed(tokens)
         if config.embed_rope:
             x = rotate_split_half(x, *self._tables(positions, config.embed_dim))
@@ -187,7 +187,7 @@ class Bwetaf(Decoder):
         x, cache = run_layers(self.layers, x, cache, apply, alike=config.layers_alike)
         if config.final_norm:
             x = self.final_norm(x)
-        return x, advanced(cache, tokens, segment_ids)
+        return x, cache
 
     def _tables(self, positions, width):
         return rotary_tables(positions, width, self.config.rope_theta, jnp.dtype(self.config.rope_dtype))
@@ -203,17 +203,6 @@ class Bwetaf(Decoder):
             return rotate_full_width(heads, *tables[heads.shape[2]])
 
         return rotate
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The head's kernel (the token table where tied), without bias or soft-cap."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim, dtype)
 
 
 def _legacy_norm(x: Float[Array, "B T D"], norm: RMSNorm) -> Float[Array, "B T D"]:

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.embedding import Embedding
 from zoo.layers.initializers import Initializer, truncated_normal
@@ -24,7 +21,7 @@ from zoo.layers.rotary import rotary_tables, rotate_interleaved
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 MATRICES_PER_LAYER = 7
 
@@ -109,18 +106,14 @@ class Cronica(Decoder):
         self.layers = nnx.List([Block(config, keys=layer_keys, init=init) for layer_keys in per_layer])
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens), ACTIVATION)
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         rotate = partial(rotate_interleaved, cos=cos[:, :, None], sin=sin[:, :, None])
@@ -129,13 +122,4 @@ class Cronica(Decoder):
             return block(x, rotate, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The token table, without bias or soft-cap."""
-        return self.embed.as_head(), None, None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

@@ -11,10 +11,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.embedding import Embedding, Head
 from zoo.layers.initializers import lecun_normal, normal
@@ -25,7 +23,7 @@ from zoo.layers.rotary import ntk_theta, rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 
 @dataclass(frozen=True)
@@ -130,19 +128,15 @@ class Llama(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.vocab_size, key=head_key, init=lecun_normal)
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens), ACTIVATION)
         theta = ntk_theta(config.rope_theta, config.rope_ntk_factor, config.head_dim)
         cos, sin = rotary_tables(positions, config.head_dim, theta, jnp.dtype(config.rope_dtype))
@@ -152,15 +146,4 @@ class Llama(Decoder):
             return block(x, rotate, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The head's kernel (the token table where tied), without bias or soft-cap."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

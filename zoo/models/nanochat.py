@@ -30,7 +30,7 @@ from zoo.layers.rotary import rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions, valid_tokens
+from zoo.models.decoder import ACTIVATION, Decoder, valid_tokens
 
 SMEAR_FEATURES = 24  # of a token's embedding, which decide how much of the token before comes in
 VALUE_GATE_FEATURES = 12  # of a block's input, which decide how much of the value embedding comes in
@@ -238,19 +238,15 @@ class Nanochat(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.table_rows, key=head_key, init=normal(0.001))
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
         x, cache = self._embedded(tokens, segment_ids, cache)
         x0 = x
         cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta, jnp.dtype(config.rope_dtype))
@@ -270,7 +266,7 @@ class Nanochat(Decoder):
             x = self.backout(x, middle)
         if config.final_norm:
             x = rms_normalize(x, config.norm_eps)
-        return x, advanced(cache, tokens, segment_ids)
+        return x, cache
 
     def _embedded(self, tokens, segment_ids, cache):
         """The stream before the first block, and the cache with the last tokens' un-smeared embeddings."""
@@ -284,12 +280,9 @@ class Nanochat(Decoder):
         return x, replace(cache, carry=carry)
 
     def head(self) -> tuple[Float[Array, "D V"], None, float | None]:
-        """The head's kernel (the token table where tied) without its padding, and the soft-cap."""
-        config = self.config
-        cap = config.logit_softcap or None
-        if config.tie_embeddings:
-            return self.embed.as_head(config.vocab_size), None, cap
-        return self.lm_head.as_head(config.vocab_size)[0], None, cap
+        """Returns the head's kernel without its padding, no bias, and the soft-cap."""
+        kernel, bias, _ = super().head()
+        return kernel, bias, self.config.logit_softcap or None
 
     def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
         """See `Decoder.init_cache`; windowed layers keep their window only, rows their last embedding."""

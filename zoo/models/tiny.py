@@ -8,13 +8,10 @@ import math
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention
 from zoo.layers.embedding import Embedding, Head
 from zoo.layers.initializers import Initializer, normal, uniform
@@ -24,7 +21,7 @@ from zoo.layers.norm import LayerNorm
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 
 @dataclass(frozen=True)
@@ -134,38 +131,27 @@ class TinyLM(Decoder):
                 config.embed_dim, config.vocab_size, bias=True, key=head_key, init=fan_in, bias_init=fan_in
             )
 
-    def hidden(
+    def default_positions(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
+    ) -> Int[Array, "#B T"]:
+        """As `Decoder.default_positions`. Raises UserError for a row of more than max_seq_len tokens."""
+        length, limit = tokens.shape[1], self.config.max_seq_len
+        if length > limit:
+            raise UserError(f"a row of {length} tokens, but the model has only max_seq_len {limit} positions; cut it")
+        return super().default_positions(tokens, segment_ids, cache)
+
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout. UserError for a row beyond max_seq_len that names no positions."""
-        length, limit = tokens.shape[1], self.config.max_seq_len
-        if positions is None:
-            if length > limit:
-                raise UserError(
-                    f"a row of {length} tokens, but the model has only max_seq_len {limit} positions; cut it"
-                )
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens) + self.position(positions), ACTIVATION)
 
         def apply(block, x, layer, cache):
             return block(x, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None, None]:
-        """The head's kernel and bias; where tied, the token table without one."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`; tokens beyond max_seq_len have no position: the caller counts."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from zoo.errors import UserError
+from zoo.tokenizers import chat
 from zoo.util import is_utf8
 
 _REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) a whole character
@@ -65,19 +66,20 @@ class Tokenizer(ABC):
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], *, template: str = "kodalite", add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's next turn (`add_generation_prompt`) or closed.
+        """Returns the token ids of a conversation.
 
         Args:
             messages: dicts of `role` ("user" and "assistant" by turns, the user first) and `content`.
-            template: see `zoo.tokenizers.chat.TEMPLATES`.
+            template: a name in `zoo.tokenizers.chat.TEMPLATES`.
+            add_generation_prompt: whether the conversation ends where the assistant's next text begins; if not, it
+                is closed by the template's end.
 
-        Raises UserError for another order of roles or an unknown template.
+        Raises:
+            UserError: another order of roles, or an unknown template.
         """
-        from zoo.tokenizers import chat
-
-        encode = chat.encode_prompt if add_generation_prompt else chat.encode_conversation
-        ids = encode(self, messages, template)
-        return ids if add_generation_prompt else ids[0]
+        if add_generation_prompt:
+            return chat.encode_prompt(self.encode_batch, messages, template)
+        return chat.encode_conversations(self.encode_batch, [messages], template, eos_id=self.eos_id)[0][0]
 
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
         """A decoder that is fed one id at a time and hands out whole characters only."""
