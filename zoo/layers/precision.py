@@ -17,7 +17,7 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
 def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
     """Returns `x`, in its own dtype, rounded to the precision of `dtype`.
 
-    A pair of casts would say the same, but XLA leaves casts out where it fuses operations in float32, so that results
+    A pair of casts means the same, but XLA leaves casts out where it fuses operations in float32, so that results
     would depend on what happens to be fused.
     """
     info = jnp.finfo(dtype)

@@ -28,8 +28,9 @@ MATRICES_PER_LAYER = 7
 
 @dataclass(frozen=True)
 class CronicaConfig(ModelConfig):
-    """The defaults are those of crónica-5M. `max_seq_len` is what it was trained on: the model itself
-    computes longer rows, recipes and generation refuse them.
+    """The config of a crónica model; the defaults are those of crónica-5M.
+
+    `max_seq_len` is the rows it was trained on. The model computes longer rows; recipes and generation refuse them.
     """
 
     vocab_size: int = 8000
@@ -44,19 +45,16 @@ class CronicaConfig(ModelConfig):
     init_std: float = 0.02
 
     def check(self) -> None:
-        """See `ModelConfig.check`; a head's features must make pairs."""
         super().check()
         self.check_pairs()
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner = self.num_heads * self.head_dim
         block = 4 * self.embed_dim * inner + 3 * self.embed_dim * self.mlp_dim
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         return {
             "positions": f"rotary, interleaved pairs, per head, base {self.rope_theta:g}",
             "rope dtype": "float32",
@@ -70,7 +68,7 @@ class CronicaConfig(ModelConfig):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `keys`: q, k, v, o, gate, up, down."""
+    """Computes x + attention(norm(x)), then x + mlp(norm(x)). `keys` seed q, k, v, o, gate, up and down."""
 
     def __init__(self, config: CronicaConfig, *, keys: Array, init: Initializer):
         self.attn_norm = RMSNorm(config.embed_dim, config.norm_eps)
@@ -94,11 +92,11 @@ class Block(nnx.Module):
 
 
 class Cronica(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The crónica decoder. `key` seeds the parameters."""
 
     def __init__(self, config: CronicaConfig, *, key: Array):
         init = truncated_normal(config.init_std)
-        # One key more than there are matrices: the original splits so, and seeds must agree with it.
+        # One key more than there are matrices, as in the original: the same seed must draw the same numbers.
         keys = jax.random.split(key, 2 + MATRICES_PER_LAYER * config.num_layers)
         self.config = config
         self.embed = Embedding(config.vocab_size, config.embed_dim, key=keys[0], init=init)

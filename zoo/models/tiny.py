@@ -26,9 +26,9 @@ from zoo.models.decoder import ACTIVATION, Decoder
 
 @dataclass(frozen=True)
 class TinyConfig(ModelConfig):
-    """The defaults are the original's, with an alphabet of 100 characters (its own depends on the text it reads).
+    """The config of a tiny LM; the defaults are the original's, with an alphabet of 100 characters.
 
-    max_seq_len: there are so many positions, and a longer row is refused.
+    The original's alphabet depends on its text. `max_seq_len` is the number of positions: longer rows are refused.
     """
 
     vocab_size: int = 100
@@ -43,18 +43,16 @@ class TinyConfig(ModelConfig):
 
     @property
     def generation_limit(self) -> None:
-        """None: text of any length is written from the last max_seq_len tokens alone, as the original does."""
+        """None: text of any length is generated from the last max_seq_len tokens alone, as in the original."""
         return None
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner = self.num_heads * self.head_dim
         block = self.embed_dim * (4 * inner + 2 * self.mlp_dim)
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         return {
             "positions": f"learned, {self.max_seq_len} of them, added to the embedding",
             "norm": f"LayerNorm before each branch, eps {self.norm_eps:g}",
@@ -73,7 +71,7 @@ def _fan_in(features: int) -> Initializer:
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its matrices and biases."""
+    """Computes x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its kernels and biases."""
 
     def __init__(self, config: TinyConfig, *, key: Array):
         keys = jax.random.split(key, 6)
@@ -114,7 +112,7 @@ class Block(nnx.Module):
 
 
 class TinyLM(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The teaching decoder. `key` seeds the parameters."""
 
     def __init__(self, config: TinyConfig, *, key: Array):
         embed_key, position_key, head_key, layers_key = jax.random.split(key, 4)
@@ -134,7 +132,7 @@ class TinyLM(Decoder):
     def default_positions(
         self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
     ) -> Int[Array, "#B T"]:
-        """As `Decoder.default_positions`. Raises UserError for a row of more than max_seq_len tokens."""
+        """Returns positions as `Decoder` does. Raises UserError for a row of more than max_seq_len tokens."""
         length, limit = tokens.shape[1], self.config.max_seq_len
         if length > limit:
             raise UserError(f"a row of {length} tokens, but the model has only max_seq_len {limit} positions; cut it")
