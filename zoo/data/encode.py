@@ -113,7 +113,7 @@ def _texts(texts: list[str], tokenizer: Tokenizer, template: None) -> list[tuple
 
 
 def _chats(found: list, tokenizer: Tokenizer, template: str) -> list[tuple[list[int], list[bool]]]:
-    return chat.encode_conversations(tokenizer, found, template)
+    return chat.encode_conversations(tokenizer.encode_batch, found, template, eos_id=tokenizer.eos_id)
 
 
 def pieces_of(text: str) -> Iterator[str]:

@@ -1,9 +1,8 @@
 """Prefill and decode: prompts in, tokens out, for any model of the zoo.
 
-All prompts of a batch are prefilled in one call, right-padded. Then the whole decode loop (model, sampling,
-stopping) is one compiled program over a static cache; it is left early only when every row has stopped, or
-after as many steps as a stream wants at a time. Sizes are rounded up to buckets, so that another prompt
-length rarely compiles anew.
+All prompts of a batch are prefilled in one call, right-padded. Then the whole decode loop (model, sampling, stopping)
+is one compiled program over a static cache. It returns when every row has stopped, or earlier, after as many steps as a
+stream asks for. Sizes are rounded up to buckets, so that another prompt length rarely compiles anew.
 """
 
 import contextlib
@@ -18,29 +17,29 @@ from zoo.errors import UserError
 from zoo.generate.programs import Plan, Structure, decode, prefill
 from zoo.generate.sampling import Sampling
 
-PREFILL_CHUNK = 512  # tokens of a row that are prefilled at a time at most: scores are [chunk, cache]
+PREFILL_CHUNK = 512  # the most tokens of a row that are prefilled at a time: scores are [chunk, cache]
 MAX_STOP_IDS = 8  # stop ids are padded to this many, so that their number does not recompile
 
 
 def bucket(length: int) -> int:
-    """`length` rounded up to one of 16, 20, 24, 28, 32, 40, ...: four a doubling, 25% more at most."""
+    """Returns `length` rounded up to one of 16, 20, 24, 28, 32, 40, ...: four sizes a doubling, at most 25% more."""
     step = max(4, 1 << max(0, (length - 1).bit_length() - 3))
     return max(16, -(-length // step) * step)
 
 
 def chunks_of(width: int) -> tuple[int, int]:
-    """How many chunks a prompt of `width` is read in, and how long each is (a multiple of 16 if there are several)."""
+    """Returns the number of chunks for a prompt of `width` and their length (a multiple of 16 if there are several)."""
     number = -(-width // PREFILL_CHUNK)
     return number, width if number == 1 else -(-width // (16 * number)) * 16
 
 
 class Decoding:
-    """One batch of prompts on its way: made by `start`, moved on by `advance`.
+    """One batch of prompts while it is decoded: made by `start`, continued by `advance`.
 
     Attributes:
         tokens: the new tokens of every row so far, without the one that stopped it.
-        logprobs: their natural log probabilities, as `sample` gives them.
-        finished: a row's reason, "stop" (a stop id came) or "length" (no more allowed), None while it runs.
+        logprobs: their natural log probabilities, as `sample` returns them.
+        finished: why a row ended, "stop" (at a stop id) or "length" (no more allowed); None while it runs.
     """
 
     def __init__(self, structure: Structure, params, state, inputs, plan: Plan, num_rows: int):
@@ -53,11 +52,11 @@ class Decoding:
 
     @property
     def running(self) -> bool:
-        """Whether any row is not finished."""
+        """Whether any row has not ended."""
         return not all(self.finished)
 
     def advance(self, steps: int | None = None) -> None:
-        """Decode at most `steps` tokens a row (None: to the end); nothing happens when all are finished."""
+        """Decodes at most `steps` more tokens a row (None: to the end); does nothing when all rows have ended."""
         if not self.running:
             return
         until = self._plan.room if steps is None else min(self._plan.room, int(self._step) + steps)
@@ -68,7 +67,7 @@ class Decoding:
         self._collect()
 
     def stop(self, row: int, *, keep: int) -> None:
-        """End a row from outside (a stop string was seen), keeping its first `keep` new tokens."""
+        """Ends a row from outside, at a stop string, with its first `keep` new tokens."""
         self._state["done"] = self._state["done"].at[row].set(True)
         self.finished[row] = "stop"
         del self.tokens[row][keep:], self.logprobs[row][keep:]
@@ -99,20 +98,19 @@ def start(
     window: int | None = None,
     longest_prompt: int = 0,
 ) -> Decoding:
-    """Prefill `prompts` and draw the first new token of each.
+    """Prefills `prompts` and draws the first new token of each.
 
     Args:
-        module: a model that keeps the contract (`hidden`, `unembed`, `init_cache`); its parameters' dtype is
-            the cache's.
-        prompts: token ids a row, at least one each.
-        seeds: a row's own seed: equal prompts and seeds give equal rows, whatever the other rows are.
+        module: a model (see `zoo.models.decoder.Decoder`); the cache has its dtype.
+        prompts: the token ids of each row, at least one each.
+        seeds: a seed for each row; equal prompts and seeds give equal rows, whatever the other rows are.
         stop_ids: tokens that end a row, at most MAX_STOP_IDS.
-        num_ids: ids from here on are never drawn (rows of the table that the tokenizer does not use).
-        max_len: prompt and new tokens together stay within it; None: no bound.
-        window: each token is computed from the `window` tokens before it alone, at positions from 0 and
-            without a cache; for models that have no positions beyond. None: from all of them, with one.
-        longest_prompt: sizes are chosen for a prompt at least that long: batches with equal values share
-            their compiled programs.
+        num_ids: ids from this one on are never drawn (rows of the table that the tokenizer does not use).
+        max_len: the most tokens of a row, prompt and new ones together; None means no limit.
+        window: if given, each token is computed from the `window` tokens before it alone, at positions from 0 and
+            without a cache, for models that have no positions beyond. None computes it from all of them, with a cache.
+        longest_prompt: sizes are chosen for a prompt at least that long, so that batches with equal values share their
+            compiled programs.
 
     Raises:
         UserError: no prompt, an empty one, one that leaves no room for a new token, or an id out of range.
@@ -120,7 +118,7 @@ def start(
     lengths = [len(prompt) for prompt in prompts]
     _check(module, prompts, max_new_tokens, stop_ids, max_len)
     rows = 1 << (len(prompts) - 1).bit_length()
-    spare = rows - len(prompts)  # rows that only fill the batch up: one pad token, finished from the start
+    spare = rows - len(prompts)  # rows that only fill the batch: one pad token, ended from the start
     read = prompts if window is None else [prompt[-window:] for prompt in prompts]
     longest = max(longest_prompt, *lengths)
     most = max_new_tokens if max_len is None else min(max_new_tokens, max_len - 1)
@@ -151,7 +149,7 @@ def start(
             seen[row, list(prompt)] = True
         inputs["seen"] = jnp.asarray(seen)
     graphdef, state = nnx.split(module)
-    structure, params = Structure(graphdef), nnx.to_pure_dict(state)  # plain dicts go into a call faster than a State
+    structure, params = Structure(graphdef), nnx.to_pure_dict(state)  # a call flattens plain dicts faster than a State
     held = [len(prompt) for prompt in read] + [1] * spare
     with _mesh_of(params):
         state = prefill(
@@ -161,7 +159,7 @@ def start(
 
 
 def _mesh_of(params) -> contextlib.AbstractContextManager:
-    """A context in which the mesh of the parameters, if they lie on several devices, is the ambient one."""
+    """Returns a context in which the parameters' mesh is the ambient one, if they lie on several devices."""
     for leaf in jax.tree.leaves(params):
         if isinstance(leaf.sharding, jax.sharding.NamedSharding) and leaf.sharding.mesh.size > 1:
             return jax.set_mesh(leaf.sharding.mesh)
@@ -183,7 +181,7 @@ def _check(module, prompts, max_new_tokens, stop_ids, max_len) -> None:
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_len: int | None) -> None:
-    """Raises UserError for a prompt that `start` does not take, by its number: empty, too long, an id out of range."""
+    """Raises UserError, with the prompt's number, for one that is empty or too long or has an id out of range."""
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {row + 1} is empty; a model needs at least one token to go on from")

@@ -1,7 +1,6 @@
-"""The two compiled programs of generation: a batch's prompts in, and its decode loop.
+"""The two compiled programs of generation: `prefill` reads a batch's prompts, `decode` is the loop of new tokens.
 
-What is static of a batch is a `Plan`; what is not goes in as arrays, so that other settings do not compile
-anew.
+The static part of a batch is a `Plan`. All else are arrays, so that other settings do not compile anew.
 """
 
 import functools
@@ -23,12 +22,12 @@ class Plan:
     """The static part of a batch.
 
     Attributes:
-        shape: what of sampling is on.
-        cache_len: tokens a row can hold.
-        room: new tokens a row at most.
-        chunk: so many tokens of a row are prefilled at a time; the prompts' width is a multiple of it.
-        window: None: a cache; else no cache is kept and each new token is computed from the row's last
-            `window` tokens anew, at positions from 0.
+        shape: which parts of sampling are on.
+        cache_len: the most tokens of a row in the cache.
+        room: the most new tokens of a row.
+        chunk: how many tokens of a row are prefilled at a time; the prompts' width is a multiple of it.
+        window: None decodes with a cache; otherwise each new token is computed from the row's last `window` tokens
+            anew, at positions from 0.
     """
 
     shape: SamplingShape
@@ -39,7 +38,7 @@ class Plan:
 
 
 class Structure:
-    """What `nnx.split` gives beside the parameters, its hash remembered: finding it anew takes a millisecond a call."""
+    """A model's graphdef with its hash computed once: `jax.jit` asks for it at every call, a millisecond each time."""
 
     def __init__(self, graphdef: nnx.GraphDef):
         self.graphdef, self._hash = graphdef, hash(graphdef)
@@ -53,12 +52,12 @@ class Structure:
 
 @functools.partial(jax.jit, static_argnames=("structure", "plan"))
 def prefill(params, tokens: Array, lengths: Array, inputs: dict[str, Any], *, structure: Structure, plan: Plan):
-    """The state after the prompts and the first new token of each row.
+    """Returns the state after the prompts and the first new token of each row.
 
     Args:
-        tokens, lengths: int32 [B, T], right-padded, and the number of each row's tokens [B].
-        inputs: limits [B], stop_ids [MAX_STOP_IDS], seeds [B], num_ids, numbers (of `Sampling.numbers`) and,
-            with a repetition penalty, seen [B, V].
+        tokens, lengths: the prompts int32 [B, T], right-padded, and the number of each row's tokens int32 [B].
+        inputs: limits [B] (of new tokens), stop_ids [MAX_STOP_IDS], seeds [B], num_ids, numbers (of
+            `Sampling.numbers`) and, with a repetition penalty, seen [B, V].
     """
     model = nnx.merge(structure.graphdef, params)
     rows = tokens.shape[0]
@@ -81,7 +80,7 @@ def prefill(params, tokens: Array, lengths: Array, inputs: dict[str, Any], *, st
 
 @functools.partial(jax.jit, static_argnames=("structure", "plan"), donate_argnames=("state",))
 def decode(params, state: dict[str, Any], inputs: dict[str, Any], until: Array, *, structure: Structure, plan: Plan):
-    """The state once `until` tokens have been drawn or every row is done."""
+    """Returns the state once `until` new tokens a row have been drawn or every row has ended."""
     model = nnx.merge(structure.graphdef, params)
     read = _read_token if plan.window is None else _read_token_anew
 
@@ -89,7 +88,7 @@ def decode(params, state: dict[str, Any], inputs: dict[str, Any], until: Array, 
         return (state["step"] < until) & ~jnp.all(state["done"])
 
     def step(state):
-        # A finished row's token is a pad: it is not kept and its output is not read.
+        # The token of a row that has ended is padding: it is not written and its output is not read.
         memory, hidden = read(model, state["memory"], state["token"], ~state["done"])
         return _emit(model, {**state, "memory": memory}, hidden, inputs, plan.shape)
 
@@ -99,7 +98,7 @@ def decode(params, state: dict[str, Any], inputs: dict[str, Any], until: Array, 
 def _read_prompt(model, tokens: Array, lengths: Array, plan: Plan) -> tuple[KVCache, Array]:
     """The cache after the prompts, and the hidden state [B, D] of each row's last token."""
     rows, width = tokens.shape
-    cache = _laid_out(model.init_cache(rows, plan.cache_len, model.dtype))
+    cache = _shard(model.init_cache(rows, plan.cache_len, model.dtype))
     valid = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     size = plan.chunk
     if width == size:
@@ -122,8 +121,8 @@ def _read_prompt(model, tokens: Array, lengths: Array, plan: Plan) -> tuple[KVCa
     return cache, last
 
 
-def _laid_out(cache):
-    """The cache with its rows and heads shared out over the ambient mesh, as activations are."""
+def _shard(cache):
+    """Splits the cache's rows and heads over the ambient mesh, as activations are."""
     if not isinstance(cache, KVCache):
         return cache
     axes = ("batch", "kv_heads", "length", "features")
@@ -132,19 +131,19 @@ def _laid_out(cache):
 
 
 def _read_token(model, cache: KVCache, token: Array, valid: Array) -> tuple[KVCache, Array]:
-    """The cache and hidden state [B, D] after one more token a row, where `valid`."""
+    """The cache and the hidden state [B, D] after one more token of each row that is `valid`."""
     hidden, cache = model.hidden(token[:, None], segment_ids=valid.astype(jnp.int32)[:, None], cache=cache)
     return cache, hidden[:, 0]
 
 
 def _read_window(model, tokens: Array, lengths: Array, plan: Plan) -> tuple[dict[str, Array], Array]:
-    """`_read_prompt` without a cache: the memory is the tokens themselves. What pads a row comes after it, unseen."""
+    """`_read_prompt` without a cache: the memory is the tokens. No token sees the padding after it."""
     hidden, _ = model.hidden(tokens)
     return {"tokens": tokens, "lengths": lengths}, hidden[jnp.arange(tokens.shape[0]), lengths - 1]
 
 
 def _read_token_anew(model, memory: dict[str, Array], token: Array, valid: Array) -> tuple[dict[str, Array], Array]:
-    """`_read_token` without a cache: a full window loses its first token, so that all others move one place down."""
+    """`_read_token` without a cache: a full window drops its first token, and the others move one place down."""
     tokens, lengths = memory["tokens"], memory["lengths"]
     rows, window = tokens.shape
     full = valid & (lengths == window)
@@ -157,22 +156,22 @@ def _read_token_anew(model, memory: dict[str, Array], token: Array, valid: Array
 
 
 def _emit(model, state: dict[str, Any], hidden: Array, inputs: dict[str, Any], shape: SamplingShape) -> dict[str, Any]:
-    """Draw each row's next token from its last hidden state [B, D] and book it."""
+    """Draws each row's next token from its last hidden state [B, D] and writes it into the state."""
     logits = model.unembed(hidden)
     logits = jnp.where(jnp.arange(logits.shape[-1]) < inputs["num_ids"], logits, -jnp.inf)
     step = state["step"]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state["keys"], step)
     token, logprob = sample(logits, keys, shape, inputs["numbers"], state.get("seen"))
-    token = jnp.minimum(token, inputs["num_ids"] - 1)  # of logits that are no numbers any id may have come
+    token = jnp.minimum(token, inputs["num_ids"] - 1)  # NaN in the logits may give any id
     stops = jnp.any(token[:, None] == inputs["stop_ids"], axis=-1)
-    kept = ~state["done"] & ~stops
-    count = state["count"] + kept
+    is_new = ~state["done"] & ~stops
+    count = state["count"] + is_new
     after = {
         **state,
         "step": step + 1,
-        "token": jnp.where(kept, token, 0),
-        "out": state["out"].at[:, step].set(jnp.where(kept, token, 0)),
-        "logprobs": state["logprobs"].at[:, step].set(jnp.where(kept, logprob, 0)),
+        "token": jnp.where(is_new, token, 0),
+        "out": state["out"].at[:, step].set(jnp.where(is_new, token, 0)),
+        "logprobs": state["logprobs"].at[:, step].set(jnp.where(is_new, logprob, 0)),
         "count": count,
         "stopped": state["stopped"] | (~state["done"] & stops),
         "done": state["done"] | stops | (count >= inputs["limits"]),

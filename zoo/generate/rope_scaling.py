@@ -1,4 +1,4 @@
-"""`ntk:2` and the like: a longer context than a model was trained on, by config alone."""
+"""A longer context than a model was trained on, by config alone: `ntk:2` and the like."""
 
 import math
 from typing import Any
@@ -8,11 +8,11 @@ from zoo.models.config import ModelConfig
 
 
 def overrides(config: ModelConfig, scaling: str) -> dict[str, Any]:
-    """The config fields that stretch a model's context.
+    """Returns the config fields that stretch a model's context.
 
     Args:
-        config: of a model with a field `rope_ntk_factor` (the Llama class; see `zoo.layers.rotary.ntk_theta`).
-        scaling: "ntk:FACTOR"; max_seq_len grows by FACTOR too.
+        config: a config with a field `rope_ntk_factor` (that of Llama; see `zoo.layers.rotary.ntk_theta`).
+        scaling: "ntk:FACTOR"; max_seq_len is multiplied by FACTOR too.
 
     Raises:
         UserError: another spelling, or a model that cannot be stretched.

@@ -1,6 +1,6 @@
-"""Choosing the next token: biases and penalties, then temperature and filters, then a draw, or the likeliest.
+"""The choice of the next token: bias and penalty, then temperature and filters, then a draw or the likeliest token.
 
-The order is fixed, that of transformers' generate and of every original program of the zoo:
+The order is fixed; transformers' `generate` and the original programs of all models of the zoo have the same:
 
     logit bias, repetition penalty, temperature, top-k, top-p, min-p, draw
 """
@@ -16,9 +16,9 @@ from jax import Array
 
 from zoo.errors import UserError
 
-FEW = 1024  # candidates at most for which noise is drawn, see `_pick_by_noise`
-LOWEST_TEMPERATURE = 1e-30  # logits divided by less may have no float32
-BLOCK = 256  # tokens whose probabilities are summed up together, see `_pick_by_share`
+FEW = 1024  # the most candidates for which noise is drawn, see `_pick_by_noise`
+LOWEST_TEMPERATURE = 1e-30  # logits divided by less may overflow float32
+BLOCK = 256  # tokens whose probabilities are summed together, see `_pick_by_share`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token (greedy): the filters mean nothing
-            then, bias and penalty still count.
-        top_k: only the k likeliest tokens are kept; 0 keeps all. Of equal ones the lower ids are kept.
-        top_p: of those, the likeliest whose probabilities add up to p are kept, the one that crosses p
-            included (Holtzman et al., arXiv:1904.09751); 1 keeps all. Equally likely ones are kept together.
+        temperature: logits are divided by it; 0 takes the likeliest token (greedy): the filters then have no effect,
+            bias and penalty still have.
+        top_k: only the k likeliest tokens are kept; 0 keeps all. Of equally likely ones the lower ids are kept.
+        top_p: of those, the likeliest whose probabilities add up to p are kept, the one that crosses p included
+            (Holtzman et al., arXiv:1904.09751); 1 keeps all. Equally likely ones are kept together.
         min_p: of those, the ones at least min_p times as likely as the likeliest are kept (Nguyen et al.,
             arXiv:2407.01082); 0 keeps all.
         repetition_penalty: positive logits of tokens that stand in the prompt or have been drawn are divided
@@ -67,7 +67,7 @@ class Sampling:
 
     @property
     def shape(self) -> "SamplingShape":
-        """The part that a compiled program depends on; the numbers are its inputs."""
+        """The part that a compiled program depends on; the numbers themselves are its inputs."""
         drawn = self.temperature > 0
         return SamplingShape(
             greedy=not drawn,
@@ -79,7 +79,10 @@ class Sampling:
         )
 
     def numbers(self, vocab_size: int) -> dict[str, Array]:
-        """What `sample` reads besides the shape. Raises UserError for the bias of an id outside the vocabulary."""
+        """Returns the arrays that `sample` reads besides the shape.
+
+        Raises UserError for a bias of an id outside the vocabulary.
+        """
         numbers = {
             "temperature": jnp.float32(self.temperature),
             "top_p": jnp.float32(self.top_p),
@@ -98,7 +101,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingShape:
-    """What is on, see `Sampling.shape`: top-p (nucleus), min-p (floor), penalty, biases."""
+    """Which parts of a `Sampling` are on: top-k, top-p (nucleus), min-p (floor), penalty, biases."""
 
     greedy: bool
     top_k: int
@@ -111,16 +114,17 @@ class SamplingShape:
 def sample(
     logits: Array, keys: Array, shape: SamplingShape, numbers: dict[str, Array], seen: Array | None = None
 ) -> tuple[Array, Array]:
-    """Draw one token a row.
+    """Draws one token a row.
 
     Args:
         logits: float32 [B, V].
-        keys: a JAX key a row, [B]; a row's draw depends on its own key and logits alone.
+        keys: a random key for each row [B]; a row's draw depends on its own key and logits alone.
         shape, numbers: those of a `Sampling`.
-        seen: bool [B, V], the tokens that the repetition penalty is for; needed where there is one.
+        seen: bool [B, V], the tokens that the repetition penalty applies to; needed where there is one.
+
     Returns:
-        tokens int32 [B] and the natural log of each one's probability float32 [B], under the softmax of
-        `logits` themselves: before bias, penalty, temperature and filters.
+        Tokens int32 [B] and the natural log of each one's probability float32 [B], under the softmax of the `logits`
+        as given: before bias, penalty, temperature and filters.
     """
     adjusted = logits
     if shape.biased:
@@ -137,7 +141,7 @@ def sample(
 
 
 def _first_greatest(x: Array) -> Array:
-    """argmax over the last axis, of numbers. XLA on CPU takes 5 times as long for `jnp.argmax`, which follows NaNs."""
+    """argmax over the last axis, without NaN. On CPU `jnp.argmax`, which looks for NaN, takes 5 times as long."""
     size = x.shape[-1]
     places = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), jnp.arange(size, dtype=jnp.int32), size - 1)
     return jnp.min(places, axis=-1)
@@ -161,15 +165,15 @@ def _draw(logits: Array, keys: Array, shape: SamplingShape, numbers: dict[str, A
 
 
 def _pick_by_noise(logits: Array, keys: Array) -> Array:
-    """Gumbel-max: the argmax of logits with Gumbel noise is a draw from their softmax."""
+    """A draw by Gumbel-max: the argmax of logits plus Gumbel noise is a draw from their softmax."""
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
     return _first_greatest(logits + noise)
 
 
 def _pick_by_share(logits: Array, keys: Array) -> Array:
-    """One random number a row, looked up among the sums of blocks of tokens, then inside a block.
+    """A draw by one random number a row, looked up among the sums of blocks of tokens, then inside a block.
 
-    For whole vocabularies: noise for 50,000 tokens takes a CPU longer than a small model.
+    For whole vocabularies: on a CPU, noise for 50,000 tokens takes longer than a small model.
     """
     rows, vocab = logits.shape
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
@@ -182,9 +186,9 @@ def _pick_by_share(logits: Array, keys: Array) -> Array:
 
 
 def _first_beyond(weights: Array, share: Array) -> tuple[Array, Array]:
-    """Per row, the first place [B] where the running sum of `weights` [B, n] exceeds `share`, and what is left of it.
+    """Per row, the first place [B] where the running sum of `weights` [B, n] exceeds `share`, and the rest of `share`.
 
-    Never one of no weight, whatever rounding does: then the last one with some.
+    It is never a place of weight zero: where rounding leaves none, it is the last one of some weight.
     """
     running = jnp.cumsum(weights, axis=-1)
     beyond = (running > share[:, None]) & (weights > 0)
@@ -197,8 +201,8 @@ def _first_beyond(weights: Array, share: Array) -> tuple[Array, Array]:
 def _in_nucleus(logits: Array, top_p: Array) -> Array:
     """Which tokens [B, V] have at most `top_p` of the probability in tokens likelier than themselves.
 
-    The lowest probability that does is searched bit by bit: floats from 0 to 1 are in the order of their bits,
-    so that 30 halvings find it exactly. Sorting a whole vocabulary takes several times as long.
+    The lowest such probability is searched bit by bit: floats from 0 to 1 are in the order of their bits, so that 30
+    halvings find it exactly. Sorting a whole vocabulary takes several times as long.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
 

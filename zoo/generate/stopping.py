@@ -1,4 +1,4 @@
-"""When a row ends: stop ids, which the decode loop looks for itself, and stop strings, found in the text."""
+"""The ends of rows: stop ids, which the decode loop looks for, and stop strings, which are looked for in the text."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from zoo.errors import UserError
 class StopText:
     """Finds stop strings in text that comes in pieces, and holds back what may be the start of one.
 
-    Neither a stop string nor the beginning of one is ever handed out.
+    Neither a stop string nor the beginning of one is ever returned.
     """
 
     def __init__(self, strings: Sequence[str]):
-        """`strings` are not empty; without any, all text is handed out as it comes."""
+        """Looks for `strings`, none of them empty; without any, all text is returned as it comes."""
         self._strings = tuple(strings)
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Take the next piece: the text that is safe to show now, and whether a stop string is complete."""
+        """Adds a piece; returns the text that is safe to show now, and whether a stop string is complete."""
         text = self._held + piece
         found = [text.index(string) for string in self._strings if string in text]
         if found:
@@ -30,12 +30,12 @@ class StopText:
         return text[:safe], False
 
     def flush(self) -> str:
-        """What was still held back when the text ended without a stop string."""
+        """Returns what is held back, once the text has ended without a stop string."""
         text, self._held = self._held, ""
         return text
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
+        """The length of the longest end of `text` with which a stop string begins."""
         longest = max((len(string) for string in self._strings), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(string.startswith(text[-size:]) for string in self._strings):
@@ -44,7 +44,7 @@ class StopText:
 
 
 def split_stop(stop: int | str | Sequence[int | str] | None) -> tuple[list[int], list[str]]:
-    """Stop ids and stop strings of a `stop` argument: one of either, several mixed, or None.
+    """Returns the stop ids and the stop strings of a `stop` argument: an id, a string, a list of both, or None.
 
     Raises UserError for anything else.
     """

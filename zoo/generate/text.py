@@ -1,4 +1,4 @@
-"""Tokens out of the engine, made into text: whole characters, stop strings, streaming."""
+"""Generated tokens as text: whole characters, stop strings, streaming."""
 
 import dataclasses
 import logging
@@ -9,7 +9,6 @@ from flax import nnx
 
 from zoo.errors import UserError
 from zoo.generate import engine
-from zoo.generate.sampling import Sampling
 from zoo.generate.settings import Settings
 from zoo.generate.stopping import StopText, split_stop
 from zoo.models.config import ModelConfig
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Steps between two looks at the device: often enough for text to flow, seldom enough to cost little.
+# Steps between two transfers from the device: often enough for a steady stream, rarely enough to cost little.
 STREAM_STEPS, STOP_STRING_STEPS = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a model wrote after one prompt; `str()` of it is the text.
+    """The text that a model wrote after one prompt; `str()` of it is the text.
 
     Attributes:
         text: the new text, special tokens left out and cut before a stop string.
-        tokens: the new ids; a stop id is not among them, those that spell a stop string are.
-        logprobs: natural log probability of each, under the model's own softmax (temperature 1, no filters).
-        finish: "stop" when a stop id or string came, "length" when no more tokens were allowed.
+        tokens: the new token ids, without a stop id, but with those that spell a stop string.
+        logprobs: the natural log probability of each, under the model's own softmax (temperature 1, no filters).
+        finish: "stop" after a stop id or string, "length" when no more tokens were allowed.
     """
 
     text: str
@@ -53,14 +52,17 @@ def continue_all(
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
-    """What the model writes after each of `rows` (token ids), in their order, `batch_size` at a time.
+    """Returns what the model writes after each of `rows` (token ids), in their order, `batch_size` at a time.
 
-    on_progress: called with rows done and their number, at the start and after each batch.
+    Args:
+        tokenizer: makes text of the tokens; without one the texts are empty and stop strings are impossible.
+        seeds: a seed for each row.
+        on_progress: called with the number of rows done and of all rows, at the start and after each batch.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    found: list[Generation | None] = [None] * len(rows)
-    # Rows of like length share a batch; sizes are chosen for the longest, so one program serves them all.
+    generations: list[Generation | None] = [None] * len(rows)
+    # Rows of similar length share a batch; sizes are chosen for the longest, so that one program serves all batches.
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     longest = max(map(len, rows), default=0)
     warn_of_length(module.config, longest, settings.max_new_tokens)
@@ -68,41 +70,25 @@ def continue_all(
         on_progress(0, len(order))
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
-        run = run_of(
-            module, tokenizer, [rows[i] for i in batch], settings, [seeds[i] for i in batch], longest_prompt=longest
-        )
+        prompts, batch_seeds = [rows[i] for i in batch], [seeds[i] for i in batch]
+        run = TextRun(module, tokenizer, prompts, settings, batch_seeds, longest_prompt=longest)
         for i, generation in zip(batch, run.finish(), strict=True):
-            found[i] = generation
+            generations[i] = generation
         if on_progress:
             on_progress(min(at + batch_size, len(order)), len(order))
-    return found
+    return generations
 
 
 def stream_text(
     module: nnx.Module, tokenizer: "Tokenizer", row: Sequence[int], settings: Settings, seed: int
 ) -> "TextStream":
-    """The text that `continue_all` gives for `row`, as it comes."""
+    """Returns an iterator over the text that `continue_all` gives for `row`, in pieces as they are generated."""
     warn_of_length(module.config, len(row), settings.max_new_tokens)
-    return TextStream(run_of(module, tokenizer, [row], settings, [seed]))
-
-
-def run_of(module, tokenizer, rows, settings: Settings, seeds, *, longest_prompt: int = 0) -> "TextRun":
-    """A `TextRun` with these settings."""
-    return TextRun(
-        module,
-        tokenizer,
-        rows,
-        sampling=settings.sampling,
-        seeds=seeds,
-        stop=settings.stop,
-        max_new_tokens=settings.max_new_tokens,
-        ignore_eos=settings.ignore_eos,
-        longest_prompt=longest_prompt,
-    )
+    return TextStream(TextRun(module, tokenizer, [row], settings, [seed]))
 
 
 def warn_of_length(config: ModelConfig, longest_prompt: int, max_new_tokens: int) -> None:
-    """Log a warning if rows may become longer than those the model was trained on, as far as it allows that."""
+    """Logs a warning if rows may become longer than those the model was trained on, where its config allows that."""
     limit = config.generation_limit
     total = longest_prompt + max_new_tokens
     if limit is not None and longest_prompt < limit and min(total, limit) > config.max_seq_len:
@@ -114,11 +100,10 @@ def warn_of_length(config: ModelConfig, longest_prompt: int, max_new_tokens: int
 
 
 class TextRun:
-    """One batch of prompts (token ids) being continued.
+    """One batch of prompts (token ids) while it is continued, up to the `generation_limit` of the model's config.
 
-    Without a tokenizer the texts stay empty and stop strings are impossible. Arguments as in
-    `zoo.generate.engine.start` and `zoo.generate.settings.Settings`; the tokenizer's EOS belongs to `stop`
-    unless `ignore_eos`. How long rows may become, the model's config says (`generation_limit`).
+    Without a tokenizer the texts stay empty and stop strings are impossible. With one, its EOS ends a row too, unless
+    the settings ignore it. `seeds` and `longest_prompt` are those of `zoo.generate.engine.start`.
     """
 
     def __init__(
@@ -126,29 +111,26 @@ class TextRun:
         module: nnx.Module,
         tokenizer: "Tokenizer | None",
         rows: Sequence[Sequence[int]],
-        *,
-        sampling: Sampling,
+        settings: Settings,
         seeds: Sequence[int],
-        stop: int | str | Sequence[int | str] | None,
-        max_new_tokens: int,
-        ignore_eos: bool = False,
+        *,
         longest_prompt: int = 0,
     ):
-        ids, strings = split_stop(stop)
+        ids, strings = split_stop(settings.stop)
         if strings and tokenizer is None:
             raise UserError("stop strings need a tokenizer, and there is none; give token ids")
-        # Special tokens are no part of the text, so they would not be found in it.
+        # The text has no special tokens in it, so these are looked for by id.
         special = {} if tokenizer is None else tokenizer.special_tokens
         ids += [special[string] for string in strings if string in special]
         self._strings = [string for string in strings if string not in special]
-        if tokenizer is not None and tokenizer.eos_id is not None and not ignore_eos:
+        if tokenizer is not None and tokenizer.eos_id is not None and not settings.ignore_eos:
             ids.append(tokenizer.eos_id)
         limit, trained = module.config.generation_limit, module.config.max_seq_len
         self._decoding = engine.start(
             module,
             rows,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=settings.sampling,
             seeds=seeds,
             stop_ids=sorted(set(ids)),
             num_ids=None if tokenizer is None else tokenizer.vocab_size,
@@ -160,18 +142,18 @@ class TextRun:
         self._read()
 
     def finish(self) -> list[Generation]:
-        """Decode to the end."""
+        """Decodes to the end and returns every row's generation."""
         while self._decoding.running:
             self._decoding.advance(STOP_STRING_STEPS if self._strings else None)
             self._read()
         return self.so_far()
 
     def compile(self) -> None:
-        """Make the decode program ready without decoding."""
+        """Compiles the decode program without decoding."""
         self._decoding.advance(0)
 
     def advance(self) -> bool:
-        """Decode a few tokens more; False when nothing is left to do."""
+        """Decodes a few more tokens of each row; returns False if all rows had ended."""
         if not self._decoding.running:
             return False
         self._decoding.advance(STREAM_STEPS)
@@ -179,14 +161,14 @@ class TextRun:
         return True
 
     def so_far(self) -> list[Generation]:
-        """What every row holds by now; the finish of one that still runs is "running"."""
+        """Returns what every row holds by now; a row that has not ended has the finish "running"."""
         texts = [row.text for row in self._texts] or [""] * len(self._decoding.tokens)
         finished = [reason or "running" for reason in self._decoding.finished]
         parts = zip(texts, self._decoding.tokens, self._decoding.logprobs, finished, strict=True)
         return [Generation(text, list(tokens), list(logprobs), reason) for text, tokens, logprobs, reason in parts]
 
     def _read(self) -> None:
-        """Make text of the tokens that came since the last time; end the rows whose stop string came."""
+        """Makes text of the tokens that came since the last call; ends rows in which a stop string is complete."""
         for number, row in enumerate(self._texts):
             keep = row.read(self._decoding.tokens[number], ended=self._decoding.finished[number] is not None)
             if keep is not None:
@@ -194,10 +176,10 @@ class TextRun:
 
 
 class TextStream(Iterator[str]):
-    """Iterator over the text of a run's only row, in pieces of whole characters as they come."""
+    """Iterator over the text of a run's only row, in pieces of whole characters as they are generated."""
 
     def __init__(self, run: TextRun):
-        run.compile()  # here, so that after the first piece the text flows
+        run.compile()  # here, so that there is no pause after the first piece
         self._run, self._shown = run, 0
 
     def __next__(self) -> str:
@@ -211,7 +193,7 @@ class TextStream(Iterator[str]):
 
     @property
     def generation(self) -> Generation:
-        """What has come so far; all of it once the stream has ended."""
+        """What is generated so far; all of it once the stream has ended."""
         return self._run.so_far()[0]
 
 
@@ -224,20 +206,20 @@ class _RowText:
         self._read, self._closed = 0, False
 
     def read(self, tokens: Sequence[int], *, ended: bool) -> int | None:
-        """Take in the tokens not read before; the number of tokens to keep if a stop string is complete."""
+        """Reads the tokens not read before; returns the number of tokens to keep if a stop string is complete."""
         if self._closed:
             return None
         while self._read < len(tokens):
             self._read += 1
-            if self._take(self._decoder.push(tokens[self._read - 1])):
+            if self._add(self._decoder.push(tokens[self._read - 1])):
                 return self._read
         if ended:
-            if not self._take(self._decoder.flush()):
+            if not self._add(self._decoder.flush()):
                 self.text += self._stop.flush()
             self._closed = True
         return None
 
-    def _take(self, piece: str) -> bool:
+    def _add(self, piece: str) -> bool:
         text, stopped = self._stop.push(piece)
         self.text += text
         self._closed = self._closed or stopped

@@ -1,4 +1,4 @@
-"""Multi-head self-attention with rotary positions, and what models add to it."""
+"""Multi-head self-attention with rotary positions, normalised queries and keys, value embeddings and windows."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ Rotation = Callable[[Float[Array, "B T N H"]], Float[Array, "B T N H"]]
 
 
 def no_rotation(heads: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-    """For models whose positions come from elsewhere: heads as they are."""
+    """Returns the heads as they are, for models whose positions come from elsewhere."""
     return heads
 
 
@@ -31,15 +31,16 @@ class Attention(nnx.Module):
     Parameters: `q` [embed_dim, N * head_dim], `k` and `v` [embed_dim, K * head_dim], `o` [N * head_dim, embed_dim].
 
     Args:
-        keys: four: of q, k, v and o, in this order.
-        init: of the kernels; `out_init` of o's (default: the same).
-        bias, out_bias: whether q, k and v, and o have biases, which `bias_init` starts.
+        keys: four random keys: of q, k, v and o, in this order.
+        init, out_init: initialise the kernels of q, k and v, and of o (by default as the others).
+        bias, out_bias: whether q, k and v, and whether o has biases, which `bias_init` initialises.
         qk_norm_scale: if given, queries and keys are RMS-normalised per head without a gain after the rotation
             and multiplied by it, as in nanochat (idea: Henry et al., arXiv:2010.04245); `qk_norm_eps` is the norm's.
         value_gate_features: if positive, `__call__` takes value embeddings, which a head adds to its values
             times 3 sigmoid(x[:value_gate_features] . value_gate): parameter `value_gate` [features, K], which
-            `value_gate_init` starts. The reach of 3 is nanochat's (github.com/karpathy/nanochat).
-        float32_softmax: if not, scores and softmax have the precision of x, for weights that were trained so.
+            `value_gate_init` initialises. The factor 3 is nanochat's (github.com/karpathy/nanochat).
+        float32_softmax: whether scores and softmax are float32; if not, they are rounded to the dtype of x, for
+            weights that were trained so.
     """
 
     def __init__(
@@ -101,20 +102,21 @@ class Attention(nnx.Module):
         cache: KVCache | None = None,
         value_embeds: Float[Array, "B T E"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Causal attention of x over itself and, with a cache, over the tokens in it; and the cache then.
+        """Returns causal attention of x over itself and the tokens in the cache, and the cache with x's added.
 
         Args:
-            rotate: puts positions into queries and keys.
-            layer: which layer of the cache is this one's (a Python int where there is a cache).
-            window: how many tokens before its own each one sees; None: all.
-            segment_ids: without a cache, ids that attention does not cross; with one, 0 = pad, not written.
+            rotate: rotates queries and keys by their positions.
+            layer: the number of this layer in the cache (a Python int where there is a cache).
+            window: how many tokens before its own each token sees; None means all.
+            segment_ids: without a cache, attention does not cross from one id to another; with a cache, 0 is
+                padding, which is not written.
             value_embeds: [B, T, K * head_dim], for a layer that mixes them into its values.
         """
         q, k, v = outputs(x, (self.q, self.k, self.v))
         q, k, v = self._heads(q, "heads"), self._heads(k, "kv_heads"), self._heads(v, "kv_heads")
         if value_embeds is not None:
-            v = self._mixed(v, x, self._heads(value_embeds, "kv_heads"))
-        q, k = self._normal(rotate(q)), self._normal(rotate(k))
+            v = self._mix(v, x, self._heads(value_embeds, "kv_heads"))
+        q, k = self._qk_norm(rotate(q)), self._qk_norm(rotate(k))
         softmax = dict(softmax_dtype=jnp.float32 if self.float32_softmax else x.dtype)
         if cache is None:
             out = attention(q, k, v, causal=True, window=window, segment_ids=segment_ids, **softmax)
@@ -128,11 +130,11 @@ class Attention(nnx.Module):
         y = y.reshape(*y.shape[:-1], -1, self.head_dim)
         return constrain(y, ("batch", "length", axis, "features"))
 
-    def _normal(self, heads):
+    def _qk_norm(self, heads):
         if self.qk_norm_scale is None:
             return heads
         return (self.qk_norm_scale * rms_normalize(heads, self.qk_norm_eps)).astype(heads.dtype)
 
-    def _mixed(self, v, x, value_embeds):
+    def _mix(self, v, x, value_embeds):
         gate = 3 * jax.nn.sigmoid(self.value_gate(x[..., : self.value_gate_features]))
         return v + gate[..., None] * value_embeds

@@ -1,4 +1,4 @@
-"""Causal attention by the kernels that GPUs and TPUs have for it. `zoo.layers.attention_kernels` says when."""
+"""Causal attention by the fused kernels of GPUs and TPUs; `zoo.layers.attention_kernels` chooses them."""
 
 import math
 
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from zoo.layers.attention_masks import visible
 
-LANES = 128  # of a TPU's vector registers: splash attention's blocks and heads come in multiples of it
-HALF_LANES = 64  # heads of this width are taken as they are
+LANES = 128  # the width of a TPU's vector registers: blocks and heads of splash attention are multiples of it
+HALF_LANES = 64  # the one smaller width of heads that the kernel accepts
 SPLASH_BLOCKS = (512, 256, 128)
 
 
@@ -23,17 +23,17 @@ def cudnn_attention(
     window: int | None,
     segment_ids: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T N H"]:
-    """cuDNN's fused attention (GPU, bfloat16 or float16) by way of JAX; it reads each kv head once for its query heads.
+    """Returns causal attention by cuDNN's fused kernel (GPU, bfloat16 or float16), called through JAX.
 
-    Without segments nothing but the causal order and the window reach the kernel, which skips what they exclude; with
-    segments a mask [B, 1, T, T] in the dtype of q does, and the window is in it.
+    Without segments the kernel is given the causal order and the window, and skips what they exclude. With segments
+    it is given a mask [B, 1, T, T], which includes the window. It reads each kv head once for all its query heads.
     """
     arguments = dict(is_causal=True, implementation="cudnn")
     if segment_ids is not None:
         length = q.shape[1]
         mask = visible(0, length, 0, length, causal=window is not None, window=window, segment_ids=segment_ids)
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, 0], **arguments)
-    # (w, 0): itself and the w keys before it.
+    # (w, 0): a query sees itself and the w keys before it.
     return jax.nn.dot_product_attention(q, k, v, local_window_size=None if window is None else (window, 0), **arguments)
 
 
@@ -46,13 +46,13 @@ def splash_attention(
     segment_ids: Int[Array, "B T"] | None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Splash attention (JAX's own, TPU v4 and later), which skips blocks of keys that no query of its block may see.
+    """Returns causal attention by JAX's splash attention (TPU v4 and later), which skips blocks that are masked out.
 
-    T must be a multiple of 128. The kernel has no rule of its own for several devices: each runs it on the rows and
-    heads that it holds.
+    T must be a multiple of 128. JAX cannot partition the kernel by itself, so each device of the ambient mesh runs it
+    on the rows and heads that it holds.
 
     Args:
-        interpret: whether to emulate the kernel, on any platform.
+        interpret: whether to emulate the kernel, which works on any platform.
     """
     heads, kv_heads, head_dim = q.shape[2], k.shape[2], q.shape[3]
     # The kernel does not scale.
@@ -86,19 +86,19 @@ def splash_attention(
 
 
 def _axes_that_divide(mesh: AbstractMesh, names: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-    """Those of the mesh's axes `names` that there are, if together they divide `size`."""
-    there = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-    return there if there and size % math.prod(mesh.shape[name] for name in there) == 0 else None
+    """Returns those axes of `names` on which the mesh has several devices, if together they divide `size`."""
+    axes = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+    return axes if axes and size % math.prod(mesh.shape[name] for name in axes) == 0 else None
 
 
 def _splash_kernel(length, heads, window, interpret):
-    # Slow to import, and of no use elsewhere.
+    # Slow to import, and needed on TPUs alone.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window, 0), offset=0)
-    # The default, 128, is far slower.
+    # The kernel's default of 128 is far slower.
     block = next(size for size in SPLASH_BLOCKS if length % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     return splash.make_splash_mha(

@@ -1,8 +1,8 @@
-"""Plain causal attention on one CPU.
+"""Causal attention over whole rows on one CPU.
 
-A few kv heads at a time, so that a block of scores is written and read within the cores' own caches, and backward from
-the log of each query's sum instead of saved weights (Dao et al., arXiv:2205.14135). Measured with 8 rows of 768: 0.8 of
-the time of the products over all rows and heads at once.
+It takes a few kv heads at a time, so that a block of scores stays in the cores' own caches, and the backward pass
+computes the weights again from the log of each query's sum (Dao et al., arXiv:2205.14135). With 8 rows of 768 it takes
+0.8 of the time of products over all rows and heads at once.
 """
 
 from functools import partial
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.layers.attention_masks import MASKED, visible
-from zoo.layers.linear import matmul_precision
+from zoo.layers.precision import matmul_precision
 
-# Scores in a block of all heads that are taken together: 1 MB in float32. Fewer heads would leave short rows to the
-# cost of starting each product, more do not fit into the caches.
+# Scores in one block of the heads that are taken together, 1 MB in float32. With fewer heads, starting the products of
+# short rows would cost more than computing them; more heads do not fit into the caches.
 SCORES = 2**18
 
 
@@ -27,9 +27,13 @@ def blockwise(
     k: Float[Array, "B K T H"],
     v: Float[Array, "B K T H"],
 ) -> Float[Array, "B K G T H"]:
-    """Causal attention of queries that are already scaled, `block` of them at a time; differentiable in reverse.
+    """Returns causal attention of queries that are already scaled; it can be differentiated in reverse.
 
-    `window`: how many tokens before its own a query sees, None: all. Softmax in float32, the output in the dtype of v.
+    The softmax is float32, the output has the dtype of v.
+
+    Args:
+        block: how many queries are computed at a time.
+        window: how many tokens before its own a query sees; None means all.
     """
     return _blockwise_forward(block, window, q, k, v)[0]
 
@@ -47,7 +51,7 @@ blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _each_head(function, block, *arrays):
-    """`function` of every [b, k] part of the arrays, some at a time; the first array holds the queries."""
+    """Applies `function` to every [b, k] part of the arrays, some at a time; the first array holds the queries."""
     batch, kv_heads, groups, length, _ = arrays[0].shape
     most = max(1, SCORES // (groups * block * length))
     together = max(number for number in range(1, most + 1) if batch * kv_heads % number == 0)

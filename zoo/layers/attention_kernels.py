@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: one function for training, prefill and cached steps, by the kernel that suits them.
+"""Scaled dot-product attention and the choice of its kernel.
 
-`attention_kernel` decides from the platform of the ambient mesh's devices and from shapes alone, before anything is
-compiled: no kernel is tried and caught.
+`attention_kernel` chooses by the platform of the ambient mesh's devices and by shapes, before anything is compiled;
+no kernel is tried until it fails. Steps over a KV cache are `cached_attention`.
 """
 
 import logging
@@ -18,16 +18,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers import cpu
 from zoo.layers.attention_accelerators import LANES, cudnn_attention, splash_attention
 from zoo.layers.attention_cpu import blockwise
 from zoo.layers.attention_masks import MASKED, visible
-from zoo.layers.devices import on_one_cpu, platform_and_kind
-from zoo.layers.linear import matmul_precision
-from zoo.layers.precision import rounded
+from zoo.layers.devices import platform_and_kind
+from zoo.layers.precision import matmul_precision, rounded
 
 logger = logging.getLogger(__name__)
 
-# Queries in a block. Small ones stay in a CPU's caches; an accelerator wants fewer and larger products.
+# Queries in a block. Small blocks stay in a CPU's caches; accelerators are faster with fewer and larger products.
 QUERY_BLOCK = 128
 ACCELERATOR_QUERY_BLOCK = 512
 
@@ -43,13 +43,17 @@ def attention(
     segment_ids: Int[Array, "B T"] | None = None,
     softmax_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N/K).
+    """Returns softmax(q k^T / sqrt(H)) v, by the kernel that `attention_kernel` chooses.
 
-    causal: key j is seen by query i iff j <= i; T and S must be equal. window w (with causal): and
-    i - j <= w. mask: True = may be seen. segment_ids: only keys of the query's own segment are seen.
-    softmax_dtype: with less precision than float32, scores and softmax are rounded to it at every turn, for
-    weights that were trained so.
-    Which kernel computes it: see `attention_kernel`.
+    Query head n reads kv head n // (N/K).
+
+    Args:
+        causal: query i sees key j only if j <= i; T and S must then be equal.
+        window: with `causal`, query i sees key j only if i - j <= window; None sees all before.
+        mask: True where a query may see a key.
+        segment_ids: a query sees only keys of its own segment.
+        softmax_dtype: if narrower than float32, scores and softmax are rounded to it after every operation, for
+            weights that were trained so.
     """
     choice = attention_kernel(
         length=q.shape[1],
@@ -71,7 +75,12 @@ def attention(
 
 @dataclass(frozen=True)
 class Kernel:
-    """What computes attention, and, where it is not the platform's own kernel, why."""
+    """The kernel that computes attention.
+
+    Attributes:
+        name: "cudnn", "splash", "cpu" or "xla".
+        why: why it is not the platform's own kernel; "" where it is.
+    """
 
     name: str
     why: str = ""
@@ -89,15 +98,15 @@ def attention_kernel(
     segmented: bool = False,
     softmax_dtype: DTypeLike = jnp.float32,
 ) -> Kernel:
-    """The kernel for attention of `length` tokens on the devices of the ambient mesh (`jax.set_mesh`).
+    """Returns the kernel for attention of `length` tokens on the devices of the ambient mesh (`jax.set_mesh`).
 
-    cudnn: on GPUs, cuDNN's fused attention. splash: on TPUs from v4 on, splash attention. cpu: on one CPU, for rows
-    without segments, a head at a time. xla: plain products, block by block of queries, for all else; each block reads
-    only the keys it may see, and the scores never exist as [B, N, T, S].
+    cudnn is cuDNN's fused attention on GPUs, splash is splash attention on TPUs from v4 on, cpu takes a few heads at a
+    time on one CPU, for rows without segments. xla is plain products, block by block of queries, for all else: a block
+    reads only the keys it may see, and the scores never exist as [B, N, T, S].
 
     Args:
-        dtype: of queries, keys and values.
-        plain: whether the mask is causal with at most a window, without a mask given from outside.
+        dtype: the dtype of queries, keys and values.
+        plain: whether the mask is causal with at most a window, without a `mask` of the caller.
         segmented: whether there are segment ids.
         softmax_dtype: as in `attention`; the fused kernels compute the softmax in float32.
     """
@@ -115,11 +124,11 @@ def attention_kernel(
     if segmented:
         return Kernel("xla", "segments")
     # Rows spread over devices must not be walked one by one.
-    return Kernel("cpu") if on_one_cpu() else Kernel("xla", "several CPU devices")
+    return Kernel("cpu") if cpu.on_one_cpu() else Kernel("xla", "several CPU devices")
 
 
 def _why_not_cudnn(length, head_dim, dtype, segmented):
-    # From an ambient mesh alone, without the GPU in this process, the newest are assumed.
+    # Where a mesh of GPUs is compiled for in a process that has none, the newest ones are assumed.
     gpus = [device for device in jax.local_devices() if hasattr(device, "compute_capability")]
     capability = float(gpus[0].compute_capability) if gpus else 9.0
     widest = 256 if capability >= 9 else 128
@@ -150,7 +159,7 @@ _recorded: ContextVar[list[Kernel] | None] = ContextVar("zoo_attention_kernels",
 
 @contextmanager
 def recorded_kernels() -> Iterator[list[Kernel]]:
-    """Collects the kernels chosen by what is traced within it, each once."""
+    """Yields a list that collects the kernels chosen while its block traces a program, each once."""
     kernels: list[Kernel] = []
     token = _recorded.set(kernels)
     try:
@@ -190,20 +199,26 @@ def cached_attention(
     mask: Bool[Array, "B 1 T S"],
     softmax_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "B T N H"]:
-    """`attention` over a cache, whose heads stand before its slots (see `zoo.layers.kv_cache`)."""
+    """Returns `attention` over the keys and values of a `KVCache`, whose heads stand before its slots.
+
+    Args:
+        mask: True where a query may see a slot.
+        softmax_dtype: as in `attention`.
+    """
     exact = _is_exact(softmax_dtype)
     q, mask = _grouped(q, k.shape[1], scaled=exact), mask[:, :, None]
     if not exact:
         return _ungrouped(_attend_rounded(softmax_dtype, q, k, v, mask))
-    return _ungrouped(_attend(q, k, v, mask, keys_first=q.shape[3] == 1 and on_one_cpu()))
+    scores = cpu.single_query_scores if q.shape[3] == 1 and cpu.on_one_cpu() else _scores
+    return _ungrouped(_attend(q, k, v, mask, scores))
 
 
 def _is_exact(softmax_dtype):
     return jnp.finfo(softmax_dtype).bits >= 32
 
 
-# Inside, heads stand before positions: the products then run over contiguous matrices, where XLA on CPU would
-# otherwise rearrange their operands for each.
+# Inside, heads stand before positions, so that products run over contiguous matrices. With the other order XLA on CPU
+# transposes the operands of every product.
 
 
 def _heads_first(x):
@@ -212,7 +227,7 @@ def _heads_first(x):
 
 
 def _grouped(q, kv_heads, scaled=True):
-    """[B,T,N,H] -> [B,K,G,T,H], times 1/sqrt(H) if `scaled`."""
+    """[B,T,N,H] -> [B,K,G,T,H], divided by sqrt(H) if `scaled`."""
     batch, length, heads, head_dim = q.shape
     if scaled:
         q = (q / math.sqrt(head_dim)).astype(q.dtype)
@@ -225,22 +240,22 @@ def _ungrouped(out):
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * groups, head_dim)
 
 
-def _attend(q, k, v, allowed, keys_first=False):
+def _scores(q, k):
+    """q [B,K,G,t,H] . k [B,K,s,H] -> float32 [B,K,G,t,s]."""
+    return jnp.einsum(
+        "bkgth,bksh->bkgts", q, k, precision=matmul_precision(q.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _attend(q, k, v, allowed, scores=_scores):
     """q [B,K,G,t,H] (scaled), k and v [B,K,s,H] -> [B,K,G,t,H].
 
-    The softmax is divided by its sum after the product with v: H divisions a query in place of s.
-    keys_first: the keys are the left operand. For one row's single query, XLA on CPU turns the right one over,
-    which is the whole cache.
+    The softmax is divided by its sum after the product with v: H divisions a query instead of s.
     """
-    precision = matmul_precision(q.dtype)
-    exactly = dict(precision=precision, preferred_element_type=jnp.float32)
-    if keys_first:
-        scores = jnp.einsum("bksh,bkgth->bksgt", k, q, **exactly).transpose(0, 1, 3, 4, 2)
-    else:
-        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, **exactly)
+    scores = scores(q, k)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
-    # The softmax does not depend on what is subtracted, so no gradient need pass through it.
+    # The softmax does not depend on what is subtracted, so its gradient is zero.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -248,24 +263,23 @@ def _attend(q, k, v, allowed, keys_first=False):
         "bkgts,bksh->bkgth",
         weights.astype(v.dtype),
         v,
-        precision=precision,
+        precision=matmul_precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
     return (out / total).astype(v.dtype)
 
 
 def _attend_rounded(dtype, q, k, v, allowed):
-    """`_attend` of queries not yet scaled, with every intermediate result rounded to `dtype`."""
+    """`_attend` of queries that are not scaled yet, with every intermediate result rounded to `dtype`."""
 
-    def kept(x):
+    def to_dtype(x):
         return rounded(x, dtype)
 
-    precision = matmul_precision(q.dtype)
-    scores = kept(jnp.einsum("bkgth,bksh->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32))
-    scores = kept(scores / kept(jnp.float32(math.sqrt(q.shape[-1]))))
+    scores = to_dtype(_scores(q, k))
+    scores = to_dtype(scores / to_dtype(jnp.float32(math.sqrt(q.shape[-1]))))
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = kept(jnp.exp(kept(scores - peak)))
-    weights = kept(weights / kept(jnp.sum(weights, axis=-1, keepdims=True)))
-    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=precision)
+    weights = to_dtype(jnp.exp(to_dtype(scores - peak)))
+    weights = to_dtype(weights / to_dtype(jnp.sum(weights, axis=-1, keepdims=True)))
+    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=matmul_precision(q.dtype))

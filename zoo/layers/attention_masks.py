@@ -1,9 +1,9 @@
-"""Which keys a query may see."""
+"""The mask of attention: which keys a query may see."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# Finite, so that a row in which nothing is allowed gives numbers (the mean of v) and no NaN.
+# Finite, so that a query that may see no key gives the mean of v and no NaN.
 MASKED = -1e30
 
 
@@ -18,9 +18,10 @@ def visible(
     mask: Bool[Array, "B 1 T S"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "..."] | None:
-    """Of queries start..stop the keys first..last, True = may be seen; broadcastable to [B, K, G, t, s], or None.
+    """Returns which of the keys first..last the queries start..stop may see, or None if all.
 
-    The arguments are those of `zoo.layers.attention_kernels.attention`, whole: the slices are taken here.
+    The result is broadcastable to [B, K, G, stop - start, last - first]. The other arguments are those of
+    `zoo.layers.attention_kernels.attention` for whole rows.
     """
     parts = []
     if causal:

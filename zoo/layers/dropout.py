@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
-    """Each number is zero with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014).
+    """Returns x with each number set to zero with probability `rate`, else divided by 1 - rate.
 
-    `key=None` means none, as does a rate of 0: then x itself comes back.
+    Without a key, or with a rate of 0, it returns x itself (Srivastava et al. 2014).
     """
     if key is None or rate == 0:
         return x

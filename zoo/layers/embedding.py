@@ -5,15 +5,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.layers.initializers import Initializer
-from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.linear import Linear
+from zoo.layers.precision import matmul_precision
 from zoo.layers.sharding import constrain
 from zoo.layers.softcap import softcap
 
 
 class Embedding(nnx.Module):
-    """A table `embedding` [rows, features]; rows are looked up in the dtype of the table.
+    """A table that maps ids to vectors in its own dtype: parameter `embedding` [rows, features].
 
-    axes: logical names of the two; tables of positions and value embeddings have their own.
+    Args:
+        axes: the logical names of its two axes; tables of positions and of value embeddings have their own.
     """
 
     def __init__(
@@ -31,21 +33,21 @@ class Embedding(nnx.Module):
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embedding[...]
         if ids.size > len(table):
-            # On a mesh whose devices hold parts of the features these are brought together first. Rows looked up in
-            # parts would be dealt out by batch by way of every device holding all of them: more than the table.
+            # On a mesh that splits the features, the table is gathered before the look-up. Otherwise XLA would look
+            # up parts of rows, and every device would hold all rows of the batch on the way: more than the table.
             table = constrain(table, (self.rows_axis, "features"))
         return table[ids]
 
     def as_head(self, vocab_size: int | None = None) -> Float[Array, "D V"]:
-        """The kernel of a head tied to this table, of its first `vocab_size` rows (default: all).
+        """Returns the kernel of a head that is tied to this table (Press and Wolf, arXiv:1608.05859).
 
-        Tied heads: Press and Wolf, arXiv:1608.05859.
+        It has the first `vocab_size` rows, all by default.
         """
         return self.embedding[...][:vocab_size].T
 
 
 class Head(Linear):
-    """The untied projection to the vocabulary: `kernel` [embed_dim, rows] and, with `bias`, `bias` [rows]."""
+    """A projection to the vocabulary of its own: `kernel` [embed_dim, rows] and, with `bias`, `bias` [rows]."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class Head(Linear):
         super().__init__(embed_dim, rows, axes=("embed", "vocab"), bias=bias, key=key, init=init, **extra)
 
     def as_head(self, vocab_size: int | None = None) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None]:
-        """Kernel and bias of the first `vocab_size` outputs (default: all)."""
+        """Returns the kernel and bias (or None) of the first `vocab_size` outputs, all by default."""
         return self.kernel[...][:, :vocab_size], self.bias[...][:vocab_size] if self.has_bias else None
 
 
@@ -71,7 +73,7 @@ def unembed(
     bias: Float[Array, " V"] | None = None,
     cap: float | None = None,
 ) -> Float[Array, "... V"]:
-    """Float32 logits: hidden . kernel + bias, soft-capped where there is a cap."""
+    """Returns the float32 logits hidden . kernel + bias, soft-capped if `cap` is given."""
     logits = jnp.matmul(
         hidden,
         kernel.astype(hidden.dtype),

@@ -1,4 +1,4 @@
-"""How parameters start. An initialiser is a function `(key, shape) -> float32 array`."""
+"""Initial values of parameters. An initialiser is a function `(key, shape) -> float32 array`."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,10 @@ Initializer = Callable[[Array, tuple[int, ...]], Array]
 
 
 def truncated_normal(std: float) -> Initializer:
-    """A standard normal cut at +-2, times `std`. The result is not rescaled: its deviation is 0.88 `std`."""
+    """Returns an initialiser that draws from a standard normal cut at +-2, times `std`.
+
+    The draw is not rescaled: its standard deviation is 0.88 `std`.
+    """
 
     def init(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * std
@@ -20,7 +23,7 @@ def truncated_normal(std: float) -> Initializer:
 
 
 def normal(std: float) -> Initializer:
-    """Gaussian of mean 0 and deviation `std`."""
+    """Returns an initialiser that draws from a normal distribution of mean 0 and standard deviation `std`."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.random.normal(key, shape, jnp.float32) * std
@@ -29,7 +32,7 @@ def normal(std: float) -> Initializer:
 
 
 def uniform(low: float, high: float) -> Initializer:
-    """Uniform in [low, high)."""
+    """Returns an initialiser that draws uniformly from [low, high)."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.random.uniform(key, shape, jnp.float32, low, high)
@@ -38,11 +41,11 @@ def uniform(low: float, high: float) -> Initializer:
 
 
 def lecun_normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """A normal cut at two deviations whose deviation is 1/sqrt(shape[0]) (LeCun et al. 1998): kernels [in, out]."""
-    # 0.8796 is the deviation of a standard normal cut at +-2.
+    """Draws a kernel [in, out] from a normal of standard deviation 1/sqrt(in), cut at +-2 (LeCun et al. 1998)."""
+    # 0.8796 is the standard deviation of a standard normal cut at +-2.
     return truncated_normal(1 / (0.87962566103423978 * math.sqrt(shape[0])))(key, shape)
 
 
 def zeros(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """All zeros; the key is not used."""
+    """Returns zeros; the key is not used."""
     return jnp.zeros(shape, jnp.float32)

@@ -1,8 +1,8 @@
 """The key/value cache: an explicit pytree that goes into a call and comes out of it.
 
-Rows are right-padded and may differ in length; pads are never written. Token number i of a row lies in slot i
-of the layers that see everything. A layer whose window is w keeps a ring: token i lies in slot i mod (w + 1),
-where the newest w + 1 tokens are all that the next one may see.
+Rows are right-padded and may differ in length; padding is never written. In layers without a window, token i of a row
+lies in slot i. A layer of window w has a ring buffer of w + 1 slots: token i lies in slot i mod (w + 1), since the
+newest w + 1 tokens are all that the next one may see.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,25 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from zoo.layers.devices import on_one_cpu
+from zoo.layers import cpu
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """`k` and `v`: a tuple of [B, K, S, H] a layer; `lengths` int32 [B]: tokens each row holds.
+    """The keys and values of the tokens that a batch of rows has seen.
 
-    The heads stand before the slots: a step's products then run over the cache as it lies in memory. The
-    other order makes XLA rearrange the whole cache at every step (on CPU 20 times slower in a batch of 32).
+    Heads stand before slots, so that a step's products run over the cache as it lies in memory. With the other order
+    XLA transposes the whole cache at every step (on CPU 20 times slower in a batch of 32).
 
-    max_len: tokens a row can hold. One beyond is dropped: the caller counts.
-    carry: what else a model needs of the tokens before, a pytree of its own.
+    Attributes:
+        k, v: one array [B, K, S, H] a layer.
+        lengths: the number of tokens in each row, int32 [B].
+        carry: whatever else a model needs of earlier tokens, a pytree of its own.
+        max_len: how many tokens a row can hold. Further ones are dropped without notice: the caller counts.
     """
 
-    # Any, because in abstract evaluation these are no arrays.
+    # Any, because under `jax.eval_shape` these are no arrays.
     k: tuple[Any, ...]
     v: tuple[Any, ...]
     lengths: Any
@@ -44,10 +47,14 @@ class KVCache:
         valid: Bool[Array, "B T"],
         window: int | None = None,
     ) -> tuple["KVCache", Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B 1 T S"]]:
-        """Write the keys and values of T new tokens a row into a layer.
+        """Writes the keys and values of T new tokens a row into a layer.
 
-        Returns the cache, the keys and values the new tokens are to attend to, and which of them each sees.
-        The lengths stay: `advance` moves them once all layers have been written.
+        Returns the cache, the keys and values that the new tokens attend to, and which of these each of them sees.
+        The lengths do not change: `advance` adds to them once all layers are written.
+
+        Args:
+            valid: False for padding, which is not written.
+            window: the layer's window, as given to `init_cache`.
         """
         size = self.k[layer].shape[2]
         ring = window is not None and size == window + 1
@@ -63,7 +70,7 @@ class KVCache:
         return cache, cache.k[layer], cache.v[layer], visible[:, None]
 
     def _append_chunk_to_ring(self, layer, k, v, valid):
-        """A chunk attends to the ring as it was and to itself: its first tokens still see what its last push out."""
+        """Attends to the ring as it was and to the chunk itself: its first tokens see what its last overwrite."""
         size, index = self.k[layer].shape[2], self._index(k.shape[1])
         keys = jnp.concatenate([self.k[layer], _heads_first(k, self.k[layer].dtype)], axis=2)
         values = jnp.concatenate([self.v[layer], _heads_first(v, self.v[layer].dtype)], axis=2)
@@ -71,22 +78,24 @@ class KVCache:
         distance = index[..., None] - held
         visible = (held >= 0) & (distance >= 0) & (distance < size)
         after = (self.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32))[:, None]
-        # Only a chunk's last `size` tokens stay; written once each, since the order of double writes is undefined.
+        # Only the chunk's last `size` tokens are written: the order of two writes to one slot is undefined.
         slots = jnp.where(valid & (index >= after - size), index % size, size)
         return self._write(layer, k, v, slots), keys, values, visible[:, None]
 
     def advance(self, valid: Bool[Array, "B T"]) -> "KVCache":
-        """The cache after a call: the lengths grow by the valid tokens of each row."""
+        """Returns the cache with each row's length increased by its valid tokens."""
         return replace(self, lengths=self.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32))
 
     def _index(self, num_tokens):
-        """The numbers in their rows [B, T] that new tokens get."""
+        """The positions [B, T] of new tokens in their rows."""
         return self.lengths[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
 
     def _write(self, layer, k, v, slots):
-        held = self.k[layer], self.v[layer]
-        write = _write_one if slots.shape == (1, 1) and on_one_cpu() else _write_all
-        k, v = write(held, (k, v), slots)
+        buffers = self.k[layer], self.v[layer]
+        if slots.shape == (1, 1) and cpu.on_one_cpu():
+            k, v = cpu.write_token(buffers, (k, v), slots[0, 0])
+        else:
+            k, v = _scatter(buffers, (k, v), slots)
         return replace(self, k=_replaced(self.k, layer, k), v=_replaced(self.v, layer, v))
 
 
@@ -94,29 +103,13 @@ def _replaced(buffers, layer, buffer):
     return (*buffers[:layer], buffer, *buffers[layer + 1 :])
 
 
-def _write_all(buffers, new, slots):
-    """`new` [B,T,K,H] put into `buffers` [B,K,S,H] at the slots [B,T]; one that is S is dropped."""
+def _scatter(buffers, new, slots):
+    """Writes `new` [B,T,K,H] into `buffers` [B,K,S,H] at the slots [B,T]; slot S means nowhere."""
     rows = jnp.arange(slots.shape[0])[:, None]
     return tuple(
         buffer.at[rows, :, slots].set(tokens.astype(buffer.dtype), mode="drop")
         for buffer, tokens in zip(buffers, new, strict=True)
     )
-
-
-def _write_one(buffers, new, slots):
-    """`_write_all` of one row's single token.
-
-    XLA makes a single update of what would be a scatter and fuses it, twice over, into the attention that reads
-    the cache: on CPU that costs four copies of the whole cache a token. It fuses nothing out of a conditional.
-    """
-
-    def put(buffers):
-        return tuple(
-            jax.lax.dynamic_update_slice(buffer, _heads_first(tokens, buffer.dtype), (0, 0, slots[0, 0], 0))
-            for buffer, tokens in zip(buffers, new, strict=True)
-        )
-
-    return jax.lax.cond(slots[0, 0] < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
 
 
 def _heads_first(x, dtype):
@@ -125,7 +118,7 @@ def _heads_first(x, dtype):
 
 
 def _held(lengths, size):
-    """The number [B, S] of the token in each slot of a ring that has seen `lengths` tokens; negative: none yet."""
+    """The position [B, S] of the token in each slot of a ring after `lengths` tokens; negative where there is none."""
     last = lengths[:, None] - 1
     return last - (last - jnp.arange(size)) % size
 
@@ -141,7 +134,12 @@ def init_cache(
     windows: Sequence[int | None] | None = None,
     carry: Any = None,
 ) -> KVCache:
-    """An empty cache for `batch` rows of at most `max_len` tokens; `windows` are the layers' (None: no window)."""
+    """Returns an empty cache for `batch` rows of at most `max_len` tokens.
+
+    Args:
+        windows: each layer's window, None for a layer that sees all; by default all do.
+        carry: what else the model carries from call to call.
+    """
     sizes = [max_len if w is None else min(max_len, w + 1) for w in windows or [None] * num_layers]
 
     def buffers():
@@ -153,7 +151,7 @@ def init_cache(
 def last_valid(
     x: Float[Array, "B T D"], valid: Bool[Array, "B T"], otherwise: Float[Array, "B D"]
 ) -> Float[Array, "B D"]:
-    """x of each right-padded row's last valid token; `otherwise` for rows that have none."""
+    """Returns x of each right-padded row's last valid token, and `otherwise` for rows that have none."""
     count = jnp.sum(valid, axis=1)
     last = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     return jnp.where((count > 0)[:, None], last.astype(otherwise.dtype), otherwise)

@@ -1,7 +1,7 @@
-"""Adapters of low rank (LoRA: Hu et al., arXiv:2106.09685) in the slots of a model's projections.
+"""Low-rank adapters (LoRA: Hu et al., arXiv:2106.09685) in a model's projections.
 
-`add_lora` fills the slots of any model made of `zoo.layers.linear.Linear`; the model's file and the paths of its own
-parameters stay as they are. Adapters are the `nnx.LoRAParam`s, under "<projection>/lora/a" and "<projection>/lora/b".
+`add_lora` puts them into any model made of `zoo.layers.linear.Linear`; neither the model's file nor the paths of its
+own parameters change. Their parameters are `nnx.LoRAParam`s at "<projection>/lora/a" and "<projection>/lora/b".
 """
 
 import fnmatch
@@ -19,7 +19,8 @@ from zoo.errors import UserError
 from zoo.layers.dropout import dropout as drop
 from zoo.layers.embedding import Head
 from zoo.layers.initializers import normal
-from zoo.layers.linear import Linear, matmul_precision
+from zoo.layers.linear import Linear
+from zoo.layers.precision import matmul_precision
 
 TARGETS = ("q", "k", "v", "o")
 
@@ -27,15 +28,15 @@ _dropout_key: ContextVar[Array | None] = ContextVar("zoo_lora_dropout_key", defa
 
 
 class LoRA(nnx.Module):
-    """(drop(x) . a . b) alpha / rank: a change of low rank to a projection.
+    """An adapter that adds (dropout(x) . a . b) alpha / rank to a projection's output.
 
-    Parameters: `a` [in_features, rank], normal with deviation 1/sqrt(in_features), and `b` [rank, out_features], zero:
-    a new adapter changes nothing. Computed in float32, added in the dtype of `x`.
+    Parameters: `a` [in_features, rank], normal with standard deviation 1/sqrt(in_features), and `b` [rank,
+    out_features], zero, so that a new adapter changes nothing. It computes in float32 and returns the dtype of `x`.
 
     Args:
-        kernel: of the projection; it gives the shapes and the logical axes.
-        dropout: each number of x is zero with that probability, where there is a key for it (`dropout_key`).
-        salt: what tells this adapter's dropout from that of others.
+        kernel: the projection's kernel, which gives the shapes and the logical axes.
+        dropout: the probability with which each number of x is set to zero, inside of `dropout_key`.
+        salt: distinguishes this adapter's dropout from that of others.
     """
 
     def __init__(self, kernel: nnx.Param, *, rank: int, alpha: float, dropout: float = 0.0, salt: int = 0, key: Array):
@@ -50,11 +51,11 @@ class LoRA(nnx.Module):
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """The factor alpha / rank."""
         return self.alpha / self.rank
 
     def delta(self) -> Float[Array, "in out"]:
-        """What the adapter adds to the kernel, float32."""
+        """Returns what the adapter adds to the kernel, float32."""
         a, b = self._factors()
         return jnp.matmul(a, b, precision=matmul_precision(jnp.float32)) * self.scale
 
@@ -74,9 +75,9 @@ class LoRA(nnx.Module):
 
 @contextmanager
 def dropout_key(key: Array) -> Iterator[None]:
-    """Within it, models traced drop out what their adapters read; outside, as in evaluation, nothing is dropped.
+    """Turns on the dropout of adapters for models that are traced inside of it; outside nothing is dropped.
 
-    The key of an adapter is this one folded with a hash of its path, so masks depend on key and path alone.
+    An adapter's own key is this one folded with a hash of its path, so that masks depend on key and path alone.
     """
     token = _dropout_key.set(key)
     try:
@@ -94,22 +95,22 @@ def add_lora(
     dropout: float = 0.0,
     key: Array,
 ) -> list[str]:
-    """Put new adapters into a model's projections; returns their paths, "layers/0/attn/q" and so on, in order.
+    """Puts new adapters into a model's projections and returns their paths in order ("layers/0/attn/q", ...).
 
     Args:
-        targets: patterns (`*`, `?`, `[...]`), of a projection's name ("q", "*") or, with a slash in it, of its whole
-            path ("layers/1?/mlp/*"). A head is none of the projections: its kernel is read by the loss itself.
-        key: of the adapters' first values; each has its own by its path, whatever the other targets are.
+        targets: patterns (`*`, `?`, `[...]`) of a projection's name ("q", "*") or, with a slash, of its whole path
+            ("layers/1?/mlp/*"). The head is no target: the loss reads its kernel directly.
+        key: seeds the adapters; each one's values depend on its path, not on the other targets.
 
     Raises:
         UserError: a target that matches no projection.
     """
-    found = projections(model)
-    chosen = {path for target in targets for path in _matching(target, found)}
-    paths = [path for path in found if path in chosen]
+    linears = projections(model)
+    chosen = {path for target in targets for path in _matching(target, linears)}
+    paths = [path for path in linears if path in chosen]
     for path in paths:
         salt = zlib.crc32(path.encode())
-        linear = found[path]
+        linear = linears[path]
         linear.lora = LoRA(
             linear.kernel, rank=rank, alpha=alpha, dropout=dropout, salt=salt, key=jax.random.fold_in(key, salt)
         )
@@ -117,7 +118,7 @@ def add_lora(
 
 
 def projections(model: nnx.Module) -> dict[str, Linear]:
-    """The projections of a model that can carry an adapter, by path."""
+    """Returns the projections of a model that can have an adapter, by path."""
     return {
         "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
@@ -126,12 +127,12 @@ def projections(model: nnx.Module) -> dict[str, Linear]:
 
 
 def adapters(model: nnx.Module) -> dict[str, LoRA]:
-    """The adapters of a model by the path of their projection; {} where it has none."""
+    """Returns the adapters of a model by the path of their projection."""
     return {path: linear.lora for path, linear in projections(model).items() if linear.lora is not None}
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """A copy of the model with every adapter added to its kernel (in float32, then in the kernel's dtype)."""
+    """Returns a copy of the model without adapters, each added to its kernel in float32 and cast to its dtype."""
     plain = nnx.clone(model)
     for linear in projections(plain).values():
         if linear.lora is not None:
@@ -141,12 +142,12 @@ def merge(model: nnx.Module) -> nnx.Module:
     return plain
 
 
-def _matching(target: str, found: dict[str, Linear]) -> list[str]:
+def _matching(target: str, linears: dict[str, Linear]) -> list[str]:
     def matches(path: str) -> bool:
         return fnmatch.fnmatchcase(path if "/" in target else path.rpartition("/")[2], target)
 
-    paths = [path for path in found if matches(path)]
+    paths = [path for path in linears if matches(path)]
     if not paths:
-        names = ", ".join(dict.fromkeys(path.rpartition("/")[2] for path in found))
+        names = ", ".join(dict.fromkeys(path.rpartition("/")[2] for path in linears))
         raise UserError(f"lora.targets: {target!r} matches no projection of this model; they are called {names}")
     return paths

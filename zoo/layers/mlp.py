@@ -13,12 +13,12 @@ from zoo.layers.sharding import constrain
 
 
 def relu_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0)^2 (So et al., Primer, arXiv:2109.08668)."""
+    """Returns max(x, 0)^2 (So et al., Primer, arXiv:2109.08668)."""
     return jnp.square(jax.nn.relu(x))
 
 
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU by its tanh approximation (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    """Returns GELU by its tanh approximation (Hendrycks and Gimpel, arXiv:1606.08415)."""
     return jax.nn.gelu(x, approximate=True)
 
 
@@ -30,11 +30,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """down(activation(up(x))); `activation` is a name in `ACTIVATIONS`.
+    """A feed-forward block that computes down(activation(up(x))).
 
-    Parameters: `up` [embed_dim, mlp_dim] and `down` [mlp_dim, embed_dim]. `keys` are two: of up and down. `down_init`
-    starts down's kernel (default: as up's); `bias_inits` are two, where there are biases: of up's [mlp_dim] and of
-    down's [embed_dim].
+    Parameters: `up` [embed_dim, mlp_dim] and `down` [mlp_dim, embed_dim].
+
+    Args:
+        activation: a name in `ACTIVATIONS`.
+        keys: two random keys: of up and down.
+        init, down_init: initialise the kernels of up and of down (by default as up's).
+        bias_inits: initialise the biases of up [mlp_dim] and of down [embed_dim]; None means no biases.
     """
 
     def __init__(
@@ -61,9 +65,10 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202), with biases (from 0) if `bias`.
+    """A feed-forward block that computes down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202).
 
-    Parameters: `gate` and `up` [embed_dim, mlp_dim], `down` [mlp_dim, embed_dim]. `keys` are three, in this order.
+    Parameters: `gate` and `up` [embed_dim, mlp_dim], `down` [mlp_dim, embed_dim], with biases from zero if `bias`.
+    `keys` are three random keys, in this order.
     """
 
     def __init__(self, embed_dim: int, mlp_dim: int, *, keys: Array, init: Initializer, bias: bool = False):
@@ -78,9 +83,10 @@ class SwiGLU(nnx.Module):
 
 
 class FusedSwiGLU(nnx.Module):
-    """`SwiGLU` with up and gate in one kernel, in this order, and biases (from 0), as BwETAF has it.
+    """A `SwiGLU` with up and gate in one kernel, in this order, and biases from zero, as BwETAF has it.
 
-    Parameters: `up_gate` [embed_dim, 2 mlp_dim] and `down` [mlp_dim, embed_dim]. `keys` are two, in this order.
+    Parameters: `up_gate` [embed_dim, 2 mlp_dim] and `down` [mlp_dim, embed_dim]. `keys` are two random keys, in this
+    order.
     """
 
     def __init__(self, embed_dim: int, mlp_dim: int, *, keys: Array, init: Initializer):

@@ -9,28 +9,33 @@ from zoo.layers.precision import rounded
 
 
 def rms_normalize(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-    """x / sqrt(mean(x^2) + eps) (Zhang and Sennrich, arXiv:1910.07467): float32 inside, then the dtype of `x`."""
+    """Returns x / sqrt(mean(x^2) + eps) in the dtype of `x`, computed in float32.
+
+    Source: Zhang and Sennrich, arXiv:1910.07467.
+    """
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
 
 
 def rms_normalize_as_computed(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-    """`rms_normalize` with every intermediate result rounded to the dtype of `x`."""
+    """Returns `rms_normalize` with every intermediate result rounded to the dtype of `x`."""
 
-    def kept(y):
+    def to_dtype(y):
         return rounded(y, x.dtype)
 
     wide = x.astype(jnp.float32)
-    mean_square = kept(jnp.mean(kept(jnp.square(wide)), axis=-1, keepdims=True))
-    root = kept(jnp.sqrt(kept(mean_square + kept(jnp.float32(eps)))))
-    return kept(wide / root).astype(x.dtype)
+    mean_square = to_dtype(jnp.mean(to_dtype(jnp.square(wide)), axis=-1, keepdims=True))
+    root = to_dtype(jnp.sqrt(to_dtype(mean_square + to_dtype(jnp.float32(eps)))))
+    return to_dtype(wide / root).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """`rms_normalize` times the learned `scale` [dim], which starts at one.
+    """RMS normalisation times a learned gain: parameter `scale` [dim], from one.
 
-    float32: if not, it is `rms_normalize_as_computed`, for weights that were trained so.
+    Args:
+        float32: whether it computes in float32 (`rms_normalize`); if not, it rounds every intermediate result to the
+            dtype of x (`rms_normalize_as_computed`), for weights that were trained so.
     """
 
     def __init__(self, dim: int, eps: float, *, float32: bool = True):
@@ -43,9 +48,10 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """scale * (x - mean) / sqrt(var + eps) + bias (Ba et al., arXiv:1607.06450), population variance.
+    """Layer normalisation, scale * (x - mean) / sqrt(variance + eps) + bias (Ba et al., arXiv:1607.06450).
 
-    Parameters `scale` [dim], from one, and `bias` [dim], from zero. Float32 inside, then the dtype of `x`.
+    Parameters: `scale` [dim], from one, and `bias` [dim], from zero. The statistics are float32, the variance is the
+    population's, the result has the dtype of `x`.
     """
 
     def __init__(self, dim: int, eps: float):

@@ -1,6 +1,6 @@
-"""What happens to the residual stream beside attention and MLP (nanochat, github.com/karpathy/nanochat).
+"""Operations on the residual stream beside attention and MLP (from nanochat, github.com/karpathy/nanochat).
 
-Scalars are parameters of shape () and act in float32.
+Their scalars are parameters of shape () and act in float32.
 """
 
 import jax
@@ -18,9 +18,9 @@ def _scalar(value: float) -> nnx.Param:
 
 
 class ResidualBlend(nnx.Module):
-    """residual_scale * x + x0_scale * x0, where x0 is the stream as it entered the first block.
+    """Returns residual_scale * x + x0_scale * x0, where x0 is the stream before the first block.
 
-    Either scalar may be absent (None): x is then not scaled, or x0 not added.
+    Parameters: `residual_scale` [] and `x0_scale` []. With None for one of them, x is not scaled, or x0 not added.
     """
 
     def __init__(self, residual_scale: float | None, x0_scale: float | None):
@@ -40,9 +40,9 @@ class ResidualBlend(nnx.Module):
 
 
 class Smear(nnx.Module):
-    """x[t] = e[t] + scale * sigmoid(e[t, :gate_features] . gate) * e[t-1]; a segment's first token has no t-1.
+    """Adds a gated share of the embedding before: x[t] = e[t] + scale * sigmoid(e[t, :gate_features] . gate) * e[t-1].
 
-    Parameters: `gate/kernel` [gate_features, 1] and `scale` [], from 0.
+    Parameters: `gate/kernel` [gate_features, 1] and `scale` [], from zero.
     """
 
     def __init__(self, gate_features: int, *, key: Array, init: Initializer):
@@ -51,7 +51,7 @@ class Smear(nnx.Module):
         self.gate_features = gate_features
 
     def __call__(self, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`previous`: the un-smeared x of the token before, zeros where there is none."""
+        """Returns the smeared x; `previous` is the un-smeared x of the token before, zeros where there is none."""
         gate = jax.nn.sigmoid(self.gate(x[..., : self.gate_features]).astype(jnp.float32))
         smeared = self.scale[...].astype(jnp.float32) * gate * previous
         return (x + smeared).astype(x.dtype)
@@ -60,9 +60,11 @@ class Smear(nnx.Module):
 def previous_in_row(
     x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None = None, carry: Float[Array, "B D"] | None = None
 ) -> Float[Array, "B T D"]:
-    """x of the token before: across a call's border it is `carry` (zeros without one), across segments zeros.
+    """Returns x of the token before each token, and zeros for the first token of a row or segment.
 
-    `carry` and `segment_ids` exclude each other: cached rows are one segment each.
+    Args:
+        carry: x of the row's last token in the call before, for a cached call; `segment_ids` do not count then, since
+            a cached row is one segment.
     """
     if carry is not None:
         return jnp.concatenate([carry[:, None].astype(x.dtype), x[:, :-1]], axis=1)
@@ -72,7 +74,7 @@ def previous_in_row(
 
 
 class Backout(nnx.Module):
-    """x - scale * earlier: takes a share of the middle of the network out of its end. Parameter `scale` []."""
+    """Returns x - scale * earlier, the last block's output less a share of a middle block's. Parameter: `scale` []."""
 
     def __init__(self, scale: float):
         self.scale = _scalar(scale)

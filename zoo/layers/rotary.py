@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864).
 
-Tables come from explicit positions, so that cached steps, packed rows and cropped windows need no case of
-their own. Models differ in which features form a pair, hence two apply functions; who turns the other way
-round negates the sines.
+Tables are computed from explicit positions, so that cached steps, packed rows and cropped windows need no case of
+their own. Models differ in which features form a pair, hence the several functions that rotate. A model that rotates in
+the other direction negates the sines.
 """
 
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from zoo.layers.precision import rounded
 def rotary_tables(
     positions: Int[Array, "..."], width: int, theta: float, dtype: DTypeLike = jnp.float32
 ) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
-    """cos and sin of position * theta^(-i / half) for i < half = width // 2, shape positions.shape + (half,).
+    """Returns cos and sin of position * theta^(-i / half) for i < half = width // 2, shape positions.shape + (half,).
 
-    dtype: in which positions, frequencies, angles and tables are held. bfloat16 has 8 significant bits:
-    positions beyond 256 collapse (257 is 256), and weights trained so need their tables so.
+    Args:
+        dtype: the dtype of positions, frequencies, angles and tables. bfloat16 has 8 significant bits, so that
+            positions beyond 256 collapse (257 becomes 256); weights that were trained so need such tables.
     """
     half = width // 2
     frequencies = rounded(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), dtype)
@@ -27,10 +28,10 @@ def rotary_tables(
 
 
 def ntk_theta(theta: float, factor: float, width: int) -> float:
-    """The base that stretches the context by `factor`: theta * factor^(width / (width - 2)).
+    """Returns the rotary base that stretches the context by `factor`: theta * factor^(width / (width - 2)).
 
-    The lowest frequency is then divided by `factor` and the highest stays ("NTK-aware scaled RoPE", bloc97
-    2023; Peng et al., arXiv:2309.00071, section 3.1).
+    It divides the lowest frequency by `factor` and leaves the highest as it is ("NTK-aware scaled RoPE", bloc97 2023;
+    Peng et al., arXiv:2309.00071, section 3.1).
     """
     return theta * factor ** (width / (width - 2)) if factor != 1 else theta
 
@@ -38,9 +39,9 @@ def ntk_theta(theta: float, factor: float, width: int) -> float:
 def rotate_interleaved(
     x: Float[Array, "... width"], cos: Float[Array, "... half"], sin: Float[Array, "... half"]
 ) -> Float[Array, "... width"]:
-    """Rotate the pairs (2i, 2i+1) by the angles; `cos` and `sin` broadcast against x[..., :half]."""
+    """Rotates the pairs (2i, 2i+1) by the angles; `cos` and `sin` broadcast against x[..., :half]."""
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    # x cos + swap(x) (-sin, sin): taking the pairs apart with strided slices takes a CPU twice as long.
+    # x cos + swap(x) (-sin, sin): separating the pairs by strided slices takes twice as long on a CPU.
     swapped = jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
     signed = jnp.stack([-sin, sin], axis=-1).reshape(*sin.shape[:-1], -1)
     return x * jnp.repeat(cos, 2, axis=-1) + swapped * signed
@@ -49,9 +50,9 @@ def rotate_interleaved(
 def rotate_split_half(
     x: Float[Array, "... width"], cos: Float[Array, "... half"], sin: Float[Array, "... half"]
 ) -> Float[Array, "... width"]:
-    """Rotate the pairs (i, half + i) by the angles; `cos` and `sin` broadcast against x[..., :half].
+    """Rotates the pairs (i, half + i) by the angles; `cos` and `sin` broadcast against x[..., :half].
 
-    An odd last feature passes through.
+    If the width is odd, the last feature is returned unchanged.
     """
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
     half = x.shape[-1] // 2
@@ -62,9 +63,9 @@ def rotate_split_half(
 def rotate_full_width(
     heads: Float[Array, "B T N H"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Array, "B T N H"]:
-    """`rotate_split_half` over all heads side by side, half = N * H // 2: each head gets its own frequencies.
+    """Rotates all heads as one vector by `rotate_split_half`, half = N * H // 2, as BwETAF does (PyPI, 0.6).
 
-    BwETAF's way (PyPI package BwETAF 0.6).
+    Each head has its own frequencies then.
     """
     wide = heads.reshape(*heads.shape[:2], -1)
     return rotate_split_half(wide, cos, sin).reshape(heads.shape)

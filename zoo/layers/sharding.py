@@ -1,8 +1,8 @@
-"""Logical axes and where they lie on the mesh `data, fsdp, tensor`.
+"""Logical axes of arrays and the axes of the mesh `data, fsdp, tensor` over which they are split.
 
-Parameters carry `axes` (one logical name an axis) and optionally `units` (how many neighbours along an axis
-must stay together) as metadata. `param_shardings` maps them to a mesh, for jitted creation and for
-restoring alike; `constrain` pins activations.
+The metadata of a parameter has `axes` (a logical name for each axis) and optionally `units` (how many neighbours along
+each axis stay together on one device). `param_shardings` maps them to a mesh, both for creating parameters and for
+restoring them; `constrain` pins activations.
 """
 
 import logging
@@ -36,7 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "lora_rank": (),
     "scalar": (),
 }
-# Sizes of these are a property of the published model, so a mesh that does not divide them replicates them.
+# The published model fixes the sizes of these axes, so they are replicated on a mesh that does not divide them.
 REPLICATED_WHEN_INDIVISIBLE = ("vocab", "kv_heads")
 
 
@@ -54,11 +54,17 @@ def partition_spec(
     units: tuple[int, ...] | None = None,
     name: str = "parameter",
 ) -> PartitionSpec:
-    """Where an array with these logical `axes` and this `shape` lies on `mesh`.
+    """Returns the partition over `mesh` of an array with these logical `axes` and this `shape`.
 
-    `units[i]` neighbours along axis i stay on one device (head_dim for an axis of heads), so
-    shape[i] / units[i] is what must divide. A vocabulary or kv_heads axis that the mesh does not divide
-    is replicated and logged; any other raises UserError naming the axis and the sizes, as does an axis without a rule.
+    A vocabulary or kv_heads axis that the mesh does not divide is replicated, which is logged.
+
+    Args:
+        units: how many neighbours along each axis stay on one device (head_dim for an axis of heads): the mesh must
+            divide shape[i] / units[i].
+        name: what errors and the log call the array.
+
+    Raises:
+        UserError: any other axis that the mesh does not divide, or an axis without a rule.
     """
     entries = []
     for axis, size, unit in zip(axes, shape, units or (1,) * len(shape), strict=True):
@@ -78,7 +84,7 @@ def partition_spec(
 
 
 def param_shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
-    """The sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict.
+    """Returns the sharding of every parameter of `state` (abstract or not) on `mesh`, as the same nested dict.
 
     Raises UserError as `partition_spec` does.
     """
@@ -95,7 +101,7 @@ def param_shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
 
 
 def constrain(x: Shaped[Array, "..."], axes: tuple[str, ...]) -> Shaped[Array, "..."]:
-    """Pin an activation to its place on the ambient mesh (`jax.set_mesh`); the identity without one.
+    """Returns `x` pinned to the sharding of its logical `axes` on the ambient mesh (`jax.set_mesh`), if there is one.
 
     An axis that the mesh does not divide (twelve prompts on eight devices, say) is left unsharded.
     """

@@ -5,5 +5,5 @@ from jaxtyping import Array, Float
 
 
 def softcap(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
-    """cap * tanh(logits / cap): near the identity around 0, never beyond +-cap (Gemma 2, arXiv:2408.00118)."""
+    """Returns cap * tanh(logits / cap): close to `logits` near 0, never beyond +-cap (Gemma 2, arXiv:2408.00118)."""
     return cap * jnp.tanh(logits / cap)

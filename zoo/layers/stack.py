@@ -1,7 +1,7 @@
-"""How a model's blocks are run: one after the other, or by a scan; and what their backward pass keeps.
+"""How a model's blocks are run (one after the other, or by a scan) and what is saved for their backward pass.
 
-Models call `run_layers`; whoever compiles a training step says how, with `executing`. Parameters are per layer
-whatever is chosen: a scan stacks the arrays it is given (in a step, the copies in the compute dtype) on the spot.
+Models call `run_layers`; the code that compiles a training step chooses how, with `executing`. Parameters are per layer
+in any case: a scan stacks the arrays that it is given (in a training step, the copies in the compute dtype).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +32,11 @@ Apply = Callable[[Any, Any, LayerNumber, KVCache | None], tuple[Any, KVCache | N
 class Execution:
     """How blocks are run.
 
-    scan_layers: one block is compiled and looped over (`jax.lax.scan`) in place of all of them in a row. Deep models
-        then compile in a fraction of the time; their blocks must be alike.
-    remat: what a block's backward pass finds saved. none: everything it needs; dots: the results of its products
-        with weights, the rest is computed again; full: the block's input alone (Chen et al., arXiv:1604.06174).
+    Attributes:
+        scan_layers: whether one block is compiled and looped over (`jax.lax.scan`) instead of all in a row. Deep models
+            then compile in a fraction of the time; their blocks must be alike.
+        remat: what is saved for a block's backward pass. none: all that it needs; dots: the results of products with
+            weights, the rest is computed again; full: the block's input alone (Chen et al., arXiv:1604.06174).
     """
 
     scan_layers: bool = False
@@ -56,9 +57,9 @@ _ambient: ContextVar[_Ambient | None] = ContextVar("zoo_execution", default=None
 
 @contextmanager
 def executing(execution: Execution) -> Iterator[None]:
-    """Within it, models traced run their blocks as `execution` says (it is read while tracing).
+    """Makes models that are traced inside of it run their blocks as `execution` says.
 
-    Raises UserError on the way out where something is asked for that the model traced has not obeyed.
+    Raises UserError at the end if `execution` asks for something and no model called `run_layers`.
     """
     ambient = _Ambient(execution)
     token = _ambient.set(ambient)
@@ -82,15 +83,16 @@ def run_layers(
     first: int = 0,
     alike: bool = True,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-    """x and the cache after all `layers`.
-
-    Cached calls never scan. What `apply` closes over (positions, segment ids, a dropout key) is the same for all.
+    """Returns x and the cache after all `layers`. Calls with a cache never scan.
 
     Args:
-        apply: runs one block.
+        apply: runs one block; what it closes over (positions, segment ids, a dropout key) is the same for all blocks.
         first: the number of layers[0] in the model.
-        alike: whether the blocks differ in their parameters' values alone, and `apply` in nothing by layer that a
-            traced layer number could not express. Where not, a scan is refused with UserError.
+        alike: whether blocks differ only in the values of their parameters, and `apply` only by what a traced layer
+            number can express.
+
+    Raises:
+        UserError: a scan is asked for and the blocks are not alike.
     """
     ambient = _ambient.get() or _Ambient()
     ambient.reached = True
@@ -101,7 +103,7 @@ def run_layers(
         return _scanned(layers, x, apply, first, execution), None
     for number, block in enumerate(layers, first):
         if cache is None and execution.remat != "none":
-            # The default lets no compiler merge the second computation with the first.
+            # By default (prevent_cse) XLA cannot merge the second computation with the first.
             x = jax.checkpoint(_only_x(apply, block, number), policy=_POLICIES[execution.remat])(x)
         else:
             x, cache = apply(block, x, number, cache)
@@ -124,7 +126,7 @@ def _scanned(layers, x, apply, first, execution):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        # Each layer's part stays where the layer was.
+        # Each layer's part stays on the devices where the layer was.
         placed = jax.tree.map(lambda place: PartitionSpec(None, *place.spec), param_shardings(states[0], mesh))
         stacked = jax.lax.with_sharding_constraint(stacked, placed)
 
@@ -133,6 +135,6 @@ def _scanned(layers, x, apply, first, execution):
         return _only_x(apply, nnx.merge(graphdefs[0], part), number)(x), None
 
     if execution.remat != "none":
-        # Inside a loop the second computation has nothing outside to be merged with.
+        # Inside a loop there is no first computation that the second could be merged with.
         body = jax.checkpoint(body, policy=_POLICIES[execution.remat], prevent_cse=False)
     return jax.lax.scan(body, x, (first + jnp.arange(len(layers), dtype=jnp.int32), stacked))[0]

@@ -1,7 +1,7 @@
-"""From a model class and a config to parameters, whole or abstract, on a mesh or on one device.
+"""Parameters of a model class and a config: random or abstract, on a mesh or on one device.
 
-Parameters travel as plain nested dicts, `params["layers"][3]["attn"]["q"]["kernel"]`; files name them by
-their path, "layers/3/attn/q/kernel".
+They are plain nested dicts, `params["layers"][3]["attn"]["q"]["kernel"]`; files name them by their path,
+"layers/3/attn/q/kernel".
 """
 
 import math
@@ -19,7 +19,7 @@ Params = dict[Any, Any]
 
 
 def abstract(model_cls: type[nnx.Module], config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure and the abstract parameters (shapes, dtypes and logical axes); nothing is computed."""
+    """Returns the graphdef and the abstract parameters (shapes, dtypes and logical axes); nothing is computed."""
     module = nnx.eval_shape(lambda: model_cls(config, key=jax.random.key(0)))
     return nnx.split(module)
 
@@ -31,7 +31,7 @@ def abstract_params(
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[nnx.GraphDef, Params]:
-    """The structure and `jax.ShapeDtypeStruct`s of `dtype`, with their shardings where a mesh is given.
+    """Returns the graphdef and the parameters as `jax.ShapeDtypeStruct`s of `dtype`, sharded if a mesh is given.
 
     Raises UserError where the mesh does not divide an axis.
     """
@@ -53,10 +53,11 @@ def create_params(
     mesh: jax.sharding.Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[nnx.GraphDef, Params]:
-    """The structure and random parameters of `dtype`, created where they belong on the mesh.
+    """Returns the graphdef and random parameters of `dtype`, created already sharded over the mesh.
 
-    The parameters' key is the first half of the seed's: the second half is left to whoever trains. Raises UserError
-    where the mesh does not divide an axis.
+    Their key is the first of the two keys that the seed's key is split into; the second is for training.
+
+    Raises UserError where the mesh does not divide an axis.
     """
     graphdef, state = abstract(model_cls, config)
 
@@ -69,10 +70,9 @@ def create_params(
 
 
 def cast_floats(tree: Params, dtype: DTypeLike) -> Params:
-    """`tree` with its floating arrays in `dtype`.
+    """Returns `tree` with its floating arrays cast to `dtype`, except for scalars and adapters.
 
-    Scalars stay as they are: those of the residual stream act in float32, where bfloat16 would cost them three digits.
-    So do adapters, which compute in float32.
+    Scalars of the residual stream act in float32: bfloat16 would cost them three digits. Adapters compute in float32.
     """
 
     def cast(path, x):
@@ -83,19 +83,19 @@ def cast_floats(tree: Params, dtype: DTypeLike) -> Params:
 
 
 def count_params(model_cls: type[nnx.Module], config: ModelConfig) -> int:
-    """The exact number of parameters, from shapes alone."""
+    """Returns the exact number of parameters, from shapes alone."""
     _, state = abstract(model_cls, config)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(state)))
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """{"layers/0/attn/q/kernel": leaf, ...} in the order of the tree."""
+    """Returns the parameters by path, {"layers/0/attn/q/kernel": array, ...}, in the order of the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict[str, Any]) -> Params:
-    """The nested dict of `flatten`; all-digit parts become integer keys."""
+    """Returns the nested dict of a `flatten`ed one; parts of a path that are digits become integer keys."""
     params: Params = {}
     for path, leaf in flat.items():
         *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]

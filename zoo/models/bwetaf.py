@@ -1,8 +1,8 @@
 """BwETAF (PyPI package BwETAF 0.6, MIT; weights WICKED4950/BwETAFv3-97M).
 
-RMSNorm before grouped-query attention and a fused SwiGLU with biases. The rotary embedding turns the full width
-of the embedding, of the queries and of the keys, before they are split into heads; the tied head reads the
-residual stream without a final norm.
+RMSNorm before grouped-query attention and a fused SwiGLU with biases. The rotary embedding rotates the full width of
+the embedding, of the queries and of the keys, before they are split into heads. The tied head reads the residual stream
+without a final norm.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.dropout import dropout
 from zoo.layers.embedding import Embedding, Head
@@ -28,21 +26,23 @@ from zoo.layers.rotary import rotary_tables, rotate_full_width, rotate_split_hal
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder, default_positions
 
 
 @dataclass(frozen=True)
 class BwetafConfig(ModelConfig):
-    """The defaults are those of BwETAFv3-97M. `max_seq_len` is what it was trained on: the model itself
-    computes longer rows, recipes and generation refuse them.
+    """The config of a BwETAF model; the defaults are those of BwETAFv3-97M.
 
-    rope_dtype: bfloat16 is how the published weights were trained; with float32 tables they compute something else
-        beyond position 256 (see docs/models). embed_rope: whether the embedding is rotated too.
-    restart_positions: whether positions begin anew with every segment; the original's did not.
-    float32_statistics: norms and softmax in float32 whatever a call computes in; the original's, and so the published
-        weights', are in bfloat16 like everything else. In float32 there is no difference.
-    legacy_casts: the package's own float32 path rounds the embedding and parts of the first norm to bfloat16; on, the
-        model does so too.
+    Attributes:
+        max_seq_len: the rows it was trained on. The model computes longer rows; recipes and generation refuse them.
+        rope_dtype: the published weights were trained with bfloat16 tables; with float32 tables they compute something
+            else beyond position 256 (see docs/models).
+        embed_rope: whether the embedding is rotated too.
+        restart_positions: whether positions start at 0 in every segment; the original's did not.
+        float32_statistics: whether norms and softmax are float32 in every compute dtype. The published weights were
+            trained with statistics in bfloat16, like everything else. In float32 there is no difference.
+        legacy_casts: whether the embedding and parts of the first norm are rounded to bfloat16, as in the package's own
+            float32 path.
     """
 
     vocab_size: int = 16384
@@ -70,7 +70,6 @@ class BwetafConfig(ModelConfig):
     CHOICES: ClassVar = {"rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
-        """See `ModelConfig.check`; kv heads must divide the heads, and dropout be below 1."""
         super().check()
         self.check_heads()
         if self.dropout >= 1:
@@ -78,18 +77,16 @@ class BwetafConfig(ModelConfig):
 
     @property
     def layers_alike(self) -> bool:
-        """Not where the first norm is the package's."""
+        """Whether a step may scan over the blocks; not with `legacy_casts`, where the first one's norm differs."""
         return not self.legacy_casts
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = self.embed_dim * (2 * inner + 2 * kv_inner + 3 * self.mlp_dim)
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         rotated = "embedding, queries and keys" if self.embed_rope else "queries and keys"
         return {
             "positions": f"rotary, split halves, over the full width of {rotated}, base {self.rope_theta:g}",
@@ -106,7 +103,7 @@ class BwetafConfig(ModelConfig):
 
 
 class Block(nnx.Module):
-    """x + dropout(attention(norm(x))), then x + mlp(norm(x)). `key` seeds its matrices."""
+    """Computes x + dropout(attention(norm(x))), then x + mlp(norm(x)). `key` seeds its kernels."""
 
     def __init__(self, config: BwetafConfig, *, key: Array):
         keys = jax.random.split(key, 6)
@@ -137,9 +134,9 @@ class Block(nnx.Module):
         key: Array | None,
         legacy_norm: bool = False,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        normal_x = _legacy_norm(x, self.attn_norm) if legacy_norm else self.attn_norm(x)
-        out, cache = self.attn(normal_x, rotate, layer=layer, segment_ids=segment_ids, cache=cache)
-        # Rounded sums: fused with the next norm they would reach it in float32, unlike in training.
+        normalized = _legacy_norm(x, self.attn_norm) if legacy_norm else self.attn_norm(x)
+        out, cache = self.attn(normalized, rotate, layer=layer, segment_ids=segment_ids, cache=cache)
+        # The sums are rounded: XLA would fuse them with the next norm in float32, unlike in the original's training.
         key = None if key is None else jax.random.fold_in(key, layer)
         x = rounded(x + dropout(out, self.dropout, key), x.dtype)
         x = rounded(x + self.mlp(self.mlp_norm(x)), x.dtype)
@@ -147,7 +144,7 @@ class Block(nnx.Module):
 
 
 class Bwetaf(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The BwETAF decoder. `key` seeds the parameters."""
 
     def __init__(self, config: BwetafConfig, *, key: Array):
         embed_key, head_key, layers_key = jax.random.split(key, 3)
@@ -159,19 +156,21 @@ class Bwetaf(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.vocab_size, key=head_key, init=normal(config.init_std))
 
-    def hidden(
+    def default_positions(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
+    ) -> Int[Array, "#B T"]:
+        """Returns positions as `Decoder` does, from 0 in each segment only with `restart_positions`."""
+        return default_positions(tokens, segment_ids, cache, restart=self.config.restart_positions)
+
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache, restart=config.restart_positions)
         x = self.embed(tokens)
         if config.embed_rope:
             x = rotate_split_half(x, *self._tables(positions, config.embed_dim))
@@ -187,13 +186,13 @@ class Bwetaf(Decoder):
         x, cache = run_layers(self.layers, x, cache, apply, alike=config.layers_alike)
         if config.final_norm:
             x = self.final_norm(x)
-        return x, advanced(cache, tokens, segment_ids)
+        return x, cache
 
     def _tables(self, positions, width):
         return rotary_tables(positions, width, self.config.rope_theta, jnp.dtype(self.config.rope_dtype))
 
     def _rotation(self, positions) -> Rotation:
-        """Queries and keys differ in width, so in frequencies."""
+        """The rotation of queries and keys, which differ in width and so in frequencies."""
         config = self.config
         tables = {
             heads: self._tables(positions, heads * config.head_dim) for heads in (config.num_heads, config.num_kv_heads)
@@ -203,17 +202,6 @@ class Bwetaf(Decoder):
             return rotate_full_width(heads, *tables[heads.shape[2]])
 
         return rotate
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The head's kernel (the token table where tied), without bias or soft-cap."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim, dtype)
 
 
 def _legacy_norm(x: Float[Array, "B T D"], norm: RMSNorm) -> Float[Array, "B T D"]:

@@ -10,10 +10,10 @@ from zoo.models.build import cast_floats
 
 
 class Casting(nnx.Module):
-    """`inner` with its parameters cast to `compute_dtype` at the beginning of every call, but for scalars and adapters.
+    """A model whose parameters are cast to `compute_dtype` at the beginning of every call, except scalars and adapters.
 
-    It keeps the contract of a model, so whatever calls one can call this. The casts are part of the compiled
-    call: the parameters themselves stay as they are, and a gradient would reach them.
+    It keeps the contract of `zoo.models.decoder.Decoder`. The casts are part of the compiled call: the stored
+    parameters do not change, and gradients reach them.
     """
 
     def __init__(self, inner: nnx.Module, compute_dtype: DTypeLike):
@@ -21,32 +21,32 @@ class Casting(nnx.Module):
 
     @property
     def config(self) -> Any:
-        """That of the model."""
+        """The config of the model."""
         return self.inner.config
 
     @property
     def dtype(self) -> DTypeLike:
-        """In which calls compute."""
+        """The dtype in which calls compute."""
         return self.compute_dtype
 
     def hidden(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's."""
+        """Returns the hidden states and the cache, as `Decoder.hidden` does."""
         return self._cast().hidden(*args, **kwargs)
 
     def head(self) -> Any:
-        """As the model's."""
+        """Returns kernel, bias and soft-cap, as `Decoder.head` does."""
         return self._cast().head()
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """As the model's."""
+        """Returns the float32 logits of hidden states."""
         return self._cast().unembed(hidden)
 
     def init_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's."""
+        """Returns an empty cache, as `Decoder.init_cache` does."""
         return self.inner.init_cache(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Float[Array, "B T V"]:
-        """As the model's."""
+        """Returns the float32 logits of every position."""
         return self._cast()(*args, **kwargs)
 
     def _cast(self) -> nnx.Module:

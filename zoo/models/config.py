@@ -1,4 +1,4 @@
-"""What every model's config shares: coerced numbers, checked values, JSON in and out."""
+"""The base of model configs: coerced numbers, checked values, JSON in and out. Loads no JAX."""
 
 import dataclasses
 import math
@@ -11,11 +11,11 @@ from zoo.util import nearest
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Base of the frozen config dataclasses.
+    """The base of the frozen config dataclasses.
 
-    Fields are int, float, bool or str. Numbers are coerced ("1e-5", which YAML reads as text, becomes a
-    float; 4.0 an int) and must be positive; those named in MAY_BE_ZERO may be zero, and text fields named in
-    CHOICES have one of the values given there.
+    Fields are int, float, bool or str. Numbers are coerced ("1e-5", which YAML reads as text, becomes a float; 4.0 an
+    int) and must be positive, those named in MAY_BE_ZERO positive or zero. Text fields named in CHOICES must have one
+    of the values given there.
     """
 
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
@@ -27,7 +27,7 @@ class ModelConfig:
         self.check()
 
     def check(self) -> None:
-        """Raise UserError where a field has an impossible value. Classes extend it."""
+        """Raises UserError if a field has an impossible value. Subclasses extend it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -40,12 +40,12 @@ class ModelConfig:
                 raise UserError(f"model.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def check_pairs(self) -> None:
-        """Raise UserError unless a head's features make rotary pairs."""
+        """Raises UserError unless a head's features form rotary pairs."""
         if self.head_dim % 2:
             raise UserError(f"model.head_dim: rotary pairs need an even number, got {self.head_dim}")
 
     def check_heads(self) -> None:
-        """Raise UserError unless the kv heads divide the query heads."""
+        """Raises UserError unless the number of kv heads divides that of query heads."""
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}; every kv head "
@@ -54,29 +54,39 @@ class ModelConfig:
 
     @property
     def generation_limit(self) -> int | None:
-        """Tokens that a row may hold when text is generated, prompt and new ones together; by default max_seq_len.
+        """The most tokens of a row in generation, prompt and new ones together; by default max_seq_len.
 
-        Above max_seq_len: generation warns from there on and refuses at the limit. None: there is no limit, as
-        the model then sees the last max_seq_len tokens alone, at positions from 0.
+        Where it is higher, generation warns beyond max_seq_len and refuses beyond the limit. None means no limit: the
+        model then sees the last max_seq_len tokens alone, at positions from 0.
         """
         return self.max_seq_len
 
     @property
     def layers_alike(self) -> bool:
-        """Whether blocks differ in the values of their parameters alone, so that a step may scan over them."""
+        """Whether blocks differ only in the values of their parameters, so that a step may scan over them."""
         return True
 
+    def flops_per_token(self, seq_len: int) -> float:
+        """Returns the floating-point operations of training for one token, in rows of `seq_len` tokens.
+
+        Subclasses compute it by `training_flops`.
+        """
+        raise NotImplementedError
+
     def switches(self) -> dict[str, str]:
-        """The architecture in words, a line a named part; what `zoo diff` compares. Classes override it."""
+        """Returns the architecture in words, name of a part -> what it is, which `zoo diff` compares."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-serialisable."""
+        """Returns all fields, JSON-serialisable."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The config with these fields, the rest at their defaults; UserError for an unknown or impossible one."""
+        """Returns the config with these fields, the others at their defaults.
+
+        Raises UserError for an unknown field or an impossible value.
+        """
         types = _field_types(cls)
         for key in values:
             if key not in types:
@@ -87,22 +97,22 @@ class ModelConfig:
 
 
 def training_flops(matmul_weights: int, attended: float) -> float:
-    """Floating-point operations of forward and backward for one token.
+    """Returns the floating-point operations of the forward and backward pass for one token.
 
-    Counted as in PaLM (Chowdhery et al., arXiv:2204.02311, appendix B), but for the keys: those that the mask shows.
+    They are counted as in PaLM (Chowdhery et al., arXiv:2204.02311, appendix B), but only for keys that the mask shows.
 
     Args:
-        matmul_weights: weights that a token meets in a matrix product (blocks and head, no look-ups): 6 each.
-        attended: the sum over layers of attention width (heads * head_dim) times the keys a token sees on
-            average (`mean_keys`): 12 each, for scores and for values.
+        matmul_weights: the number of weights in matrix products (blocks and head, no look-ups): 6 operations each.
+        attended: the sum over layers of attention width (heads * head_dim) times the keys that a token sees on
+            average (`mean_keys`): 12 operations each, for scores and for values.
     """
     return 6.0 * matmul_weights + 12.0 * attended
 
 
 def mean_keys(seq_len: int, window: int | None = None) -> float:
-    """How many keys a token of a row of `seq_len` sees on average under a causal mask.
+    """Returns how many keys a token of a row of `seq_len` tokens sees on average under a causal mask.
 
-    `window`: how many tokens before its own it sees, None: all.
+    `window` is how many tokens before its own it sees; None means all.
     """
     if window is None or window >= seq_len - 1:
         return (seq_len + 1) / 2

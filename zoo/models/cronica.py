@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.embedding import Embedding
 from zoo.layers.initializers import Initializer, truncated_normal
@@ -24,15 +21,16 @@ from zoo.layers.rotary import rotary_tables, rotate_interleaved
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 MATRICES_PER_LAYER = 7
 
 
 @dataclass(frozen=True)
 class CronicaConfig(ModelConfig):
-    """The defaults are those of crónica-5M. `max_seq_len` is what it was trained on: the model itself
-    computes longer rows, recipes and generation refuse them.
+    """The config of a crónica model; the defaults are those of crónica-5M.
+
+    `max_seq_len` is the rows it was trained on. The model computes longer rows; recipes and generation refuse them.
     """
 
     vocab_size: int = 8000
@@ -47,19 +45,16 @@ class CronicaConfig(ModelConfig):
     init_std: float = 0.02
 
     def check(self) -> None:
-        """See `ModelConfig.check`; a head's features must make pairs."""
         super().check()
         self.check_pairs()
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner = self.num_heads * self.head_dim
         block = 4 * self.embed_dim * inner + 3 * self.embed_dim * self.mlp_dim
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         return {
             "positions": f"rotary, interleaved pairs, per head, base {self.rope_theta:g}",
             "rope dtype": "float32",
@@ -73,7 +68,7 @@ class CronicaConfig(ModelConfig):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `keys`: q, k, v, o, gate, up, down."""
+    """Computes x + attention(norm(x)), then x + mlp(norm(x)). `keys` seed q, k, v, o, gate, up and down."""
 
     def __init__(self, config: CronicaConfig, *, keys: Array, init: Initializer):
         self.attn_norm = RMSNorm(config.embed_dim, config.norm_eps)
@@ -97,11 +92,11 @@ class Block(nnx.Module):
 
 
 class Cronica(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The crónica decoder. `key` seeds the parameters."""
 
     def __init__(self, config: CronicaConfig, *, key: Array):
         init = truncated_normal(config.init_std)
-        # One key more than there are matrices: the original splits so, and seeds must agree with it.
+        # One key more than there are matrices, as in the original: the same seed must draw the same numbers.
         keys = jax.random.split(key, 2 + MATRICES_PER_LAYER * config.num_layers)
         self.config = config
         self.embed = Embedding(config.vocab_size, config.embed_dim, key=keys[0], init=init)
@@ -109,18 +104,14 @@ class Cronica(Decoder):
         self.layers = nnx.List([Block(config, keys=layer_keys, init=init) for layer_keys in per_layer])
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens), ACTIVATION)
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         rotate = partial(rotate_interleaved, cos=cos[:, :, None], sin=sin[:, :, None])
@@ -129,13 +120,4 @@ class Cronica(Decoder):
             return block(x, rotate, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The token table, without bias or soft-cap."""
-        return self.embed.as_head(), None, None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

@@ -1,7 +1,8 @@
 """The contract of every model, with what follows from it.
 
-A model is an `nnx.Module` of this base with `config`, `hidden`, `head` and `init_cache`; training, generation
-and evaluation need nothing else. A new model reads: config, block, model.
+A model is an `nnx.Module` of this base with a `config`, modules, and `forward`, which takes tokens to hidden states;
+`head`, `default_positions` and `init_cache` have defaults that fit most models. Training, generation and evaluation
+call `hidden`, `head`, `unembed` and `init_cache`, and need nothing else. A model's file reads: config, block, model.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from zoo.layers import embedding
+from zoo.layers import embedding, kv_cache
 from zoo.layers.kv_cache import KVCache
 from zoo.layers.segments import positions_within
 
@@ -37,33 +38,67 @@ class Decoder(nnx.Module):
         cache: KVCache | None = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """The hidden states from which `head` makes logits, and the cache after the call.
+        """Returns the hidden states from which `head` makes logits, and the cache after the call.
 
         Args:
-            positions: default 0, 1, ... from the row's beginning (and, where the model says so, from each
-                segment's); with a cache, on from the tokens it holds.
+            positions: each token's position; None takes `default_positions`.
             segment_ids: without a cache, nothing crosses from one id to another and 0 is padding; with a cache,
                 1 = token and 0 = pad (rows are right-padded), and pads are not written.
-            cache: from `init_cache`, or from the call before.
-            key: of dropout; None means none.
+            cache: the one from `init_cache` or from the call before; None computes whole rows without one.
+            key: the key of dropout; None means no dropout.
+        """
+        if positions is None:
+            positions = self.default_positions(tokens, segment_ids, cache)
+        x, cache = self.forward(tokens, positions, segment_ids, cache, key)
+        return x, advanced(cache, tokens, segment_ids)
+
+    def forward(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Computes `hidden` with every argument given: embedding, blocks, final norm.
+
+        Returns the hidden states and the cache with every layer's new keys and values; `hidden` advances its lengths.
         """
         raise NotImplementedError
 
+    def default_positions(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
+    ) -> Int[Array, "#B T"]:
+        """Returns the positions of a call that gives none; see the function `default_positions`."""
+        return default_positions(tokens, segment_ids, cache)
+
     def head(self) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None, float | None]:
-        """What a loss needs to make logits of `hidden`: kernel, bias and soft-cap, the latter two or None."""
-        raise NotImplementedError
+        """Returns what makes logits of `hidden`: kernel, bias and soft-cap, the latter two or None.
+
+        The default is the module `lm_head` where the model has one, else the token table `embed` (a tied head).
+        """
+        rows = self.config.vocab_size
+        if hasattr(self, "lm_head"):
+            return *self.lm_head.as_head(rows), None
+        return self.embed.as_head(rows), None, None
 
     def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """An empty cache for `batch` rows of at most `max_len` tokens."""
-        raise NotImplementedError
+        """Returns an empty cache for `batch` rows of at most `max_len` tokens.
+
+        By default every layer holds all tokens, and each head has its own keys and values unless the config has
+        `num_kv_heads`.
+        """
+        config = self.config
+        kv_heads = getattr(config, "num_kv_heads", config.num_heads)
+        return kv_cache.init_cache(config.num_layers, batch, max_len, kv_heads, config.head_dim, dtype)
 
     @property
     def dtype(self) -> DTypeLike:
-        """That of the head's kernel, in which calls compute."""
+        """The dtype in which calls compute: that of the head's kernel."""
         return self.head()[0].dtype
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Float32 logits of hidden states."""
+        """Returns the float32 logits of hidden states."""
         return embedding.unembed(hidden, *self.head())
 
     def __call__(
@@ -74,7 +109,7 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         key: Array | None = None,
     ) -> Float[Array, "B T V"]:
-        """Float32 logits of every position; the arguments are those of `hidden`."""
+        """Returns the float32 logits of every position; the arguments are those of `hidden`."""
         hidden, _ = self.hidden(tokens, positions=positions, segment_ids=segment_ids, key=key)
         return self.unembed(hidden)
 
@@ -86,9 +121,10 @@ def default_positions(
     *,
     restart: bool = True,
 ) -> Int[Array, "#B T"]:
-    """Positions of a call that names none: after the cached tokens, else from the beginning of each segment.
+    """Returns positions int32 that go on from the cached tokens; without a cache they start at 0 in each segment.
 
-    restart: whether segments begin at 0 anew; if not, positions count from the row's beginning.
+    Args:
+        restart: whether every segment starts at 0; if not, positions count from the row's first token.
     """
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     if cache is not None:
@@ -97,10 +133,10 @@ def default_positions(
 
 
 def advanced(cache: KVCache | None, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None) -> KVCache | None:
-    """The cache (or None) after a call whose layers have all written into it."""
+    """Returns the cache (or None) after a call whose layers have all written their keys and values into it."""
     return None if cache is None else cache.advance(valid_tokens(tokens, segment_ids))
 
 
 def valid_tokens(tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None) -> Bool[Array, "B T"]:
-    """Which tokens of a cached call are no pads."""
+    """Returns True for the tokens of a cached call that are no padding."""
     return jnp.ones(tokens.shape, bool) if segment_ids is None else segment_ids != 0

@@ -1,7 +1,6 @@
-"""Where two architectures differ: by the switches they name, by the fields of their configs, by what they cost.
+"""The differences of two architectures: in their named parts, in their configs' fields, in their costs.
 
-A model takes part by its config's `switches()`: the name of a part of the architecture -> what it is here.
-Without them its fields and costs are compared all the same.
+The named parts are those of `ModelConfig.switches`. A model without them is compared by fields and costs.
 """
 
 import dataclasses
@@ -9,12 +8,12 @@ import dataclasses
 from zoo.models.config import ModelConfig
 from zoo.models.summary import Summary
 
-# What a part is in a model that does not name it.
+# The value of a part in a model that does not name it.
 UNNAMED = {"embedding": "token table", "residual": "plain sum", "packed documents": "positions restart"}
 NONE = "none"
 NO_FIELD = "no such field"
 
-# The switch that says what holds for a model without such a field.
+# The named part that says what holds for a model without such a field.
 SWITCH_OF_FIELD = {
     "num_kv_heads": "attention",
     "attention_bias": "biases",
@@ -44,7 +43,7 @@ SWITCH_OF_FIELD = {
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What `name` is in the one model and in the other."""
+    """The values that a part, field or cost called `name` has in two models."""
 
     name: str
     left: str
@@ -52,24 +51,24 @@ class Difference:
 
 
 def differing_switches(left: ModelConfig, right: ModelConfig) -> list[Difference]:
-    """The named parts of the architecture in which the two differ, in the order the left one names them."""
-    ours, theirs = left.switches(), right.switches()
-    if not ours or not theirs:
+    """Returns the named parts of the architecture in which two models differ, in the order of the left one."""
+    lefts, rights = left.switches(), right.switches()
+    if not lefts or not rights:
         return []
-    return _unequal({name: (_part(name, ours), _part(name, theirs)) for name in [*ours, *theirs]})
+    return _unequal({name: (_part(name, lefts), _part(name, rights)) for name in [*lefts, *rights]})
 
 
 def differing_fields(left: ModelConfig, right: ModelConfig) -> list[Difference]:
-    """The config fields in which the two differ. Where one has no such field, its switch says what holds there."""
+    """Returns the config fields in which two models differ; for a missing field, the named part that stands for it."""
     names = [*left.to_dict(), *right.to_dict()]
     return _unequal({name: (_field(name, left), _field(name, right)) for name in names})
 
 
 def differing_costs(left: Summary, right: Summary) -> list[Difference]:
-    """Parameters (all, and by component), operations and cache bytes in which the two differ."""
-    ours, theirs = _costs(left), _costs(right)
-    names = sorted({**ours, **theirs}, key=lambda name: not name.startswith("parameters"))  # else as they come
-    return _unequal({name: (ours.get(name, "0"), theirs.get(name, "0")) for name in names})
+    """Returns the counts in which two models differ: parameters (all, by component), operations and cache bytes."""
+    lefts, rights = _costs(left), _costs(right)
+    names = sorted({**lefts, **rights}, key=lambda name: not name.startswith("parameters"))  # a stable sort
+    return _unequal({name: (lefts.get(name, "0"), rights.get(name, "0")) for name in names})
 
 
 def _unequal(pairs: dict[str, tuple[str, str]]) -> list[Difference]:

@@ -1,7 +1,7 @@
 """The Llama decoder (Touvron et al., arXiv:2302.13971; transformers' LlamaForCausalLM), as KodaLite-1.3B uses it.
 
-RMSNorm before grouped-query attention and SwiGLU, split-half rotary pairs, an untied head. Biases, a tied head
-and a stretched rotary base are there for checkpoints of other makers.
+RMSNorm before grouped-query attention and SwiGLU, split-half rotary pairs, an untied head. Biases, a tied head and a
+stretched rotary base are options for other checkpoints.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention, Rotation
 from zoo.layers.embedding import Embedding, Head
 from zoo.layers.initializers import lecun_normal, normal
@@ -25,17 +23,18 @@ from zoo.layers.rotary import ntk_theta, rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """The defaults are those of KodaLite-1.3B. `max_seq_len` is what it was trained on: the model itself
-    computes longer rows, recipes and generation refuse them.
+    """The config of a Llama model; the defaults are those of KodaLite-1.3B.
 
-    rope_ntk_factor stretches the context by raising the rotary base (see `zoo.layers.rotary.ntk_theta`).
-    rope_dtype bfloat16 is how KodaLite was trained, float32 what its release computes; see its page in docs/models.
-    attention_bias: of q, k and v; attention_out_bias: of o; mlp_bias: of gate, up and down.
+    Attributes:
+        max_seq_len: the rows it was trained on. The model computes longer rows; recipes and generation refuse them.
+        rope_ntk_factor: stretches the context by raising the rotary base (see `zoo.layers.rotary.ntk_theta`).
+        rope_dtype: KodaLite was trained with bfloat16 tables, its release computes with float32; see docs/models.
+        attention_bias, attention_out_bias, mlp_bias: whether q, k and v, o, and gate, up and down have biases.
     """
 
     vocab_size: int = 50257
@@ -58,20 +57,17 @@ class LlamaConfig(ModelConfig):
     CHOICES: ClassVar = {"rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
-        """See `ModelConfig.check`; a head's features must make pairs, and kv heads divide the heads."""
         super().check()
         self.check_pairs()
         self.check_heads()
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = self.embed_dim * (2 * inner + 2 * kv_inner + 3 * self.mlp_dim)
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         flags = {"q, k, v": self.attention_bias, "o": self.attention_out_bias, "mlp": self.mlp_bias}
         stretched = "" if self.rope_ntk_factor == 1 else f", stretched {self.rope_ntk_factor:g} times (NTK)"
         return {
@@ -87,7 +83,7 @@ class LlamaConfig(ModelConfig):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its seven matrices."""
+    """Computes x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its seven kernels."""
 
     def __init__(self, config: LlamaConfig, *, key: Array):
         keys = jax.random.split(key, 7)
@@ -119,7 +115,7 @@ class Block(nnx.Module):
 
 
 class Llama(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The Llama decoder. `key` seeds the parameters."""
 
     def __init__(self, config: LlamaConfig, *, key: Array):
         embed_key, head_key, layers_key = jax.random.split(key, 3)
@@ -130,19 +126,15 @@ class Llama(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.vocab_size, key=head_key, init=lecun_normal)
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens), ACTIVATION)
         theta = ntk_theta(config.rope_theta, config.rope_ntk_factor, config.head_dim)
         cos, sin = rotary_tables(positions, config.head_dim, theta, jnp.dtype(config.rope_dtype))
@@ -152,15 +144,4 @@ class Llama(Decoder):
             return block(x, rotate, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], None, None]:
-        """The head's kernel (the token table where tied), without bias or soft-cap."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_kv_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

@@ -1,9 +1,9 @@
 """The nanochat decoder (github.com/karpathy/nanochat; in JAX as flaxchat), as gelu-d12 uses it.
 
-RMSNorm without gains everywhere, also on the embedding; normalised queries and keys; sliding windows in most
-layers; value embeddings in every second layer; the token before smeared into each token; the stream blended
-with its own beginning before every block, and relieved of its middle at the end; soft-capped logits. Each of
-these is a config field, so that leaving one out is one line of a recipe.
+RMSNorm without gains everywhere, also on the embedding; normalised queries and keys; sliding windows in most layers;
+value embeddings in every second layer; the embedding before smeared into each token's; the residual stream blended with
+its own beginning before every block, and less a share of its middle at the end; soft-capped logits. Each of these is a
+config field, so that leaving one out is one line of a recipe.
 """
 
 import math
@@ -30,23 +30,26 @@ from zoo.layers.rotary import rotary_tables, rotate_split_half
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions, valid_tokens
+from zoo.models.decoder import ACTIVATION, Decoder, valid_tokens
 
-SMEAR_FEATURES = 24  # of a token's embedding, which decide how much of the token before comes in
-VALUE_GATE_FEATURES = 12  # of a block's input, which decide how much of the value embedding comes in
+SMEAR_FEATURES = 24  # of a token's embedding, which gate the embedding before
+VALUE_GATE_FEATURES = 12  # of a block's input, which gate the value embedding
 ROTARY_ROWS = 10  # times max_seq_len: the positions for which the original has rotary tables
 
 
 @dataclass(frozen=True)
 class NanochatConfig(ModelConfig):
-    """The defaults are those of gelu-d12.
+    """The config of a nanochat model; the defaults are those of gelu-d12.
 
-    vocab_size: logits; the tables have as many rows as the next multiple of vocab_pad_multiple.
-    max_seq_len: the rows it was trained on, and the long window: beyond it, tokens see that many before them.
-    window_pattern: S and L, repeated over the layers; the last layer is always L. S sees a quarter of max_seq_len
-        (rounded up to a multiple of 128), L all of it, counted in tokens before the query's own. Empty: no windows.
-    value_embeddings: on every second layer, the last one included. residual_scalars, x0_blend: the stream before a
-        block is scaled, and blended with the stream before the first. logit_softcap: 0 means none.
+    Attributes:
+        vocab_size: the number of logits; the tables have the next multiple of vocab_pad_multiple rows.
+        max_seq_len: the rows it was trained on, and the long window: in longer rows a token sees that many before it.
+        window_pattern: S and L, repeated over the layers; the last layer is always L. A token sees max_seq_len tokens
+            before its own in L, a quarter of it (rounded up to a multiple of 128) in S. Empty means no windows.
+        value_embeddings: whether every second layer, the last one included, mixes value embeddings into its values.
+        residual_scalars, x0_blend: whether the stream before a block is scaled, and blended with the one before the
+            first block.
+        logit_softcap: the bound of the logits; 0 means none.
     """
 
     vocab_size: int = 32768
@@ -78,7 +81,6 @@ class NanochatConfig(ModelConfig):
     CHOICES: ClassVar = {"activation": ("gelu_tanh", "relu_squared"), "rope_dtype": ("float32", "bfloat16")}
 
     def check(self) -> None:
-        """See `ModelConfig.check`; heads and window_pattern must fit, and the gates find their features."""
         super().check()
         self.check_pairs()
         self.check_heads()
@@ -90,11 +92,11 @@ class NanochatConfig(ModelConfig):
 
     @property
     def table_rows(self) -> int:
-        """Rows of the token tables: vocab_size, padded."""
+        """The number of rows of the token tables: vocab_size, padded."""
         return -(-self.vocab_size // self.vocab_pad_multiple) * self.vocab_pad_multiple
 
     def windows(self) -> list[int | None]:
-        """A layer's window w: a token sees the w before it and itself. None: all before it."""
+        """Returns each layer's window w: a token sees the w tokens before it and itself; None means all before it."""
         if not self.window_pattern:
             return [None] * self.num_layers
         short = 128 * math.ceil(math.ceil(self.max_seq_len / 4) / 128)
@@ -103,21 +105,20 @@ class NanochatConfig(ModelConfig):
         return [sizes[letter] for letter in [*pattern, "L"]]
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether a layer mixes value embeddings into its values."""
+        """Returns whether a layer mixes value embeddings into its values."""
         return self.value_embeddings and layer % 2 == (self.num_layers - 1) % 2
 
     @property
     def generation_limit(self) -> int:
-        """The windows let rows grow past max_seq_len; the original's tables end at ten times that."""
+        """The most tokens of a row in generation: ten times max_seq_len, where the original's rotary tables end."""
         return ROTARY_ROWS * self.max_seq_len
 
     @property
     def layers_alike(self) -> bool:
-        """No: windows and value embeddings differ by layer, and backout takes from the middle."""
+        """False: windows and value embeddings differ by layer, and backout reads the middle."""
         return False
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner, kv_inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         block = self.embed_dim * (2 * inner + 2 * kv_inner + 2 * self.mlp_dim)
         gates = VALUE_GATE_FEATURES * self.num_kv_heads * sum(map(self.has_value_embedding, range(self.num_layers)))
@@ -126,8 +127,6 @@ class NanochatConfig(ModelConfig):
         return training_flops(weights, inner * sum(mean_keys(seq_len, window) for window in self.windows()))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
-
         def when(there: bool, text: str) -> str:
             return text if there else "none"
 
@@ -156,7 +155,7 @@ class NanochatConfig(ModelConfig):
 
 
 class Block(nnx.Module):
-    """Blend, then x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its matrices."""
+    """Blends x with x0, then computes x + attention(norm(x)) and x + mlp(norm(x)). `key` seeds its matrices."""
 
     def __init__(self, config: NanochatConfig, layer: int, *, key: Array):
         keys = jax.random.split(key, 7)
@@ -223,7 +222,7 @@ class Block(nnx.Module):
 
 
 class Nanochat(Decoder):
-    """The decoder. `key` seeds the parameters (the original draws the same numbers for every seed)."""
+    """The nanochat decoder. `key` seeds the parameters (the original draws the same numbers for every seed)."""
 
     def __init__(self, config: NanochatConfig, *, key: Array):
         embed_key, head_key, smear_key, layers_key = jax.random.split(key, 4)
@@ -238,23 +237,19 @@ class Nanochat(Decoder):
         if not config.tie_embeddings:
             self.lm_head = Head(config.embed_dim, config.table_rows, key=head_key, init=normal(0.001))
 
-    def hidden(
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout."""
         config = self.config
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
-        x, cache = self._embedded(tokens, segment_ids, cache)
+        x, cache = self._embed_tokens(tokens, segment_ids, cache)
         x0 = x
         cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta, jnp.dtype(config.rope_dtype))
-        # The other way round than Llama's: the original's sign.
+        # The original rotates in the opposite direction to Llama.
         rotate = partial(rotate_split_half, cos=cos[:, :, None], sin=-sin[:, :, None])
         windows, after_middle = config.windows(), config.num_layers // 2 + 1
 
@@ -270,9 +265,9 @@ class Nanochat(Decoder):
             x = self.backout(x, middle)
         if config.final_norm:
             x = rms_normalize(x, config.norm_eps)
-        return x, advanced(cache, tokens, segment_ids)
+        return x, cache
 
-    def _embedded(self, tokens, segment_ids, cache):
+    def _embed_tokens(self, tokens, segment_ids, cache):
         """The stream before the first block, and the cache with the last tokens' un-smeared embeddings."""
         embedded = constrain(rms_normalize(self.embed(tokens), self.config.norm_eps), ACTIVATION)
         if not self.config.smear:
@@ -284,15 +279,12 @@ class Nanochat(Decoder):
         return x, replace(cache, carry=carry)
 
     def head(self) -> tuple[Float[Array, "D V"], None, float | None]:
-        """The head's kernel (the token table where tied) without its padding, and the soft-cap."""
-        config = self.config
-        cap = config.logit_softcap or None
-        if config.tie_embeddings:
-            return self.embed.as_head(config.vocab_size), None, cap
-        return self.lm_head.as_head(config.vocab_size)[0], None, cap
+        """Returns the head's kernel without its padding, no bias, and the soft-cap."""
+        kernel, bias, _ = super().head()
+        return kernel, bias, self.config.logit_softcap or None
 
     def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`; windowed layers keep their window only, rows their last embedding."""
+        """Returns an empty cache: a layer holds its window only, and each row its last embedding for the smear."""
         config = self.config
         return kv_cache.init_cache(
             config.num_layers,

@@ -1,7 +1,7 @@
-"""What a model consists of and costs, from shapes alone: parameters by component, operations, cache.
+"""The parts and costs of a model, from shapes alone: parameters by component, operations, cache.
 
-Nothing here knows a model: components come from the names in the parameters' paths, operations from the
-shapes of the kernels and the config's own count, the cache from the model's `init_cache`.
+No model is named here: components come from the names in the parameters' paths, operations from the shapes of kernels
+and the config's own count, the cache from the model's `init_cache`.
 """
 
 import math
@@ -19,7 +19,7 @@ CACHE_DTYPES = ("bfloat16", "float32")
 OVER_KEYS = "attention over the keys"
 HEAD = "head"
 
-# What modules are called in a table, in the order of the table. Others stand under their own name before the head.
+# The names of modules in a table, in its order. Others have their own name and stand before the head.
 _LABELS = {
     "embed": "embedding",
     "position": "positions",
@@ -35,7 +35,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Tensors:
-    """Parameters of one shape and one place: `path` has * for the layer, `count` says in how many layers."""
+    """Parameters of one shape and one path, in which * stands for the layer; `count` is the number of layers."""
 
     path: str
     shape: tuple[int, ...]
@@ -43,13 +43,13 @@ class Tensors:
 
     @property
     def parameters(self) -> int:
-        """Scalars in all of them."""
+        """The number of scalars in all of them."""
         return self.count * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the model. `flops`: operations of its matrix products, forward, for one token."""
+    """A part of the model; `flops` are the operations of its matrix products in the forward pass of one token."""
 
     name: str
     tensors: tuple[Tensors, ...]
@@ -57,16 +57,18 @@ class Component:
 
     @property
     def parameters(self) -> int:
-        """Scalars in all its tensors."""
+        """The number of scalars in all its tensors."""
         return sum(tensors.parameters for tensors in self.tensors)
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """Bytes of one row's cache, as `init_cache` allocates it for rows of different lengths.
+    """Bytes of one row's cache, as `init_cache` allocates it.
 
-    first_token: what the second of a row's tokens adds. last_token: what the last one of the context adds, less
-    than the first where some layers keep a window. full: the whole cache of a row as long as the context.
+    Attributes:
+        first_token: the bytes that a row's second token adds.
+        last_token: the bytes that the last token of the context adds: fewer where some layers have a window.
+        full: the bytes of a row as long as the context.
     """
 
     first_token: int
@@ -76,7 +78,7 @@ class CacheSize:
 
 @dataclass(frozen=True)
 class Summary:
-    """See `summarize`. FLOPs are those of one token in rows of `seq_len` tokens; `cache` has an entry a dtype."""
+    """A model's parameters and costs. FLOPs are of one token in rows of `seq_len` tokens; `cache` is by dtype."""
 
     parameters: int
     components: tuple[Component, ...]
@@ -86,7 +88,7 @@ class Summary:
     cache: dict[str, CacheSize]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-serialisable."""
+        """Returns all of it, JSON-serialisable."""
         return {
             "parameters": self.parameters,
             "components": [
@@ -121,11 +123,11 @@ class Summary:
 
 
 def summarize(model_cls: type[nnx.Module], config: ModelConfig) -> Summary:
-    """Parameters, operations and cache of a model; nothing is computed or allocated.
+    """Returns the parameters, operations and cache of a model; nothing is computed or allocated.
 
-    FLOPs follow `config.flops_per_token` (forward and backward, rows of max_seq_len tokens), of which the
-    forward pass is a third: 2 for each weight of a matrix product against 6. What that count holds beyond the
-    kernels and the head is the attention of queries over keys. Table look-ups cost none.
+    FLOPs are `config.flops_per_token` (forward and backward, rows of max_seq_len tokens), of which the forward pass is
+    a third: 2 of 6 for each weight of a matrix product. What exceeds the kernels and the head is the attention of
+    queries over keys. Table look-ups cost none.
     """
     graphdef, params = build.abstract_params(model_cls, config)
     head_shape = jax.eval_shape(lambda params: nnx.merge(graphdef, params).head()[0], params).shape
@@ -146,7 +148,7 @@ def summarize(model_cls: type[nnx.Module], config: ModelConfig) -> Summary:
 
 
 def _cache_sizes(graphdef: nnx.GraphDef, params: build.Params, context: int) -> dict[str, CacheSize]:
-    """The cache's sizes in each of CACHE_DTYPES; empty for a model that has none."""
+    """The cache's sizes by dtype; {} for a model without a cache."""
     lengths = (1, 2, context - 1, context)
 
     def caches(params: build.Params) -> dict[str, list[list[Any]]]:
@@ -172,7 +174,7 @@ def _num_bytes(leaves: list[jax.ShapeDtypeStruct]) -> int:
 
 
 def _grouped(flat: dict[str, Any], head_shape: tuple[int, ...]) -> dict[str, list[Tensors]]:
-    """Component -> its tensors; those of all layers that have the same place and shape are one entry."""
+    """Component -> its tensors; those of all layers with the same path and shape are one entry."""
     counts: dict[tuple[str, str, tuple[int, ...]], int] = {}
     for path, leaf in flat.items():
         parts = ["*" if part.isdigit() else part for part in path.split("/")]
@@ -198,5 +200,5 @@ def _rank(component: str) -> int:
 
 
 def _matrix_weights(tensors: Tensors) -> int:
-    """Weights that a token meets in a matrix product."""
+    """The number of weights that a token is multiplied with."""
     return tensors.parameters if tensors.path.endswith("kernel") and len(tensors.shape) == 2 else 0

@@ -8,13 +8,10 @@ import math
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
-from zoo.layers import kv_cache
 from zoo.layers.attention import Attention
 from zoo.layers.embedding import Embedding, Head
 from zoo.layers.initializers import Initializer, normal, uniform
@@ -24,14 +21,14 @@ from zoo.layers.norm import LayerNorm
 from zoo.layers.sharding import constrain
 from zoo.layers.stack import LayerNumber, run_layers
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import ACTIVATION, Decoder, advanced, default_positions
+from zoo.models.decoder import ACTIVATION, Decoder
 
 
 @dataclass(frozen=True)
 class TinyConfig(ModelConfig):
-    """The defaults are the original's, with an alphabet of 100 characters (its own depends on the text it reads).
+    """The config of a tiny LM; the defaults are the original's, with an alphabet of 100 characters.
 
-    max_seq_len: there are so many positions, and a longer row is refused.
+    The original's alphabet depends on its text. `max_seq_len` is the number of positions: longer rows are refused.
     """
 
     vocab_size: int = 100
@@ -46,18 +43,16 @@ class TinyConfig(ModelConfig):
 
     @property
     def generation_limit(self) -> None:
-        """None: text of any length is written from the last max_seq_len tokens alone, as the original does."""
+        """None: text of any length is generated from the last max_seq_len tokens alone, as in the original."""
         return None
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens; see `training_flops`."""
         inner = self.num_heads * self.head_dim
         block = self.embed_dim * (4 * inner + 2 * self.mlp_dim)
         weights = self.num_layers * block + self.embed_dim * self.vocab_size
         return training_flops(weights, self.num_layers * inner * mean_keys(seq_len))
 
     def switches(self) -> dict[str, str]:
-        """See `ModelConfig.switches`."""
         return {
             "positions": f"learned, {self.max_seq_len} of them, added to the embedding",
             "norm": f"LayerNorm before each branch, eps {self.norm_eps:g}",
@@ -76,7 +71,7 @@ def _fan_in(features: int) -> Initializer:
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its matrices and biases."""
+    """Computes x + attention(norm(x)), then x + mlp(norm(x)). `key` seeds its kernels and biases."""
 
     def __init__(self, config: TinyConfig, *, key: Array):
         keys = jax.random.split(key, 6)
@@ -117,7 +112,7 @@ class Block(nnx.Module):
 
 
 class TinyLM(Decoder):
-    """The decoder. `key` seeds the parameters."""
+    """The teaching decoder. `key` seeds the parameters."""
 
     def __init__(self, config: TinyConfig, *, key: Array):
         embed_key, position_key, head_key, layers_key = jax.random.split(key, 4)
@@ -134,38 +129,27 @@ class TinyLM(Decoder):
                 config.embed_dim, config.vocab_size, bias=True, key=head_key, init=fan_in, bias_init=fan_in
             )
 
-    def hidden(
+    def default_positions(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: KVCache | None
+    ) -> Int[Array, "#B T"]:
+        """Returns positions as `Decoder` does. Raises UserError for a row of more than max_seq_len tokens."""
+        length, limit = tokens.shape[1], self.config.max_seq_len
+        if length > limit:
+            raise UserError(f"a row of {length} tokens, but the model has only max_seq_len {limit} positions; cut it")
+        return super().default_positions(tokens, segment_ids, cache)
+
+    def forward(
         self,
         tokens: Int[Array, "B T"],
-        *,
-        positions: Int[Array, "#B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        key: Array | None = None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+        cache: KVCache | None,
+        key: Array | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """See `Decoder.hidden`; there is no dropout. UserError for a row beyond max_seq_len that names no positions."""
-        length, limit = tokens.shape[1], self.config.max_seq_len
-        if positions is None:
-            if length > limit:
-                raise UserError(
-                    f"a row of {length} tokens, but the model has only max_seq_len {limit} positions; cut it"
-                )
-            positions = default_positions(tokens, segment_ids, cache)
         x = constrain(self.embed(tokens) + self.position(positions), ACTIVATION)
 
         def apply(block, x, layer, cache):
             return block(x, layer, segment_ids, cache)
 
         x, cache = run_layers(self.layers, x, cache, apply)
-        return self.final_norm(x), advanced(cache, tokens, segment_ids)
-
-    def head(self) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None, None]:
-        """The head's kernel and bias; where tied, the token table without one."""
-        if self.config.tie_embeddings:
-            return self.embed.as_head(), None, None
-        return *self.lm_head.as_head(), None
-
-    def init_cache(self, batch: int, max_len: int, dtype: DTypeLike = jnp.float32) -> KVCache:
-        """See `Decoder.init_cache`; tokens beyond max_seq_len have no position: the caller counts."""
-        config = self.config
-        return kv_cache.init_cache(config.num_layers, batch, max_len, config.num_heads, config.head_dim, dtype)
+        return self.final_norm(x), cache

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def load(path: str | os.PathLike) -> "Tokenizer":
-    """Read a tokenizer from a file, or from a directory that holds one.
+    """Reads a tokenizer from a file, or from a directory that holds one.
 
-    Read are: what `Tokenizer.save` writes, tokenizer.json (tokenizers), *.model (sentencepiece), *.tiktoken and
-    vocab.bpe beside encoder.json (GPT-2's, for tiktoken), yap.json (BwETAF's).
+    It reads what `Tokenizer.save` writes, tokenizer.json (tokenizers), *.model (sentencepiece), *.tiktoken, GPT-2's
+    vocab.bpe beside encoder.json, and BwETAF's yap.json.
 
     Raises UserError when there is no such file or it cannot be used.
     """
@@ -39,9 +39,9 @@ def load(path: str | os.PathLike) -> "Tokenizer":
 
 
 def named(name: str) -> "Tokenizer":
-    """A known tokenizer: an encoding of tiktoken ("gpt2"), or a repository of the hub ("owner/name").
+    """Returns a published tokenizer: an encoding of tiktoken ("gpt2"), or a repository of the hub ("owner/name").
 
-    Raises UserError, saying where to put its file, when it cannot be fetched.
+    Raises UserError, which says where to put its file, when it cannot be fetched.
     """
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         from zoo.tokenizers.hub import fetch
@@ -53,7 +53,7 @@ def named(name: str) -> "Tokenizer":
 
 
 def _find(directory: Path) -> Path | None:
-    """The tokenizer's file in a directory; two that contradict each other are an error."""
+    """Returns the tokenizer's file in a directory, None if it has none; UserError if it has several."""
     for name in ("characters.json", "tokenizer.json", "tokenizer.tiktoken", "tokenizer.model", "vocab.bpe", "yap.json"):
         if (directory / name).is_file():
             return directory / name

@@ -1,24 +1,25 @@
-"""What every tokenizer offers, whichever library stands behind it. Ids are plain Python ints."""
+"""The interface of every tokenizer, whichever library it uses. Ids are plain Python ints."""
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from zoo.errors import UserError
+from zoo.tokenizers import chat
 from zoo.util import is_utf8
 
-_REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) a whole character
+_REPLACEMENT = "\ufffd"  # the character that decoders put for bytes that are not (yet) a whole character
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
-    Special tokens are reached by id, never by their spelling: `encode("<eos>")` gives the ids of those five
-    characters, so nothing that stands in a text can end a document or open a section.
+    Special tokens are given by id, never by their spelling: `encode("<eos>")` returns the ids of those five
+    characters, so that nothing in a text can end a document or open a section.
 
     Attributes:
         special_tokens: spelling -> id of every special token.
-        bos_id, eos_id, pad_id: ids of the usual three, None where the tokenizer has no such token.
+        bos_id, eos_id, pad_id: the ids that begin and end a document and that pad rows, None where there is none.
     """
 
     special_tokens: dict[str, int]
@@ -29,58 +30,59 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of rows that an embedding table for this tokenizer needs: the largest id plus one."""
+        """The number of rows that an embedding table for this tokenizer needs: the largest id plus one."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (64 hexadecimal digits) of the content: equal fingerprints tokenise equally."""
+        """The SHA-256 of the content, 64 hexadecimal digits: equal fingerprints mean equal tokens."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        """Token ids of each text, quickly. With `add_special`, each begins with `bos_id` if there is one."""
+        """Returns the token ids of each text. With `add_special`, each begins with `bos_id` if there is one."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`, special tokens left out or spelt out.
+        """Returns the text of `ids`, with special tokens left out or spelt out.
 
         Bytes that form no character become U+FFFD. Raises ValueError for an id outside the vocabulary.
         """
 
     @abstractmethod
     def save(self, directory: str | os.PathLike) -> None:
-        """Write the tokenizer into `directory` (created if missing); `zoo.tokenizers.load` reads it there."""
+        """Writes the tokenizer into `directory` (created if missing), from where `zoo.tokenizers.load` reads it."""
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Token ids of one text; see `encode_batch`. Raises UserError for a text that has no form as UTF-8."""
+        """Returns the token ids of one text, as `encode_batch`. Raises UserError for a text that is not UTF-8."""
         if not is_utf8(text):
             raise UserError("the text is not UTF-8: it holds bytes or halves of characters that stand for nothing")
         return self.encode_batch([text], add_special=add_special)[0]
 
     @property
     def separator_ids(self) -> list[int]:
-        """What parts documents where there is neither BOS nor EOS to do it."""
+        """The ids that separate documents where the tokenizer has neither BOS nor EOS."""
         return []
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], *, template: str = "kodalite", add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's next turn (`add_generation_prompt`) or closed.
+        """Returns the token ids of a conversation.
 
         Args:
             messages: dicts of `role` ("user" and "assistant" by turns, the user first) and `content`.
-            template: see `zoo.tokenizers.chat.TEMPLATES`.
+            template: a name in `zoo.tokenizers.chat.TEMPLATES`.
+            add_generation_prompt: whether the conversation ends where the assistant's next text begins; if not, it
+                is closed by the template's end.
 
-        Raises UserError for another order of roles or an unknown template.
+        Raises:
+            UserError: another order of roles, or an unknown template.
         """
-        from zoo.tokenizers import chat
-
-        encode = chat.encode_prompt if add_generation_prompt else chat.encode_conversation
-        ids = encode(self, messages, template)
-        return ids if add_generation_prompt else ids[0]
+        if add_generation_prompt:
+            return chat.encode_prompt(self.encode_batch, messages, template)
+        return chat.encode_conversations(self.encode_batch, [messages], template, eos_id=self.eos_id)[0][0]
 
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
-        """A decoder that is fed one id at a time and hands out whole characters only."""
+        """Returns a decoder that takes one id at a time and returns whole characters only."""
         return StreamDecoder(self, skip_special=skip_special)
 
 
@@ -96,24 +98,24 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
 class StreamDecoder:
     """Decodes ids one by one; the pieces joined are exactly `decode` of all the ids.
 
-    A character whose bytes lie in several tokens is held back until its last byte has come.
+    A character whose bytes are spread over several tokens is held back until its last byte.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        # Ids of the last piece: a decoder that drops the space before a first word must see a word before.
+        # The ids of the last piece: some decoders drop the space before the first word, so they must see a word before.
         self._before: list[int] = []
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; often "" in the middle of a character."""
+        """Returns the text that `token` completes, "" in the middle of a character."""
         self._held.append(int(token))
-        # A real U+FFFD in the text is held back as well: it comes out with the next token or in `flush`.
+        # A real U+FFFD in the text is held back as well, until the next token or `flush`.
         return "" if self._text().endswith(_REPLACEMENT) else self.flush()
 
     def flush(self) -> str:
-        """What was still held back at the end of the text (U+FFFD for an unfinished character)."""
+        """Returns what is held back, at the end of the text (U+FFFD for an unfinished character)."""
         text = self._text()
         if text:
             self._before = self._held

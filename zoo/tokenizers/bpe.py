@@ -1,4 +1,4 @@
-"""Byte-level BPE learnt from texts, as a `tokenizer.json`."""
+"""Byte-level BPE trained on texts, as a `tokenizer.json`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,14 +9,15 @@ from zoo.tokenizers.hf import HFTokenizer
 def train(
     texts: Iterable[str], vocab_size: int, *, eos_token: str, special_tokens: Sequence[str] = (), strip_accents=False
 ) -> HFTokenizer:
-    """A tokenizer for plain texts of exactly `vocab_size` entries.
+    """Trains a tokenizer of exactly `vocab_size` entries.
 
     Args:
-        texts: what it learns from; the same texts in any order give the same tokenizer.
-        vocab_size: entries, the special tokens (the first ids, `eos_token` being 0) and the 256 bytes included.
-        eos_token: ends a document.
-        special_tokens: others.
-        strip_accents: decompose characters (NFD) and drop accents, as BwETAF does; otherwise texts stay as they are.
+        texts: the training texts; the same texts in any order give the same tokenizer.
+        vocab_size: the number of entries, with the special tokens (the first ids, `eos_token` is 0) and the 256 bytes.
+        eos_token: the special token that ends a document.
+        special_tokens: further special tokens.
+        strip_accents: whether characters are decomposed (NFD) and accents dropped, as BwETAF does; otherwise texts stay
+            as they are.
 
     Raises UserError when `texts` are too few for it.
     """
@@ -30,11 +31,11 @@ def train(
 def learn(
     texts: Iterable[str], vocab_size: int, *, special_tokens: Sequence[str], normalizer=None, unk_token=None
 ) -> str:
-    """The text of a `tokenizer.json`: byte-level, no prefix space, pairs seen at least twice."""
+    """Trains a byte-level BPE without prefix space on pairs seen at least twice; returns its `tokenizer.json`."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-    smallest = len(special_tokens) + 256  # specials and the single bytes: nothing learnt
+    smallest = len(special_tokens) + 256  # special tokens and single bytes, without any merge
     if vocab_size < smallest:
         raise UserError(
             f"tokenizer.vocab_size: {vocab_size} is too small; the special tokens and the 256 bytes "

@@ -1,4 +1,4 @@
-"""One id a character: the sorted distinct characters of a text."""
+"""Tokenizers of one id a character: the sorted distinct characters of a text."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ FILE_NAME, FORMAT = "characters.json", 1
 
 
 class CharacterTokenizer(Tokenizer):
-    """Ids are places in the sorted alphabet; there are no special tokens."""
+    """A tokenizer whose ids are places in its sorted alphabet; it has no special tokens."""
 
     special_tokens: dict[str, int]
 
@@ -31,7 +31,7 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharacterTokenizer":
-        """The alphabet of `texts`, and the line feed that parts documents."""
+        """Returns a tokenizer with the characters of `texts` and the line feed, which separates documents."""
         alphabet = {"\n"}
         for text in texts:
             alphabet.update(text)
@@ -39,7 +39,7 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "CharacterTokenizer":
-        """Read what `save` wrote. Raises UserError for anything else."""
+        """Reads the file that `save` wrote. Raises UserError for anything else."""
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ class CharacterTokenizer(Tokenizer):
         return self.encode("\n\n") if "\n" in self._characters else []
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        """Raises UserError for a character that is not in the alphabet."""
+        """Returns the token ids of each text. Raises UserError for a character that is not in the alphabet."""
         return [self._ids(text).tolist() for text in texts]
 
     def _ids(self, text: str) -> np.ndarray:

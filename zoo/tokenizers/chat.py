@@ -1,4 +1,4 @@
-"""Conversations as tokens: text markers, each piece tokenised on its own, and which tokens bear loss.
+"""Conversations as tokens: text markers, each piece tokenised on its own, and which tokens have a loss.
 
 KodaLite's markers are plain text (no special tokens). A conversation of two turns each is the pieces
 
@@ -7,11 +7,10 @@ KodaLite's markers are plain text (no special tokens). A conversation of two tur
 and the loss lies on a1, a2 and the closing piece.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zoo.errors import UserError
-from zoo.tokenizers.base import Tokenizer
 from zoo.util import is_utf8, nearest
 
 
@@ -20,11 +19,11 @@ class ChatTemplate:
     """The pieces around the texts of a conversation.
 
     Attributes:
-        user: goes before a user's text, as one piece with it.
-        assistant: a piece before an assistant's text.
-        between: a piece between an assistant's text and the next user's.
-        end: the piece that closes a conversation; it bears loss.
-        eos: whether the tokenizer's EOS follows, with loss.
+        user: the marker before a user's text, tokenised together with it.
+        assistant: the piece before an assistant's text.
+        between: the piece between an assistant's text and the next user's.
+        end: the piece that closes a conversation; its tokens have a loss.
+        eos: whether the tokenizer's EOS follows the end, with a loss.
     """
 
     user: str
@@ -39,48 +38,55 @@ TEMPLATES = {
     "kodalite_eos": ChatTemplate("<|user|>\n", "\n<|assistant|>\n", "\n", "\n<|end|>", eos=True),
 }
 
+# A turn: its `role`, "user" or "assistant", and its `content`, the text.
 Message = Mapping[str, str]
+# Texts -> the token ids of each: a tokenizer's `encode_batch`.
+EncodeBatch = Callable[[Sequence[str]], list[list[int]]]
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], template: str = "kodalite") -> list[int]:
-    """Token ids of a conversation that the assistant is to go on with. UserError unless a user's turn is the last."""
+def encode_prompt(encode_batch: EncodeBatch, messages: Sequence[Message], template: str = "kodalite") -> list[int]:
+    """Returns the token ids of a conversation up to where the assistant's next text begins.
+
+    Raises UserError unless user and assistant take turns and the last message is the user's.
+    """
     check(messages, last="user")
     chosen = find(template)
     pieces = [*_pieces(chosen, messages), (chosen.assistant, False)]
-    return [i for ids in tokenizer.encode_batch([text for text, _ in pieces]) for i in ids]
-
-
-def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], template: str = "kodalite"
-) -> tuple[list[int], list[bool]]:
-    """Token ids of a closed conversation, and for each whether it bears loss."""
-    return encode_conversations(tokenizer, [messages], template)[0]
+    return [i for ids in encode_batch([text for text, _ in pieces]) for i in ids]
 
 
 def encode_conversations(
-    tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], template: str = "kodalite"
+    encode_batch: EncodeBatch,
+    conversations: Sequence[Sequence[Message]],
+    template: str = "kodalite",
+    *,
+    eos_id: int | None = None,
 ) -> list[tuple[list[int], list[bool]]]:
-    """`encode_conversation` for many at once, several times quicker than one by one.
+    """Returns the token ids of each closed conversation, and for each id whether it has a loss.
 
-    Raises UserError for a conversation that does not end with the assistant, or whose roles do not take turns.
+    All texts are tokenised in one call, several times faster than one conversation after the other. `eos_id` is the
+    tokenizer's, for templates that end with it.
+
+    Raises UserError for a conversation that does not end with the assistant or whose roles do not take turns, and
+    for a template that needs an EOS where there is none.
     """
     chosen = find(template)
-    if chosen.eos and tokenizer.eos_id is None:
+    if chosen.eos and eos_id is None:
         raise UserError(f"data.chat_template {template} closes with the tokenizer's EOS, and it has none")
     for messages in conversations:
         check(messages, last="assistant")
     parts = [[*_pieces(chosen, messages), (chosen.end, True)] for messages in conversations]
-    encoded = iter(tokenizer.encode_batch([text for pieces in parts for text, _ in pieces]))
+    encoded = iter(encode_batch([text for pieces in parts for text, _ in pieces]))
     rows = []
     for pieces in parts:
         ids: list[int] = []
         mask: list[bool] = []
         for _, learnt in pieces:
-            some = next(encoded)
-            ids += some
-            mask += [learnt] * len(some)
+            piece_ids = next(encoded)
+            ids += piece_ids
+            mask += [learnt] * len(piece_ids)
         if chosen.eos:
-            ids.append(tokenizer.eos_id)
+            ids.append(eos_id)
             mask.append(True)
         rows.append((ids, mask))
     return rows
@@ -103,7 +109,7 @@ def check(messages: Sequence[Message], *, last: str) -> None:
 
 
 def find(name: str) -> ChatTemplate:
-    """The template of that name. Raises UserError if there is none."""
+    """Returns the template of that name. Raises UserError if there is none."""
     if name not in TEMPLATES:
         guess = nearest(name, TEMPLATES)
         hint = f"did you mean {guess}? " if guess else ""

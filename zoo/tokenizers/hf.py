@@ -13,11 +13,11 @@ from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write, sha256_hex
 
 FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
-# BwETAF's file is a tokenizer.json by another name, with another file beside it for the parts.
+# BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
 _CONFIG_OF = {"yap.json": "understanding_yap.json"}
 
-# A tokenizer.json does not say which of its special tokens plays which part; where no file beside it does either,
-# these are the usual spellings.
+# A tokenizer.json does not say which special token is BOS, EOS or padding. Where the config beside it does not say so
+# either, these usual spellings are looked for.
 _SPELLINGS = {
     "bos": ("<bos>", "<s>", "<|bos|>", "<|begin_of_text|>"),
     "eos": ("<eos>", "</s>", "<|eos|>", "<|EOS|>", "<|end_of_text|>", "<|endoftext|>"),
@@ -26,14 +26,16 @@ _SPELLINGS = {
 
 
 class HFTokenizer(Tokenizer):
-    """A tokenizer given as the text of a `tokenizer.json`, kept and saved unchanged.
+    """A tokenizer given as the text of a `tokenizer.json`, which `save` writes unchanged.
 
-    Padding and truncation that the file may ask for are switched off: ids come as they are.
+    Padding and truncation that the file may ask for are switched off.
     """
 
     def __init__(self, content: str, *, origin: str = FILE_NAME, parts: Mapping[str, str] | None = None):
-        """`content` is the JSON text, `origin` its name in errors; `parts` says which token plays which part, as
-        {"bos": ..., "eos": ..., "pad": ...} (those not named: none). Raises UserError if it cannot be used.
+        """Raises UserError if `content`, the JSON text, cannot be used; `origin` is its name in the error.
+
+        `parts` gives the tokens that are BOS, EOS and padding, {"bos": ..., "eos": ..., "pad": ...}; a part that is
+        left out has no token. None looks for the usual spellings.
         """
         try:
             self._backend = tokenizers.Tokenizer.from_str(content)
@@ -42,7 +44,7 @@ class HFTokenizer(Tokenizer):
         self._content = content
         self._backend.no_padding()
         self._backend.no_truncation()
-        # Special tokens that are spelt out inside a text are text.
+        # A special token's spelling inside a text is plain text.
         self._backend.encode_special_tokens = True
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
@@ -53,7 +55,7 @@ class HFTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "HFTokenizer":
-        """Read a `tokenizer.json`, or the one in the directory `path`. Raises UserError if there is none."""
+        """Reads a `tokenizer.json`, or the one in the directory `path`. Raises UserError if there is none."""
         path = Path(path)
         if path.is_dir():
             path = path / FILE_NAME
@@ -82,7 +84,7 @@ class HFTokenizer(Tokenizer):
         )
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        # The fast variant skips the character offsets, which nobody here reads.
+        # The fast variant skips character offsets, which are not needed.
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         start = [self.bos_id] if add_special and self.bos_id is not None else []
         return [start + encoding.ids for encoding in encodings]
@@ -90,7 +92,7 @@ class HFTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         ids = [int(i) for i in ids]
         for i in ids:
-            # The library would leave an unknown id out without a word.
+            # The library would leave out an unknown id silently.
             if not 0 <= i < self.vocab_size or self._backend.id_to_token(i) is None:
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
         return self._backend.decode(ids, skip_special_tokens=skip_special)
@@ -115,7 +117,7 @@ def _rebuild(content: str, parts: Mapping[str, str] | None) -> HFTokenizer:
 
 
 def _read_parts(path: Path) -> dict[str, str] | None:
-    """Which token plays which part, from a tokenizer_config.json; None if there is none or it does not say."""
+    """Returns the tokens that are BOS, EOS and padding by a tokenizer_config.json, None where it does not say."""
     if not path.is_file():
         return None
     try:

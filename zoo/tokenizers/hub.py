@@ -1,31 +1,31 @@
-"""The Hugging Face hub, asked once and briefly: its library alone would retry for half a minute without a network."""
+"""Files from the Hugging Face hub, with one short request first: its library would retry half a minute offline."""
 
 import textwrap
 from pathlib import Path
 
 from zoo.errors import UserError
 
-_PATIENCE = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds
 
 
 def unreachable() -> str | None:
-    """Why the hub does not answer, in a few words; None when it does (or when HF_HUB_OFFLINE says not to ask)."""
+    """Returns why the hub does not answer, in a few words; None when it does, or when HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
         return None  # the library then reads its cache alone, at once
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
     except Exception as error:  # the http library's own kinds
         return first_line(error)
     return None
 
 
 def fetch(repository: str, files: tuple[str, ...]) -> Path:
-    """The first of `files` that a model repository has, from the hub or its cache.
+    """Returns the path of the first of `files` that a model repository has, from the hub or its local cache.
 
-    Raises UserError that says where else to put the file.
+    Raises UserError, which says where to put the file by hand, when none can be fetched.
     """
     import huggingface_hub
 

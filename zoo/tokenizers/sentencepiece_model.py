@@ -16,13 +16,13 @@ FILE_NAME = "tokenizer.model"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece model given as the bytes of its file, kept and saved unchanged.
+    """A sentencepiece model given as the bytes of its file, which `save` writes unchanged.
 
     Its control symbols (`<s>`, `</s>`) are the special tokens; the library never reads them out of a text.
     """
 
     def __init__(self, content: bytes, *, origin: str = FILE_NAME):
-        """`content` is the model file, `origin` its name in errors. Raises UserError if it cannot be used."""
+        """Raises UserError if `content`, the model file, cannot be used; `origin` is its name in the error."""
         try:
             self._backend = sentencepiece.SentencePieceProcessor(model_proto=content)
             size = self._backend.get_piece_size()
@@ -40,7 +40,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "SentencePieceTokenizer":
-        """Read a model file. Raises UserError if it is missing or damaged."""
+        """Reads a model file. Raises UserError if it is missing or damaged."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -70,8 +70,8 @@ class SentencePieceTokenizer(Tokenizer):
             return self._backend.decode([i for i in ids if i not in self._special_ids])
         parts = []
         for special, group in itertools.groupby(ids, key=self._special_ids.__contains__):
-            some = list(group)
-            parts.append("".join(map(self._backend.id_to_piece, some)) if special else self._backend.decode(some))
+            run = list(group)
+            parts.append("".join(map(self._backend.id_to_piece, run)) if special else self._backend.decode(run))
         return "".join(parts)
 
     def save(self, directory: str | os.PathLike) -> None:

@@ -18,9 +18,9 @@ from zoo.util import atomic_write, nearest
 
 FILE_NAME, SETTINGS_NAME, FORMAT = "tokenizer.tiktoken", "tiktoken.json", 1
 EOS = "<|endoftext|>"
-# GPT-2's way to part a text into words, as in tiktoken_ext/openai_public.py.
+# GPT-2's pattern of words, as in tiktoken_ext/openai_public.py.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-_SMALL = 1_000_000  # characters of a batch that are not worth threads
+_SMALL = 1_000_000  # characters; smaller batches are not worth threads
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -30,7 +30,7 @@ class TiktokenTokenizer(Tokenizer):
     """
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]):
-        """`ranks`: token -> id; `pattern`: the regular expression that parts words; specials by spelling."""
+        """`ranks` is token -> id, `pattern` the regular expression of words, `special_tokens` spelling -> id."""
         self._ranks, self._pattern = ranks, pattern
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self._encoding = tiktoken.Encoding(
@@ -41,7 +41,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @classmethod
     def named(cls, name: str) -> "TiktokenTokenizer":
-        """An encoding that tiktoken knows, fetched once. Raises UserError where it cannot be."""
+        """Returns an encoding that tiktoken knows, fetched once. Raises UserError where it cannot be fetched."""
         if name not in tiktoken.list_encoding_names():
             guess = nearest(name, tiktoken.list_encoding_names())
             hint = f"did you mean {guess}? " if guess else ""
@@ -62,9 +62,9 @@ class TiktokenTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "TiktokenTokenizer":
-        """Read a .tiktoken file of ranks (with the tiktoken.json beside it, else as GPT-2's), or GPT-2's vocab.bpe.
+        """Reads a .tiktoken file of ranks, or GPT-2's vocab.bpe. Raises UserError if it cannot be used.
 
-        Raises UserError if it cannot be used.
+        Pattern and special tokens are those of the tiktoken.json beside it, else GPT-2's.
         """
         path = Path(path)
         pattern, special = GPT2_PATTERN, None
@@ -104,7 +104,7 @@ class TiktokenTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         if sum(map(len, texts)) < _SMALL or os.environ.get("TOKENIZERS_PARALLELISM") == "false":
             return [self._encoding.encode_ordinary(text) for text in texts]
-        with ThreadPoolExecutor() as pool:  # the library works outside of Python's lock
+        with ThreadPoolExecutor() as pool:  # the library releases the GIL
             return list(pool.map(self._encoding.encode_ordinary, texts))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -139,9 +139,9 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:
-    """The ranks in GPT-2's vocab.bpe (merges in order) and the encoder.json beside it (token -> id).
+    """Returns the ranks in GPT-2's vocab.bpe (merges in order) and the encoder.json beside it (token -> id).
 
-    The library has a reader for these two, which keeps what it once read of a path, changed since or not.
+    The library's own reader is not used: it caches by path and does not notice a changed file.
     """
     plain = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in plain]
@@ -157,6 +157,6 @@ def _gpt2_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _ranks_file(ranks: dict[bytes, int]) -> bytes:
-    """The usual file: a line of base64 and rank for each token, in the order of ranks."""
+    """Returns the content of a .tiktoken file: a line of base64 and rank for each token, in the order of ranks."""
     ordered = sorted(ranks.items(), key=lambda item: item[1])
     return b"".join(base64.b64encode(token) + b" " + str(rank).encode() + b"\n" for token, rank in ordered)

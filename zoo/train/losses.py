@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from zoo.layers.linear import matmul_precision
+from zoo.layers.precision import matmul_precision
 
 # Positions in one chunk. On a CPU a chunk's logits (512 x 8,000 in float32: 16 MB) want to stay near the caches:
 # 1,024 was measured a quarter slower. An accelerator wants few big matmuls and has the memory for them.
