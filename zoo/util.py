@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -68,3 +69,8 @@ def human_duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m {seconds % 60:02d}s"
     return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+
+
+def human_gib(size: float) -> str:
+    """Returns bytes as '1.50 GiB'; an infinite size is 'more than there is'."""
+    return f"{size / 2**30:.2f} GiB" if size < math.inf else "more than there is"
