@@ -1,16 +1,17 @@
-"""Small helpers without a room of their own. Standard library only."""
+"""Small helpers that belong to no package. Standard library only."""
 
 import difflib
 import hashlib
 import math
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 
 def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new one, never half.
+    """Writes a small file so that a reader, or a crash, sees the old content or the new one, never half.
 
     The data goes to a temporary name in the same directory, is fsynced and renamed over `path`.
     """
@@ -36,13 +37,13 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
 
 
 def cache_directory() -> Path:
-    """Where zoo keeps copies and what can be made again: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
+    """Returns the directory for copies: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo; it is not created."""
     own, users = os.environ.get("ZOO_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or f"{users}/zoo").expanduser().absolute()
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8; halves of characters cannot, nor bytes that Python read as such."""
+    """Returns whether the text can be written as UTF-8; lone surrogates cannot, nor bytes that Python read as such."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -50,19 +51,24 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, cut at a word to 200 characters; the error's kind if it has none."""
+    text = str(error).strip()
+    return textwrap.shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like `word`, or None when nothing is close."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """Returns the choice most like `word`, or None when nothing is close."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)), None)
 
 
 def sha256_hex(data: bytes) -> str:
-    """SHA-256 of `data` as 64 hexadecimal digits."""
+    """Returns the SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def human_duration(seconds: float) -> str:
-    """`seconds` as people say it: '42s', '3m 07s', '1h 12m'."""
+    """Returns seconds as '42s', '3m 07s' or '1h 12m'."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
