@@ -64,20 +64,19 @@ def compile_step(program: Program) -> Needs:
     sizes = exact_needs(program)
     held = sizes["parameters"] + sizes["optimizer"] + sizes["batch"]
     begun = time.perf_counter()
-    compiled, counted = memory.compile_step(program.lower())
+    compiled, total = memory.compile_step(program.lower())
     seconds = time.perf_counter() - begun
-    if counted.total == math.inf:
+    if total == math.inf:
         raise UserError("the compiler refuses the step as too large and does not say how large; lower data.batch_size")
     if compiled is None:
         collectives = None
         notes = ("of a step that its compiler refuses there is no text: collectives are estimated from the layout",)
     else:
         collectives, notes = _collectives(compiled, program)
-    total = int(counted.total)
     return Needs(
         **sizes,
-        other=max(total - held, 0),
-        total=total,
+        other=max(int(total) - held, 0),
+        total=int(total),
         collectives=collectives,
         notes=notes,
         refused=compiled is None,

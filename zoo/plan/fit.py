@@ -32,20 +32,20 @@ def check(program: Program, say: Callable[[str], None]) -> None:
         say(f"Microbatch: {microbatch.rows} of {batch} rows (auto: the largest that fits into a device's memory)")
     if limit is None:
         return
-    memory = microbatch.memory
-    if memory is None:
+    step_bytes = microbatch.step_bytes
+    if step_bytes is None:
         guess = program.estimated_memory(microbatch.rows)
         if guess is not None and guess <= SURELY_FITS * limit:
             return
         say("counting the memory of a step, by compiling it")
-        memory = program.compiled_memory()
-    if memory.total <= limit:
-        say(f"Memory: a step takes {human_gib(memory.total)} of {human_gib(limit)} on a device")
+        step_bytes = program.compiled_memory()
+    if step_bytes <= limit:
+        say(f"Memory: a step takes {human_gib(step_bytes)} of {human_gib(limit)} on a device")
         return
     state = program.state_bytes
-    remedies = "; or ".join(changes_that_fit(program, limit, memory.total)) or more_devices(program, limit)
+    remedies = "; or ".join(changes_that_fit(program, limit, step_bytes)) or more_devices(program, limit)
     raise UserError(
-        f"train: a step takes {human_gib(memory.total)} on each {device.device_kind}, which has {human_gib(limit)} "
+        f"train: a step takes {human_gib(step_bytes)} on each {device.device_kind}, which has {human_gib(limit)} "
         f"(parameters and optimizer alone {human_gib(state.params + state.optimizer)}); would fit: {remedies}"
     )
 
@@ -56,7 +56,7 @@ def changes_that_fit(
     total: float,
     *,
     number: int = 2,
-    measure: Callable[[Program], float] = lambda program: program.compiled_memory().total,
+    measure: Callable[[Program], float] = lambda program: program.compiled_memory(),
 ) -> list[str]:
     """Returns up to `number` changes of the recipe, as overrides, each of which makes the step fit into `limit`.
 

@@ -22,25 +22,6 @@ FILLED = 0.8
 
 
 @dataclass(frozen=True)
-class StepMemory:
-    """The bytes that a compiled step takes on one device.
-
-    Attributes:
-        arguments: parameters, optimizer state and batch.
-        temporaries: all that lives within a step: gradients, activations, what collectives gather.
-        output: the results, nearly all of which take the place of the arguments.
-        total: all of it and the program's code at the step's peak, an argument and the output in its place counted
-            once. Where the compiler has refused the step as too large it is the size that the compiler named (infinite
-            where it named none), and the other numbers are 0.
-    """
-
-    arguments: int
-    temporaries: int
-    output: int
-    total: float
-
-
-@dataclass(frozen=True)
 class StateBytes:
     """The bytes of a training state on one device, from shapes and shardings.
 
@@ -75,23 +56,23 @@ def loss_chunk(mesh: Mesh) -> int:
     return CPU_CHUNK if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_CHUNK
 
 
-def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, StepMemory]:
-    """Compiles a step for the devices it was lowered for, and returns it with the memory it takes.
+def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, float]:
+    """Compiles a step for the devices it was lowered for, attached or not; returns it and the bytes it takes on one.
 
-    The devices may be those of a topology that is not attached. The program is None where the compiler refuses it as
-    too large for them.
+    The bytes are those of the step's peak: arguments (parameters, optimizer state and batch), temporaries (gradients,
+    activations, what collectives gather), the results that do not take an argument's place, and the code. Where the
+    compiler refuses the step as too large, the program is None and the bytes are `required_bytes` of its message.
     """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, StepMemory(0, 0, 0, required_bytes(str(error)))
-    analysis = compiled.memory_analysis()
-    arguments, output = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
-    temporaries = analysis.temp_size_in_bytes
-    total = arguments + temporaries + output - analysis.alias_size_in_bytes + analysis.generated_code_size_in_bytes
-    return compiled, StepMemory(arguments, temporaries, output, total)
+        return None, required_bytes(str(error))
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + results + memory.generated_code_size_in_bytes
+    return compiled, total
 
 
 def required_bytes(message: str) -> float:

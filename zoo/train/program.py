@@ -171,8 +171,8 @@ class Program:
         count = sum(leaf.size for leaf in jax.tree.leaves((self.params, self.frozen)))
         return memory.estimate(self.recipe, self.config, self.mesh, self.state_bytes, count, rows)
 
-    def compiled_memory(self, rows: int | None = None) -> memory.StepMemory:
-        """The memory of the real step with microbatches of `rows` (None: those of `microbatch`), by compiling it."""
+    def compiled_memory(self, rows: int | None = None) -> float:
+        """The bytes of one device that the step with microbatches of `rows` takes (None: `microbatch`), compiled."""
         return memory.compile_step(self.lower(rows))[1]
 
     def with_changes(self, mesh: Mesh | None = None, /, **sections: dict[str, Any]) -> "Program":
