@@ -5,7 +5,6 @@ import hashlib
 import math
 import os
 import tempfile
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +41,12 @@ def cache_directory() -> Path:
     return Path(own or f"{users}/zoo").expanduser().absolute()
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's text, at most `limit` characters; its class's name where it has none."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= limit else line[: limit - 4].rsplit(" ", 1)[0] + " ..."
+
+
 def is_utf8(text: str) -> bool:
     """Returns whether the text can be written as UTF-8; lone surrogates cannot, nor bytes that Python read as such."""
     try:
@@ -49,12 +54,6 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, cut at a word to 200 characters; the error's kind if it has none."""
-    text = str(error).strip()
-    return textwrap.shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
