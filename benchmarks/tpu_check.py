@@ -35,7 +35,6 @@ def main() -> int:
     topology = parse_topology(options.topology)
     os.environ.update(environment(topology))  # before JAX is imported
 
-    import jax
     import jax.numpy as jnp
 
     from zoo.models import build
@@ -48,8 +47,7 @@ def main() -> int:
     recipe = load_recipe(options.recipe, options.overrides, check_files=False)
     plan = make_plan(recipe, topology, trials=0, mfu=1.0, say=lambda text: print(text, file=sys.stderr, flush=True))
     program = Program(plan.recipe, make_mesh(MeshSection(**plan.mesh), devices(topology)))
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    text = program.step().lower(program.params, program.opt_state, program.batch(), step).as_text()
+    text = program.lower().as_text()
     sizes = (leaf.size for leaf in build.flatten(program.params).values())
     parameter_bytes = sum(sizes) * program.compute_dtype.itemsize
     gathered = None

@@ -20,6 +20,7 @@ from zoo.checkpoints import orbax_io
 from zoo.checkpoints import pytree as trees
 from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint
 from zoo.errors import UserError
+from zoo.tree import unflatten
 
 # Orbax leaves coroutines behind when it fails, which Python mentions.
 pytestmark = pytest.mark.filterwarnings(
@@ -112,18 +113,17 @@ def test_a_save_on_cpus_leaves_all_of_orbax_to_the_background(tmp_path):
         import numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
 
-        from zoo import checkpoint_files
-        from zoo.checkpoints import Checkpoints
+        from zoo.checkpoints import Checkpoints, orbax_io
 
         begun, go_on = threading.Event(), threading.Event()
-        write = checkpoint_files.ocp.save_checkpointables_async
+        write = orbax_io.ocp.save_checkpointables_async
 
         def later(*args, **kwargs):
             begun.set()
             assert go_on.wait(60)
             return write(*args, **kwargs)
 
-        checkpoint_files.ocp.save_checkpointables_async = later
+        orbax_io.ocp.save_checkpointables_async = later
         mesh = jax.make_mesh((4, 2), ("data", "tensor"))
         specs = [(), ("data",), (None, "tensor"), (("data", "tensor"),)]
         layouts = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
@@ -453,15 +453,15 @@ def test_a_part_of_the_parameters(tmp_path):
     )
 
 
-def test_leaves_tells_names_shapes_and_dtypes(tmp_path):
+def test_names_shapes_and_dtypes_of_the_parameters(tmp_path):
     save_steps(tmp_path, [1])
-    found = Checkpoints(tmp_path).leaves(1)
+    found = Checkpoints(tmp_path).parameter_shapes(1)
     assert found["embed/embedding"] == ((40, 16), "float32")
     assert found["half"] == ((5,), "bfloat16")
     assert sorted(found) == ["embed/embedding", "half", "layers/0/kernel", "layers/1/kernel"]
     _other_meta(tmp_path / "1")
     with pytest.raises(UserError, match=r"checkpoint 1 in .* is damaged"):
-        Checkpoints(tmp_path).leaves(1)
+        Checkpoints(tmp_path).parameter_shapes(1)
 
 
 def test_the_first_format_is_read_and_verified(tmp_path):
@@ -473,7 +473,7 @@ def test_the_first_format_is_read_and_verified(tmp_path):
     leaves = {item: trees.described(tree) for item, tree in items.items()}
     content = {"format": 1, "step": 1, "leaves": leaves, "meta": META}
     every = [leaf for tree in items.values() for leaf in tree.values()]
-    stored = {item: trees.nested(tree) for item, tree in items.items()}
+    stored = {item: unflatten(tree, key=str) for item, tree in items.items()}
     stored["checksums"] = {"uint32": jnp.asarray(trees.checksums(every)())}
     stored["meta"] = {"content": content, "sha256": orbax_io._hash(content)}
     with orbax_io._context(Checkpoints(tmp_path).directory):

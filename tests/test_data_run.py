@@ -86,13 +86,13 @@ def test_a_run_on_stories_from_beginning_to_end(capsys):
 
 def test_what_a_run_decided_is_not_decided_again():
     opened = load_recipe(write("open"))
-    begun = opened.settled(vocab_size=61, max_tokens=1000)
+    begun = opened.with_resolved(vocab_size=61, max_tokens=1000)
     assert resume_diff(begun, opened) != []
-    assert resume_diff(begun, opened.settled_like(begun)) == []
+    assert resume_diff(begun, opened.with_resolved_from(begun)) == []
     longer = load_recipe("open.yaml", ["train.steps=9000"])
-    assert resume_diff(begun, longer.settled_like(begun)) == []
+    assert resume_diff(begun, longer.with_resolved_from(begun)) == []
     said = load_recipe("open.yaml", ["model.vocab_size=99", "data.max_tokens=5"])
-    assert len(resume_diff(begun, said.settled_like(begun))) == 2
+    assert len(resume_diff(begun, said.with_resolved_from(begun))) == 2
 
 
 def test_a_run_on_chats_with_documents_masked(capsys):

@@ -332,12 +332,12 @@ def test_stopped_on_four_processes_it_goes_on_on_two_and_on_one(tmp_path, packin
 def test_more_steps_change_nothing_of_those_before(tmp_path):
     short, made = text_data(tmp_path, train={"steps": 20})
     long_recipe = recipe(tmp_path, train={"steps": 400})
-    kept = TextData.load(long_recipe.settled_like(made), TOKENIZER, SimpleNamespace(), say=lambda text: None)
+    kept = TextData.load(long_recipe.with_resolved_from(made), TOKENIZER, SimpleNamespace(), say=lambda text: None)
     assert kept.fingerprint == short.fingerprint
     fresh, _ = text_data(tmp_path, train={"steps": 400})
     assert fresh.fingerprint != short.fingerprint
     # That much more has been prepared since is nothing to a run that began with less.
-    again = TextData.load(long_recipe.settled_like(made), TOKENIZER, SimpleNamespace(), say=lambda text: None)
+    again = TextData.load(long_recipe.with_resolved_from(made), TOKENIZER, SimpleNamespace(), say=lambda text: None)
     assert again.fingerprint == short.fingerprint
     assert run(again, 0, 5, 1) == run(short, 0, 5, 1)
 

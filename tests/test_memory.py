@@ -12,10 +12,14 @@ import pytest
 from tiny_models import TINY
 
 from zoo.errors import UserError
+from zoo.hardware import memory as hardware_memory
+from zoo.plan import fit
+from zoo.plan.compiled import compile_step
 from zoo.plan.layout import choose, make_mesh_for
 from zoo.recipe import make_recipe
 from zoo.train import memory
 from zoo.train.mesh import put_batch
+from zoo.train.microbatch import Microbatch
 from zoo.train.program import Program
 
 
@@ -35,7 +39,7 @@ def program_of(name="cronica", **options):
 @pytest.fixture
 def limit(monkeypatch):
     """Sets what a device is said to have."""
-    return lambda size: monkeypatch.setattr(memory, "device_memory", lambda device: size)
+    return lambda size: monkeypatch.setattr(hardware_memory, "device_memory", lambda device: size)
 
 
 def nbytes(tree):
@@ -45,23 +49,20 @@ def nbytes(tree):
 def test_state_is_counted_to_the_byte():
     program = program_of(optimizer={"moments_dtype": "bfloat16"})
     params, opt_state = program.create()
-    assert memory.state_bytes(program) == {
-        "params": nbytes(params),
-        "optimizer": nbytes(opt_state),
-        "gradients": nbytes(params),
-    }
+    assert program.state_bytes == memory.StateBytes(nbytes(params), nbytes(opt_state), gradients=nbytes(params))
 
 
 @pytest.mark.slow
 def test_what_was_compiled_to_count_is_what_runs(limit, caplog):
     """The real step, in microbatches; the run does not compile it again."""
     program = program_of(train={"microbatch": 2})
-    counted = memory.compiled_memory(program)
-    state = memory.state_bytes(program)
+    counted, state = program.compiled_memory(), program.state_bytes
+    assert compile_step(program).total == counted  # `zoo plan` counts alike
+    arguments = program.lower().compile().memory_analysis().argument_size_in_bytes
     batch = sum(leaf.nbytes for leaf in (np.zeros(x.shape, x.dtype) for x in program.batch().values()))
-    assert counted.arguments == state["params"] + state["optimizer"] + batch  # the step's number is for dropout
-    assert counted.total > counted.arguments + state["gradients"]
-    assert memory.estimate(program) == pytest.approx(counted.total, rel=1)
+    assert arguments == state.params + state.optimizer + batch  # the step's number is for dropout
+    assert counted > arguments + state.gradients
+    assert program.estimated_memory() == pytest.approx(counted, rel=1)
     params, opt_state = program.create()
     values = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in program.batch().items()}
     on_mesh = put_batch(values, program.mesh)
@@ -73,27 +74,40 @@ def test_what_was_compiled_to_count_is_what_runs(limit, caplog):
         step(params, opt_state, shorter, 1)  # what is compiled is told
         assert "XLA compilation of jit(train_step)" in caplog.text
 
-    limit(counted.total - 1)
+    limit(counted - 1)
     with pytest.raises(UserError) as error:
-        memory.check(program, print)
+        fit.check(program, print)
     print(error.value)
-    limit(counted.total)
+    limit(counted)
     said = []
-    memory.check(program, said.append)
+    fit.check(program, said.append)
     assert said[-1].startswith("Memory: a step takes ")
 
 
+@pytest.mark.slow
+def test_what_was_compiled_to_find_the_microbatch_is_what_runs(limit, caplog):
+    limit(program_of(train={"microbatch": 4}).compiled_memory())
+    program = program_of(train={"microbatch": "auto"})
+    assert program.microbatch.rows == 4 and program.microbatch.step_bytes is not None
+    params, opt_state = program.create()
+    batch = put_batch({name: np.ones(leaf.shape, leaf.dtype) for name, leaf in program.batch().items()}, program.mesh)
+    with jax.log_compiles():
+        fit.check(program, lambda text: None)
+        program.step(program.frozen)(params, opt_state, batch, 0)
+    assert "jit(train_step)" not in caplog.text
+
+
 def test_plain_room_compiles_nothing(limit, monkeypatch):
-    monkeypatch.setattr(memory, "compiled_memory", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(Program, "compiled_memory", lambda *_: pytest.fail("compiled"))
     limit(2**40)
     said = []
     for microbatch in (None, "auto"):
         program = program_of(train={"microbatch": microbatch})
-        memory.check(program, said.append)
-        assert program.microbatch == memory.Microbatch(8)
+        fit.check(program, said.append)
+        assert program.microbatch == Microbatch(8)
     assert said == ["Microbatch: 8 of 8 rows (auto: the largest that fits into a device's memory)"]
     limit(None)
-    memory.check(program_of(), said.append)
+    fit.check(program_of(), said.append)
     assert len(said) == 1
 
 
@@ -103,22 +117,22 @@ class Compiler:
     def __init__(self, monkeypatch, fixed, per_row):
         self.seen = []
 
-        def count(program, batch_size=None):
-            assert batch_size is None
-            self.seen.append(program.microbatch.rows)
-            total = fixed + per_row * program.microbatch.rows
+        def count(program, rows=None):
+            rows = program.microbatch.rows if rows is None else rows
+            self.seen.append(rows)
+            total = fixed + per_row * rows
             if program.recipe.train.remat == "full":
-                total -= per_row * program.microbatch.rows // 2
-            return memory.Memory(fixed, total - fixed, 0, total)
+                total -= per_row * rows // 2
+            return total
 
-        monkeypatch.setattr(memory, "compiled_memory", count)
+        monkeypatch.setattr(Program, "compiled_memory", count)
 
 
 @pytest.mark.parametrize(("room", "rows"), [(1000, 16), (170, 4), (130, 2), (111, 1), (50, 1)])
 def test_the_largest_microbatch_that_fits_is_found(limit, monkeypatch, room, rows):
     """The compiler decides, wherever the estimate (here far too high for any of them) begins."""
     compiler = Compiler(monkeypatch, fixed=100, per_row=10)
-    monkeypatch.setattr(memory, "estimate", lambda program, rows=None: 100 + 30 * rows)
+    monkeypatch.setattr(Program, "estimated_memory", lambda program, rows=None: 100 + 30 * rows)
     limit(room)
     program = program_of(batch_size=16, train={"microbatch": "auto"})
     assert program.microbatch.rows == rows
@@ -132,14 +146,14 @@ def test_a_step_that_does_not_fit_names_two_changes_that_would(limit, monkeypatc
     def estimate(program, rows=None):
         return 100 + (5 if program.recipe.train.remat == "full" else 10) * rows
 
-    monkeypatch.setattr(memory, "estimate", estimate)
+    monkeypatch.setattr(Program, "estimated_memory", estimate)
     limit(190)
     with pytest.raises(UserError) as error:
-        memory.check(program_of(batch_size=16), lambda text: None)
+        fit.check(program_of(batch_size=16), lambda text: None)
     assert "would fit: train.microbatch=8; or train.remat=full" in str(error.value)
     limit(10)
     with pytest.raises(UserError, match=r"would fit: mesh\.fsdp=\d+ on that many devices; or a smaller model"):
-        memory.check(program_of(batch_size=16), lambda text: None)
+        fit.check(program_of(batch_size=16), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +166,7 @@ def test_a_step_that_does_not_fit_names_two_changes_that_would(limit, monkeypatc
     ],
 )  # fmt: skip
 def test_what_a_compiler_that_refuses_says_is_read(said, size):
-    assert memory._said_to_take(said) == pytest.approx(size)
+    assert memory.required_bytes(said) == pytest.approx(size)
 
 
 def test_an_automatic_mesh_of_one_device_is_that_device():
@@ -167,8 +181,10 @@ EIGHT_DEVICES = """
     import jax, pytest
     from test_memory import nbytes, program_of, recipe_of
     from zoo.errors import UserError
-    from zoo.train import memory
+    from zoo.hardware import memory as hardware_memory
+    from zoo.plan import fit
     from zoo.plan.layout import choose, make_mesh_for
+    from zoo.train import memory
     from zoo.train.program import Program
 
     def shape(recipe, limit):
@@ -184,9 +200,9 @@ EIGHT_DEVICES = """
         one = recipe_of(mesh=dict(data=data, fsdp=fsdp, tensor=tensor), seq_len=8)
         programs.append(Program(one, make_mesh_for(one)))
     params, opt_state = programs[-1].create()
-    state = memory.state_bytes(programs[-1])
-    assert (state["params"], state["optimizer"]) == (nbytes(params), nbytes(opt_state))
-    needs = [memory.estimate(program) for program in programs]
+    state = programs[-1].state_bytes
+    assert (state.params, state.optimizer) == (nbytes(params), nbytes(opt_state))
+    needs = [program.estimated_memory() for program in programs]
     assert needs == sorted(needs, reverse=True)
     for wanted, need in zip(sizes, needs):
         assert shape(recipe, need / memory.FILLED + 1) == wanted, (wanted, needs)
@@ -202,10 +218,10 @@ EIGHT_DEVICES = """
 
     # Where it does not fit, more fsdp is offered, and it does what it says.
     program = Program(recipe_of(), make_mesh_for(recipe_of()))
-    taken = memory.compiled_memory(program)
-    memory.device_memory = lambda device: taken.total - 1
+    taken = program.compiled_memory()
+    hardware_memory.device_memory = lambda device: taken - 1
     with pytest.raises(UserError, match=r"would fit: .*mesh\\.fsdp=[248]") as error:
-        memory.check(program, print)
+        fit.check(program, print)
     print("chosen", error.value)
 """
 

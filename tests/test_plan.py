@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from zoo.cli.main import main
 from zoo.errors import UserError
 from zoo.hardware.topologies import chip_of, parse_topology
-from zoo.plan import collectives, compiled, estimate, search, targets
+from zoo.plan import collectives, estimate, search, targets
 from zoo.plan.collectives import Collective
 from zoo.plan.compiled import Needs
 from zoo.plan.report import make_plan
@@ -255,21 +255,6 @@ def test_time_on_the_network():
     assert collectives.seconds([gather], inside, parse_topology("cpu:16")) is None
 
 
-@pytest.mark.parametrize(
-    ("message", "size"),
-    [
-        (
-            "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (23.50G) exceeds available HBM (15G).",
-            23.5,
-        ),
-        ("RESOURCE_EXHAUSTED: Used 38.25G of 31.24G hbm. Exceeded hbm capacity by 7.02G.", 38.25),
-        ("INTERNAL: 23.5G of something", None),
-    ],
-)
-def test_what_a_refused_step_would_take(message, size):
-    assert compiled._needed(message) == (None if size is None else int(size * 2**30))
-
-
 def program(recipe, *overrides: str) -> Program:
     loaded = load_recipe(recipe, overrides)
     return Program(loaded, make_mesh(loaded.mesh, jax.devices()[:1]))
@@ -300,6 +285,11 @@ def test_frozen_weights_are_brought_together_too():
         compute_dtype=jnp.bfloat16, mesh=mesh, params={"lora": leaf(8, 2)}, frozen={"kernel": leaf(8, 32)}
     )
     assert estimate._largest_gathered(adapters) == 8 * 32 * 2
+
+
+def test_what_jax_reads_when_it_is_imported_can_be_set_after_the_topology_is_known():
+    program = "import sys, zoo.plan.targets; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_plan_for_cpus_shares_out_what_this_process_may_use(monkeypatch):

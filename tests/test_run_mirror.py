@@ -26,7 +26,7 @@ from zoo.weights import resolve
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(run_mirror, "_SETTLE", 0.0)
+    monkeypatch.setattr(run_mirror, "_VISIBLE_AFTER", 0.0)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, remote):
 
 
 def test_the_lock_is_signed_again_and_again(tmp_path, remote, monkeypatch):
-    monkeypatch.setattr(run_mirror, "_SIGN_EVERY", 0.02)
+    monkeypatch.setattr(run_mirror, "_HEARTBEAT_EVERY", 0.02)
     with Mirror(remote, tmp_path / "here").locked():
         path = tmp_path / "bucket" / "run" / "lock"
         first = json.loads(path.read_text())["time"]

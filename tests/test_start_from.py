@@ -213,7 +213,7 @@ def test_adapters_begin_on_a_base_that_is_read_again_and_may_not_change(tmp_path
     same(first.frozen, newer)
     adapters, _ = written(recipe, 4, seed=7)
     assert all("/lora/" in path for path in adapters)
-    stored = Checkpoints(recipe.run_dir / "checkpoints").leaves(4)
+    stored = Checkpoints(recipe.run_dir / "checkpoints").parameter_shapes(4)
     assert set(stored) == set(adapters)  # a checkpoint holds the adapters alone
     again = begun(recipe)
     assert again.state.step == 4 and again.base == first.base

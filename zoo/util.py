@@ -1,7 +1,8 @@
-"""Small helpers without a room of their own. Standard library only."""
+"""Small helpers that belong to no package. Standard library only."""
 
 import difflib
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 
 def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new one, never half.
+    """Writes a small file so that a reader, or a crash, sees the old content or the new one, never half.
 
     The data goes to a temporary name in the same directory, is fsynced and renamed over `path`.
     """
@@ -35,13 +36,19 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
 
 
 def cache_directory() -> Path:
-    """Where zoo keeps copies and what can be made again: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo."""
+    """Returns the directory for copies: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo; it is not created."""
     own, users = os.environ.get("ZOO_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or f"{users}/zoo").expanduser().absolute()
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's text, at most `limit` characters; its class's name where it has none."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= limit else line[: limit - 4].rsplit(" ", 1)[0] + " ..."
+
+
 def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8; halves of characters cannot, nor bytes that Python read as such."""
+    """Returns whether the text can be written as UTF-8; lone surrogates cannot, nor bytes that Python read as such."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -50,21 +57,25 @@ def is_utf8(text: str) -> bool:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like `word`, or None when nothing is close."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """Returns the choice most like `word`, or None when nothing is close."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)), None)
 
 
 def sha256_hex(data: bytes) -> str:
-    """SHA-256 of `data` as 64 hexadecimal digits."""
+    """Returns the SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def human_duration(seconds: float) -> str:
-    """`seconds` as people say it: '42s', '3m 07s', '1h 12m'."""
+    """Returns seconds as '42s', '3m 07s' or '1h 12m'."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
         return f"{seconds // 60}m {seconds % 60:02d}s"
     return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+
+
+def human_gib(size: float) -> str:
+    """Returns bytes as '1.50 GiB'; an infinite size is 'more than there is'."""
+    return f"{size / 2**30:.2f} GiB" if size < math.inf else "more than there is"

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved in the background, verified on restore. Only `orbax_io` under it knows Orbax.
+"""Checkpoints of a run: saved in the background, verified on restore.
 
 A checkpoint is the directory `<checkpoints>/<step>/` and holds
 
@@ -9,62 +9,59 @@ A checkpoint is the directory `<checkpoints>/<step>/` and holds
 
 and beside them best.json names the pinned one. Format 1 had the checksums in an array instead of `integrity`.
 
-Orbax writes to a temporary name and renames (in an object store: writes commit_success.txt last), so a kill in
-mid-save leaves the checkpoint before it intact. A bit that flips later loads silently in Orbax: hence the checksums,
-and the hash over the small JSON.
+Orbax writes to a temporary name and renames (in an object store it writes commit_success.txt last), so a kill during a
+save leaves the checkpoint before it intact. A bit that flips later loads silently in Orbax: hence the checksums, and
+the hash over the small JSON.
 
 With several processes all of them make the same calls. Process 0 decides which checkpoint is restored and deletes;
-whether one is damaged is decided by all together, so that none waits for another that took another way.
+whether one is damaged is decided by all together, so that no process waits for another that took another way.
 """
 
-import contextlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from zoo.checkpoints import orbax_io as files
-from zoo.checkpoints import pytree as trees
-from zoo.checkpoints import storage
+from zoo.checkpoints import orbax_io, pytree, storage
+from zoo.checkpoints.directory import CheckpointDirectory, Pin
 from zoo.checkpoints.orbax_io import DamagedCheckpoint, Items
 from zoo.distributed.collectives import broadcast_one, first_problem, is_main_process
 from zoo.errors import UserError
 
-__all__ = ["BEST_FILE", "Checkpoints", "DamagedCheckpoint", "Restored"]
+__all__ = ["Checkpoints", "DamagedCheckpoint", "Restored"]
 
 logger = logging.getLogger(__name__)
-
-BEST_FILE = "best.json"
-_DAMAGED = ".damaged"
-_DELETED = ".deleted"
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What `Checkpoints.restore` and `restore_params` give back."""
+    """A checkpoint's content, from `Checkpoints.restore` or `restore_params`.
+
+    Attributes:
+      step: of the checkpoint.
+      params: a tree like the abstract parameters asked for.
+      opt_state: a tree like the abstract optimizer state asked for; None from `restore_params`.
+      meta: the dict given to `save`.
+    """
 
     step: int
     params: Any
-    """Same tree as the abstract parameters asked for."""
     opt_state: Any
-    """Same tree as the abstract optimizer state; None from `restore_params`."""
     meta: dict[str, Any]
-    """The dict given to `save`."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-      directory: where the `<step>` directories lie, local or remote; created by the first save.
+      directory: where the `<step>` directories lie, local or remote; the first save creates it.
       keep: how many of the newest complete checkpoints stay (at least 1). None opens the directory
         read-only: nothing is cleaned up, set aside or deleted, so a run that is still going is not disturbed.
-      keep_every: those of steps that it divides stay as well, for good; 0: none do.
+      keep_every: checkpoints of steps that it divides stay as well, for good; 0: none do.
 
     The pinned checkpoint stays too. An older one is deleted only when a newer one is known to be on the disk: for a
     while there is one more.
@@ -76,15 +73,13 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, *, keep: int | None = None, keep_every: int = 0):
         if keep is not None and keep < 1:
             raise UserError(f"checkpoint.keep is {keep}; it must be at least 1")
-        self.directory = storage.directory(directory)
+        self._directory = CheckpointDirectory(directory)
         self._keep, self._keep_every = keep, keep_every
-        self._pinned: tuple[int, dict[str, Any]] | None = None
+        self._pinned: Pin | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._pending: list[tuple[int, Future]] = []
-        storage.check_reachable(self.directory)
         if keep is not None and is_main_process():
-            for leftover in self._leftovers():
-                storage.remove(leftover)
+            self._directory.remove_leftovers()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -97,35 +92,46 @@ class Checkpoints:
                 self._worker.shutdown()
                 self._worker = None
 
+    @property
+    def directory(self) -> epath.Path:
+        """The path under which the `<step>` directories lie."""
+        return self._directory.path
+
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal() and files.complete(path))
+        """Returns the steps of the complete checkpoints, ascending."""
+        return self._directory.steps()
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return (self.steps() or [None])[-1]
+        """Returns the newest complete step, or None."""
+        return self._directory.latest()
+
+    # ------------------------------------------------------------------------------------------------- writing
 
     def save(self, step: int, params: Any, opt_state: Any, meta: dict[str, Any]) -> None:
-        """Start saving; returns as soon as the state has been copied, so the arrays may be donated at once.
+        """Starts saving; returns as soon as the state has been copied, so the arrays may be donated at once.
 
         On the CPU devices of one process nothing is copied, and the files are begun in the background as well. Waits
-        for the save before it, whose failure is raised here. `meta` is JSON-serialisable. A complete checkpoint of the
-        same step is replaced.
+        for the save before it, whose failure is raised here. A complete checkpoint of the same step is replaced.
+
+        Args:
+          step: updates done.
+          params, opt_state: trees of arrays.
+          meta: JSON-serialisable.
 
         Raises:
           UserError: there is no room, or the directory may not be written; the checkpoints before are as they were.
         """
         self.wait()
         step = int(step)
-        items = {"model": trees.named(params), "optimizer": trees.named(opt_state)}
-        needed = trees.nbytes(leaf for leaves in items.values() for leaf in leaves.values())
+        items = {"model": pytree.named(params), "optimizer": pytree.named(opt_state)}
+        needed = pytree.nbytes(leaf for leaves in items.values() for leaf in leaves.values())
         self._make_room(step, needed)
-        with self._writing(step, needed):
-            written = files.start(self._path(step), step, items, meta)
-        self._later(step, lambda: self._finish(step, written, needed))
+        with self._directory.writing(step, needed):
+            finish = orbax_io.start(self._directory.of(step), step, items, meta)
+        self._run_later(step, lambda: self._finish(step, finish, needed))
 
     def wait(self) -> None:
-        """Block until the running save, if any, is complete and on the disk, and what is too old is deleted.
+        """Blocks until the running save, if any, is complete and on the disk, and what is too old is deleted.
 
         Raises:
           UserError: there was no room for it, or the directory may not be written.
@@ -139,9 +145,13 @@ class Checkpoints:
                     self._pending.pop(0)
 
     def pin(self, step: int, reason: dict[str, Any]) -> None:
-        """Keep the checkpoint of a step, saved or being saved, until another is pinned; the one before is let go.
+        """Keeps the checkpoint of a step, saved or being saved, until another is pinned; the one before is let go.
 
-        `reason` is JSON that says why, {"heldout_loss": 3.2}. Waits for nothing: it is written after the save.
+        It returns at once: the pin is written in the background, after the save.
+
+        Args:
+          step: the checkpoint's.
+          reason: JSON that says why, {"heldout_loss": 3.2}.
 
         Raises:
           ValueError: there is no checkpoint of that step.
@@ -149,33 +159,82 @@ class Checkpoints:
         if not self._has(step):
             raise ValueError(f"there is no checkpoint of step {step} to pin; there are {self.steps()}")
         self._pinned = int(step), reason
-        self._later(step, self._write_pin)
+        self._run_later(step, self._write_pin)
 
-    def pinned(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, reason) of the pinned checkpoint, or None."""
-        found = self._pinned or self._written_pin()
-        return found if found is not None and self._has(found[0]) else None
+    def pinned(self) -> Pin | None:
+        """Returns (step, reason) of the pinned checkpoint, or None."""
+        pin = self._pinned or self._directory.read_pin()
+        return pin if pin is not None and self._has(pin[0]) else None
+
+    def _has(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, or will be when what is running is done."""
+        return any(step == pending for pending, _ in self._pending) or step in self.steps()
+
+    def _make_room(self, step: int, needed: int) -> None:
+        """Raises UserError, on all processes alike, unless the directory can be made and there is room in it."""
+        problem = None
+        if is_main_process():
+            try:
+                self._directory.make_room(step, needed)
+            except UserError as error:
+                problem = str(error)
+        problem = broadcast_one(problem)
+        if problem is not None:
+            raise UserError(problem)
+
+    def _run_later(self, step: int, work: Callable[[], None]) -> None:
+        """Has it done in the background, after what is being done there."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending.append((step, self._worker.submit(work)))
+
+    def _finish(self, step: int, finish: Callable[[], None], needed: int) -> None:
+        """Waits until a save is complete, takes it to the disk and deletes what is too old. In the background."""
+        try:
+            with self._directory.writing(step, needed):
+                finish()
+                if is_main_process():
+                    storage.sync(self._directory.of(step))
+        except UserError:
+            # What has been written of it takes the room that the user is asked to make.
+            if is_main_process():
+                self._directory.remove_leftovers(step)
+            raise
+        self._delete_old()
+
+    def _write_pin(self) -> None:
+        if is_main_process() and self._pinned is not None and self._pinned[0] in self.steps():
+            self._directory.write_pin(self._pinned)
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        if self._keep is None or not is_main_process():
+            return
+        # Both: until the new pin is on the disk a crash would leave the old one's file.
+        pinned = {pin[0] for pin in (self._pinned, self._directory.read_pin()) if pin is not None}
+        self._directory.delete_old(keep=self._keep, keep_every=self._keep_every, pinned=pinned)
+
+    # ------------------------------------------------------------------------------------------------- reading
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """The `meta` given to `save` for that step. May be called by one process alone.
+        """Returns the `meta` given to `save` for that step. One process alone may call it.
 
-        Raises DamagedCheckpoint, and UserError where a newer zoo wrote it.
+        Raises:
+          DamagedCheckpoint: it is not what was written.
+          UserError: a newer zoo wrote it.
         """
-        content = files.read_content(self._path(step))
-        self._refuse_newer(step, content)
-        return content["meta"]
+        return self._read_content(step)["meta"]
 
-    def leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """{name: (shape, dtype)} of the parameters in a checkpoint, from its description alone.
+    def parameter_shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns {name: (shape, dtype)} of a checkpoint's parameters, from its meta alone. One process may call it.
 
-        Raises UserError where that is damaged or a newer zoo wrote it. May be called by one process alone.
+        Raises:
+          UserError: the meta is damaged, or a newer zoo wrote it.
         """
         try:
-            content = files.read_content(self._path(step))
+            stored = self._read_content(step)["leaves"]["model"]
         except DamagedCheckpoint as error:
-            raise UserError(f"{self._where(step)} is damaged: {error}") from None
-        self._refuse_newer(step, content)
-        stored = content["leaves"]["model"]
+            raise UserError(f"{self._directory.describe(step)} is damaged: {error}") from None
         return {name: (tuple(shape), dtype) for name, (shape, dtype) in stored.items()}
 
     def restore(
@@ -186,7 +245,7 @@ class Checkpoints:
         accept: Callable[[dict], None] | None = None,
         step: int | None = None,
     ) -> Restored | None:
-        """The newest good checkpoint, laid on the shardings of the abstract trees; None if there is none.
+        """Returns the newest good checkpoint, laid on the shardings of the abstract trees; None if there is none.
 
         A damaged one is reported by a warning and renamed to `<step>.damaged`; then the one before is tried.
 
@@ -199,19 +258,19 @@ class Checkpoints:
           UserError: the checkpoint holds other names, shapes or dtypes; there is none of that step; or every one of
             them is damaged.
         """
-        wanted = {"model": trees.named(params), "optimizer": trees.named(opt_state)}
+        wanted = {"model": pytree.named(params), "optimizer": pytree.named(opt_state)}
 
         def load(step: int) -> Restored:
             content = self._content(step)
             if accept is not None:
                 accept(content["meta"])
             for item, leaves in wanted.items():
-                trees.refuse_other(content["leaves"][item], trees.described(leaves), self._where(step))
+                pytree.check_same(content["leaves"][item], pytree.described(leaves), self._directory.describe(step))
             arrays = self._arrays(step, wanted, content)
             return Restored(
                 step=step,
-                params=trees.replaced(params, arrays["model"]),
-                opt_state=trees.replaced(opt_state, arrays["optimizer"]),
+                params=pytree.replace_leaves(params, arrays["model"]),
+                opt_state=pytree.replace_leaves(opt_state, arrays["optimizer"]),
                 meta=content["meta"],
             )
 
@@ -233,133 +292,23 @@ class Checkpoints:
         Raises:
           UserError: as `restore`, but that dtypes may differ.
         """
-        wanted = {name: leaf for name, leaf in trees.named(params).items() if only is None or only(name)}
+        wanted = {name: leaf for name, leaf in pytree.named(params).items() if only is None or only(name)}
 
         def load(step: int) -> Restored:
             content = self._content(step)
             stored = {name: leaf for name, leaf in content["leaves"]["model"].items() if only is None or only(name)}
-            shapes = ({name: leaf[:1] for name, leaf in tree.items()} for tree in (stored, trees.described(wanted)))
-            trees.refuse_other(*shapes, self._where(step))
+            shapes = ({name: leaf[:1] for name, leaf in tree.items()} for tree in (stored, pytree.described(wanted)))
+            pytree.check_same(*shapes, self._directory.describe(step))
             arrays = self._arrays(step, {"model": wanted}, content)
-            return Restored(step, trees.replaced(params, arrays["model"]), None, content["meta"])
+            return Restored(step, pytree.replace_leaves(params, arrays["model"]), None, content["meta"])
 
         return self._newest_good(load, only=step)
-
-    # ------------------------------------------------------------------------------------------------- writing
-
-    def _make_room(self, step: int, needed: int) -> None:
-        """Raises UserError, on all processes alike, unless the directory can be made and there is room in it."""
-        problem = None
-        if is_main_process():
-            try:
-                with self._writing(step, needed):
-                    self.directory.mkdir(parents=True, exist_ok=True)
-                free = storage.free_bytes(self.directory)
-                if free is not None and free < needed:
-                    problem = self._no_room(step, needed)
-            except UserError as error:
-                problem = str(error)
-        problem = broadcast_one(problem)
-        if problem is not None:
-            raise UserError(problem)
-
-    def _finish(self, step: int, written: Callable[[], None], needed: int) -> None:
-        """Wait until a save is complete, take it to the disk and delete what is too old. In the background."""
-        try:
-            with self._writing(step, needed):
-                written()
-                if is_main_process():
-                    storage.sync(self._path(step))
-        except UserError:
-            # What has been written of it takes the room that the user is asked to make.
-            if is_main_process():
-                for leftover in [*self._leftovers(), self._path(step)]:
-                    storage.remove(leftover)
-            raise
-        self._delete_old()
-
-    def _write_pin(self) -> None:
-        if is_main_process() and self._pinned is not None and self._pinned[0] in self.steps():
-            step, reason = self._pinned
-            content = json.dumps({"step": step, "reason": reason}) + "\n"
-            with self._writing(step, len(content)):
-                storage.write_small(self.directory / BEST_FILE, content)
-        self._delete_old()
-
-    def _written_pin(self) -> tuple[int, dict[str, Any]] | None:
-        try:
-            found = json.loads((self.directory / BEST_FILE).read_text())
-            return int(found["step"]), dict(found["reason"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be read (%r); no checkpoint is pinned", self.directory / BEST_FILE, error)
-            return None
-
-    def _delete_old(self) -> None:
-        if self._keep is None or not is_main_process():
-            return
-        # Both: until the new pin is on the disk a crash would leave the old one's file.
-        pinned = {pin[0] for pin in (self._pinned, self._written_pin()) if pin is not None}
-        for old in self.steps()[: -self._keep]:
-            forever = self._keep_every and old % self._keep_every == 0
-            if not forever and old not in pinned:
-                self._delete(old)
-
-    def _delete(self, step: int) -> None:
-        # First it ceases to be a checkpoint: what a kill leaves half deleted must not look complete.
-        path = self._path(step)
-        with contextlib.suppress(OSError):
-            if storage.is_remote(path):
-                (path / files.COMMITTED).unlink(missing_ok=True)
-            else:
-                path = path.rename(self.directory / f"{step}{_DELETED}")
-            storage.remove(path)
-
-    def _later(self, step: int, work: Callable[[], None]) -> None:
-        """Have it done in the background, after what is being done there."""
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._pending.append((step, self._worker.submit(work)))
-
-    @contextlib.contextmanager
-    def _writing(self, step: int, needed: int) -> Iterator[None]:
-        """Turns what a full or read-only disk raises into a UserError."""
-        try:
-            yield
-        except Exception as error:
-            if words := storage.full(error):
-                raise UserError(self._no_room(step, needed, f" ({words})")) from error
-            if words := storage.refused(error):
-                raise UserError(
-                    f"{self.directory} cannot be written ({words}); {self._intact()}. Make it "
-                    f"writable, or choose another logging.runs_dir"
-                ) from error
-            raise
-
-    def _no_room(self, step: int, needed: int, words: str = "") -> str:
-        free = storage.free_bytes(self.directory)
-        there = "" if free is None else f", {free:,} are free"
-        return (
-            f"{self.directory}: there is no room for the checkpoint of step {step}{words}: it needs {needed:,} "
-            f"bytes{there}; {self._intact()}. Make room (or lower checkpoint.keep) and start again"
-        )
-
-    def _intact(self) -> str:
-        good = self.latest()
-        return "there is no checkpoint yet" if good is None else f"the checkpoint of step {good} is intact"
-
-    # ------------------------------------------------------------------------------------------------- reading
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
         self.wait()
         if only is not None and only not in (steps := broadcast_one(self.steps())):
             raise UserError(f"no checkpoint of step {only} in {self.directory}; there are {steps or 'none'}")
-        aside = (
-            broadcast_one(sorted(path.name for path in self._entries() if _DAMAGED in path.name))
-            if only is None
-            else []
-        )
+        damaged = broadcast_one(self._directory.damaged()) if only is None else []
         tried: set[int] = set()
         # The list is read anew each time: a run that goes on may have replaced the checkpoint just tried.
         while untried := broadcast_one([step for step in self.steps() if step not in tried and only in (None, step)]):
@@ -370,88 +319,61 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 if is_main_process():
                     logger.warning("checkpoint %d is damaged (%s); trying the one before", step, error)
-                aside.append(self._set_aside(step))
-        if aside:
+                damaged.append(self._set_aside(step))
+        if damaged:
             raise UserError(
-                f"no good checkpoint is left in {self.directory}; damaged: {', '.join(sorted(aside))}. "
+                f"no good checkpoint is left in {self.directory}; damaged: {', '.join(sorted(damaged))}. "
                 f"Start over with --fresh"
             )
         return None
 
     def _set_aside(self, step: int) -> str:
-        """Rename a damaged checkpoint; its new name."""
+        """Renames a damaged checkpoint, unless this is read-only, and returns its name."""
         if self._keep is None:
             return str(step)
-        name, number = f"{step}{_DAMAGED}", 2
-        if is_main_process():
-            while (self.directory / name).exists():
-                name, number = f"{step}{_DAMAGED}-{number}", number + 1
-            with self._writing(step, 0):
-                self._path(step).rename(self.directory / name)
-        return broadcast_one(name)
+        return broadcast_one(self._directory.set_aside(step) if is_main_process() else None)
 
     def _content(self, step: int) -> dict[str, Any]:
-        """What process 0 reads of a checkpoint's description, and of its checksums, on every process."""
+        """A checkpoint's meta and checksums, read by process 0, on every process."""
         content, problem = None, None
         if is_main_process():
             try:
-                content = files.read_content(self._path(step))
-                self._refuse_newer(step, content)
-                content["checksums"] = files.read_checksums(self._path(step), content)
+                content = self._read_content(step)
+                content["checksums"] = orbax_io.read_checksums(self._directory.of(step), content)
             except (DamagedCheckpoint, UserError) as error:
                 content, problem = None, [type(error) is UserError, str(error)]
         content, problem = broadcast_one([content, problem])
         if problem is not None:
-            refused, text = problem
-            raise UserError(text) if refused else DamagedCheckpoint(text)
+            refused, message = problem
+            raise UserError(message) if refused else DamagedCheckpoint(message)
         return content
 
-    def _refuse_newer(self, step: int, content: dict[str, Any]) -> None:
-        if content["format"] > files.FORMAT:
+    def _read_content(self, step: int) -> dict[str, Any]:
+        content = orbax_io.read_content(self._directory.of(step))
+        if content["format"] > orbax_io.FORMAT:
             raise UserError(
-                f"{self._where(step)} has format {content['format']}, this version reads up to {files.FORMAT}; install "
-                f"a newer version"
+                f"{self._directory.describe(step)} has format {content['format']}, this version reads up to "
+                f"{orbax_io.FORMAT}; install a newer version"
             )
+        return content
 
     def _arrays(self, step: int, wanted: Items, content: dict[str, Any]) -> Items:
         """The wanted leaves of each item in their stored dtype, verified against the checksums."""
-        _together(lambda: files.check_structure(self._path(step), wanted, content))
-        arrays, checksums = _together(lambda: files.read_arrays(self._path(step), wanted, content))
-        files.verify(arrays, content["checksums"] or checksums or {})
+        path = self._directory.of(step)
+        _together(lambda: orbax_io.check_structure(path, wanted, content))
+        arrays, checksums = _together(lambda: orbax_io.read_arrays(path, wanted, content))
+        orbax_io.verify(arrays, content["checksums"] or checksums or {})
         return arrays
 
-    def _entries(self) -> list[epath.Path]:
-        return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
-    def _leftovers(self) -> list[epath.Path]:
-        """What a kill has left of a save or of a deletion."""
-        return [
-            path
-            for path in self._entries()
-            if files.TEMPORARY in path.name
-            or path.name.endswith(_DELETED)
-            or (path.name.isdecimal() and not files.complete(path))
-        ]
-
-    def _has(self, step: int) -> bool:
-        """Whether there is a checkpoint of a step, or will be when what is running is done."""
-        return any(step == pending for pending, _ in self._pending) or step in self.steps()
-
-    def _path(self, step: int) -> epath.Path:
-        return self.directory / str(step)
-
-    def _where(self, step: int) -> str:
-        return f"checkpoint {step} in {self.directory}"
-
-
-def _together(look: Callable[[], Any]) -> Any:
-    """What `look` gives on this process; DamagedCheckpoint on all of them where it raised that on one."""
-    found, problem = None, None
+def _together(read: Callable[[], Any]) -> Any:
+    """What `read` returns on this process; DamagedCheckpoint on all of them where it raised that on one."""
+    result, problem = None, None
     try:
-        found = look()
+        result = read()
     except DamagedCheckpoint as error:
         problem = str(error)
     problem = first_problem(problem)
     if problem is not None:
         raise DamagedCheckpoint(problem)
-    return found
+    return result

@@ -1,7 +1,7 @@
-"""One checkpoint's files, by way of Orbax: written in the background, read and held against their checksums.
+"""One checkpoint's files, by way of Orbax: written in the background, read and verified. Only this module knows Orbax.
 
-See zoo.checkpoints for what a checkpoint holds. Nothing here waits for another process, but `start` and the save that
-it starts.
+`zoo.checkpoints.manager` says what a checkpoint holds. Nothing here waits for another process, except `start` and the
+save that it starts.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from zoo.checkpoints import pytree as trees
-from zoo.checkpoints import storage
+from zoo.checkpoints import pytree, storage
 from zoo.distributed.collectives import is_main_process
-from zoo.util import sha256_hex
+from zoo.tree import unflatten
+from zoo.util import first_line, sha256_hex
 
 FORMAT = 2
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -30,16 +30,16 @@ COMMITTED = "commit_success.txt"
 Items = dict[str, dict[str, Any]]
 """{"model": {name: leaf}, "optimizer": {name: leaf}}"""
 
-# What the network or the rights are to blame for: the checkpoint may be as good as ever.
+# Errors of the network or of rights: the checkpoint may be as good as ever.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    # What goes wrong in Orbax's threads it raises and logs as well, with a traceback for each of them.
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    # Orbax raises the errors of its threads, and logs each with a traceback as well.
     return record.exc_info is None or "orbax" not in record.pathname
 
 
-logging.getLogger("absl").addFilter(_is_news)
+logging.getLogger("absl").addFilter(_is_not_raised_too)
 
 
 class DamagedCheckpoint(Exception):
@@ -47,38 +47,38 @@ class DamagedCheckpoint(Exception):
 
 
 def complete(path: epath.Path) -> bool:
-    """Whether a checkpoint's directory of its own name is one that was written to the end.
+    """Returns whether the checkpoint in a `<step>` directory was written to the end.
 
-    A local one is renamed when it is; in an object store it has its name from the start.
+    A local directory has that name only then; in an object store it has it from the start.
     """
     return not storage.is_remote(path) or (path / COMMITTED).exists()
 
 
 def start(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> Callable[[], None]:
-    """Begin to write a checkpoint; returns when its arrays may be donated. One that is there is replaced.
+    """Begins to write a checkpoint, replacing one that is there; returns when its arrays may be donated.
 
-    What it gives waits until all is written, and is to be called, in any thread. Orbax takes the better part of a
-    millisecond for each array before it returns: where the arrays can be kept without a copy that is left to the
-    thread. Not with several processes: Orbax compares their paths by a collective, which may not cross another.
+    The function it returns waits until all is written, and must be called, in any thread. Orbax takes nearly a
+    millisecond for each array before it returns. Where the arrays need no copy (`pytree.snapshot`), that is left to the
+    thread; not with several processes, since Orbax compares their paths by a collective, which may not cross another.
     """
-    again = trees.snapshot(items) if jax.process_count() == 1 else None
-    if again is None:
+    snapshot = pytree.snapshot(items) if jax.process_count() == 1 else None
+    if snapshot is None:
         return _write(path, step, items, meta).result
-    return lambda: _write(path, step, again(), meta).result()
+    return lambda: _write(path, step, snapshot(), meta).result()
 
 
 def _write(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> ocp.AsyncResponse[None]:
-    """Have Orbax copy the arrays and write them."""
+    """Has Orbax copy the arrays and write them."""
     content = {
         "format": FORMAT,
         "step": step,
-        "leaves": {item: trees.described(leaves) for item, leaves in items.items()},
+        "leaves": {item: pytree.described(leaves) for item, leaves in items.items()},
         "meta": meta,
     }
     names = [f"{item}/{name}" for item, leaves in items.items() for name in leaves]
-    checksums = trees.checksums([leaf for leaves in items.values() for leaf in leaves.values()])
+    checksums = pytree.checksums([leaf for leaves in items.values() for leaf in leaves.values()])
     written = {
-        **{item: trees.nested(leaves) for item, leaves in items.items() if leaves},  # Orbax refuses empty trees
+        **{item: unflatten(leaves, key=str) for item, leaves in items.items() if leaves},  # Orbax refuses empty trees
         "integrity": _Checksums(names, checksums),
         "meta": {"content": content, "sha256": _hash(content)},
     }
@@ -87,7 +87,7 @@ def _write(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> o
 
 
 def read_content(path: epath.Path) -> dict[str, Any]:
-    """{"format", "step", "leaves", "meta"} of a checkpoint. Raises DamagedCheckpoint."""
+    """Returns {"format", "step", "leaves", "meta"} of a checkpoint. Raises DamagedCheckpoint."""
     with _damage():
         file = json.loads((path / "meta" / "data.json").read_text())
         content, expected = file["content"], file["sha256"]
@@ -97,7 +97,7 @@ def read_content(path: epath.Path) -> dict[str, Any]:
 
 
 def read_checksums(path: epath.Path, content: dict[str, Any]) -> dict[str, int] | None:
-    """{"model/layers/0/...": checksum} of a checkpoint; None from format 1, which has them among the arrays.
+    """Returns {"model/layers/0/...": checksum}; None for format 1, which has them among the arrays.
 
     Raises DamagedCheckpoint.
     """
@@ -113,36 +113,36 @@ def check_structure(path: epath.Path, items: Iterable[str], content: dict[str, A
     Orbax, asked for an array that is not there in that shape, spills thousands of lines: so it is not asked.
     """
     with _damage(), _context(path, alone=True):
-        found = ocp.checkpointables_metadata(path).metadata
+        metadata = ocp.checkpointables_metadata(path).metadata
         for item in items:
             stored = content["leaves"][item]
-            if stored and trees.described(trees.named(found[item])) != stored:
+            if stored and pytree.described(pytree.named(metadata[item])) != stored:
                 raise DamagedCheckpoint(f"the arrays of its {item} are not those that were saved")
 
 
 def read_arrays(path: epath.Path, wanted: Items, content: dict[str, Any]) -> tuple[Items, dict[str, int] | None]:
-    """This process's part of the wanted leaves, in their stored dtype and laid on the shardings of the wanted ones,
-    and the checksums if they lie among the arrays (format 1). Nothing is verified yet. Raises DamagedCheckpoint.
+    """Returns this process's part of the wanted leaves, unverified, and of format 1 the checksums, else None.
 
-    With several processes all of them call it, and after `check_structure` was well on all: Orbax counts its loads, and
-    processes that had counted differently would miss each other in the next save.
+    The leaves have their stored dtype and the shardings of the wanted ones. With several processes all of them call it,
+    once `check_structure` has passed on all: Orbax counts its loads, and processes that had counted differently would
+    miss each other in the next save. Raises DamagedCheckpoint.
     """
     stored = content["leaves"]
     items = {
-        item: trees.nested({name: trees.abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()})
+        item: unflatten({name: pytree.abstract(leaf, stored[item][name][1]) for name, leaf in leaves.items()}, key=str)
         for item, leaves in wanted.items()
         if leaves
     }
     if content["format"] == 1:
         number = sum(len(leaves) for leaves in stored.values())
-        items["checksums"] = {"uint32": trees.abstract(np.zeros(number, np.uint32), "uint32")}
+        items["checksums"] = {"uint32": pytree.abstract(np.zeros(number, np.uint32), "uint32")}
     with _damage(), _context(path, alone=True):
         loaded = ocp.load_checkpointables(path, items)
     checksums = None
     if content["format"] == 1:
         names = [f"{item}/{name}" for item, leaves in stored.items() for name in sorted(leaves)]
         checksums = dict(zip(names, np.asarray(loaded["checksums"]["uint32"]).tolist(), strict=True))
-    return {item: trees.named(loaded.get(item, {})) for item in wanted}, checksums
+    return {item: pytree.named(loaded.get(item, {})) for item in wanted}, checksums
 
 
 def verify(arrays: Items, checksums: dict[str, int]) -> None:
@@ -150,22 +150,22 @@ def verify(arrays: Items, checksums: dict[str, int]) -> None:
     names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
     if not names:
         return
-    found = trees.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])()
-    for name, value in zip(names, found.tolist(), strict=True):
+    sums = pytree.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])()
+    for name, value in zip(names, sums.tolist(), strict=True):
         if checksums.get(name) != value:
             raise DamagedCheckpoint(f"{name} does not match its checksum")
 
 
 @dataclass(frozen=True)
 class _Checksums:
-    """Those of all leaves, in the order of the names; see `zoo.checkpoints.pytree.checksums`."""
+    """The checksums of all leaves, in the order of the names; see `zoo.checkpoints.pytree.checksums`."""
 
     names: list[str]
     values: Callable[[], np.ndarray]
 
 
 class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
-    """Writes {name: checksum} as JSON. They are had in the background: a save does not wait for them."""
+    """Writes {name: checksum} as JSON, in the background: a save does not wait for the checksums."""
 
     async def save(self, directory: Any, checkpointable: _Checksums) -> Awaitable[None]:
         return self._write(directory, checkpointable)
@@ -194,7 +194,7 @@ class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
 def _damage() -> Iterator[None]:
     """Turns whatever reading a broken file raises into DamagedCheckpoint.
 
-    A full memory is not damage, nor are a lost connection and missing rights.
+    A full memory is no damage, nor are a lost connection and missing rights.
     """
     try:
         yield
@@ -203,13 +203,13 @@ def _damage() -> Iterator[None]:
     except Exception as error:
         if any(word in str(error) for word in _NOT_DAMAGE):
             raise
-        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {storage.first_line(error)}") from error
+        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _context(path: epath.Path, *, alone: bool = False) -> ocp.Context:
-    """Orbax options: no compression (it is several times slower), `meta` as a plain JSON file.
+    """Orbax's options: no compression (it is several times slower), and `meta` as a plain JSON file.
 
-    alone: for reading without waiting for other processes, which may have found damage and never come.
+    With `alone` it reads without waiting for other processes, which may have met damage and never come.
     """
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")

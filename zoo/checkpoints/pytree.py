@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zoo.errors import UserError
+from zoo.tree import flatten, path_name
 
 _PIECE = 2**16  # elements that are summed up together: they stay in a core's cache
 _FEW_RUNS = 64
@@ -20,51 +21,38 @@ Described = dict[str, list]
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """{"layers/0/attn/q/kernel": leaf, ...}, sorted by name. None and empty nodes leave no trace."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return dict(sorted((_name(path), leaf) for path, leaf in pairs))
+    """Returns {"layers/0/attn/q/kernel": leaf, ...}, sorted by name. None and empty nodes leave no trace."""
+    return dict(sorted(flatten(tree).items()))
 
 
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves as dicts in dicts, a level for each part of a name."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def replaced(tree: Any, leaves: dict[str, Any]) -> Any:
-    """The tree of `tree` with the leaves of that name, each in the dtype of the leaf it replaces; the others stay."""
+def replace_leaves(tree: Any, leaves: dict[str, Any]) -> Any:
+    """Returns `tree` with the given leaves, by name, each cast to the dtype of the leaf it replaces; others stay."""
 
     def one(path: Any, leaf: Any) -> Any:
-        name = _name(path)
+        name = path_name(path)
         return leaves[name].astype(leaf.dtype) if name in leaves else leaf
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def described(leaves: dict[str, Any]) -> Described:
-    """Shape and dtype of each leaf, as JSON takes them."""
+    """Returns the shape and the dtype of each leaf, as JSON holds them."""
     return {name: [list(leaf.shape), jnp.dtype(leaf.dtype).name] for name, leaf in leaves.items()}
 
 
 def abstract(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:
-    """Shape and sharding of a leaf (the first local device where it has none), of another dtype."""
+    """Returns a ShapeDtypeStruct of the leaf's shape and sharding (else the first local device) and of `dtype`."""
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding)
 
 
 def nbytes(leaves: Iterable[Any]) -> int:
-    """Bytes of all the leaves, over all devices, each counted once however often it is replicated."""
+    """Returns the bytes of all the leaves together, each counted once however often it is replicated."""
     return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
-def refuse_other(stored: Described, wanted: Described, where: str) -> None:
-    """Raises UserError unless both are the same; it names the first few leaves that are not."""
+def check_same(stored: Described, wanted: Described, where: str) -> None:
+    """Raises UserError, naming the first few leaves that differ, unless both are the same; `where` names the stored."""
     if stored == wanted:
         return
 
@@ -78,10 +66,11 @@ def refuse_other(stored: Described, wanted: Described, where: str) -> None:
 
 
 def snapshot(tree: Any) -> Callable[[], Any] | None:
-    """What gives the arrays of a tree again, as they are now, though they be donated; None where that takes copies.
+    """Returns a function that gives the tree's arrays as they are now, also after the originals are donated.
 
-    Of arrays that lie in this process's memory it keeps views, which take no time and no room: XLA puts the results of
-    a step elsewhere while somebody looks at its arguments. To be called once, by any thread.
+    It holds views of the arrays in this process's memory, which takes neither time nor room: XLA writes the results of
+    a step elsewhere while an argument has a view. Any thread may call it, once. Returns None where the arrays would
+    have to be copied, as those of accelerators and of other processes.
     """
     leaves, structure = jax.tree.flatten(tree)
     if not all(_on_host(leaf) for leaf in leaves):
@@ -89,7 +78,7 @@ def snapshot(tree: Any) -> Callable[[], Any] | None:
     views = [_views(leaf) for leaf in leaves]
     layouts = [(leaf.shape, leaf.sharding) if isinstance(leaf, jax.Array) else None for leaf in leaves]
 
-    def again() -> Any:
+    def restore() -> Any:
         arrays = []
         for parts, layout in zip(views, layouts, strict=True):
             if layout is None:
@@ -99,28 +88,29 @@ def snapshot(tree: Any) -> Callable[[], Any] | None:
             arrays.append(jax.make_array_from_single_device_arrays(*layout, shards))
         return jax.tree.unflatten(structure, arrays)
 
-    return again
+    return restore
 
 
 def checksums(leaves: list[Any]) -> Callable[[], np.ndarray]:
-    """uint32 [len(leaves)]: for each leaf the sum of its elements' bits x (2i + 1) mod 2^32, when it is called.
+    """Returns a function that gives the checksums of the leaves as they are now, uint32 [len(leaves)].
 
-    i is the element's index in row-major order. The weights are odd, so any change of one element shows; the
-    sum has no order, so it is the same on every sharding. Of the leaves as they are now, though they be donated
-    afterwards. Accelerators compute it, and what this returns only fetches it. On CPU it is computed when that is
-    called: NumPy takes a fifth of the time of XLA, which copies an array to read its bits.
+    A checksum is the sum of the elements' bits x (2i + 1) mod 2^32, where i is the element's index in row-major order.
+    The weights are odd, so any change of one element shows; a sum has no order, so it is the same on every sharding.
+    The leaves may be donated before the function is called. Accelerators compute the sums at once and the function only
+    fetches them. On CPUs the function computes them: NumPy takes a fifth of the time of XLA, which copies an array to
+    read its bits.
     """
     if all(_on_host(leaf) for leaf in leaves):
         parts = [_host_parts(leaf) for leaf in leaves]  # views: they hold on to what is donated
         return lambda: np.array([sum(_part_sum(*part) for part in each) % 2**32 for each in parts], np.uint32)
     shardings = (getattr(leaf, "sharding", None) for leaf in leaves)
     mesh = next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
-    found = _compiled(None if mesh is None else NamedSharding(mesh, PartitionSpec()))(leaves)
-    return lambda: np.asarray(found)
+    sums = _compiled(None if mesh is None else NamedSharding(mesh, PartitionSpec()))(leaves)
+    return lambda: np.asarray(sums)
 
 
 def _on_host(leaf: Any) -> bool:
-    """Whether all of an array lies in this process's memory, to be looked at without copying, in words that fit."""
+    """Whether all of an array lies in this process's memory and can be viewed as integers of at most four bytes."""
     if leaf.dtype.itemsize > 4 or not isinstance(leaf, jax.Array | np.ndarray):
         return False
     if isinstance(leaf, np.ndarray):
@@ -129,7 +119,7 @@ def _on_host(leaf: Any) -> bool:
 
 
 def _views(leaf: Any) -> list[tuple[Any, np.ndarray]]:
-    """(device, its part) of every device that has one."""
+    """The (device, part) of every device that holds one."""
     if isinstance(leaf, np.ndarray):
         return [(None, np.copy(leaf))]
     if len(leaf.sharding.device_set) == 1:  # `addressable_shards` would take longer than all else
@@ -138,7 +128,7 @@ def _views(leaf: Any) -> list[tuple[Any, np.ndarray]]:
 
 
 def _host_parts(leaf: Any) -> list[tuple[np.ndarray, list[int], tuple[int, ...]]]:
-    """(part, where it begins on each axis of the whole, the whole's shape), of each part once."""
+    """The (part, its first index on each axis of the whole, the whole's shape) of every part, replicas once."""
     if isinstance(leaf, np.ndarray):
         return [(leaf, [0] * leaf.ndim, leaf.shape)]
     return [
@@ -149,7 +139,7 @@ def _host_parts(leaf: Any) -> list[tuple[np.ndarray, list[int], tuple[int, ...]]
 
 
 def _part_sum(part: np.ndarray, begin: list[int], shape: tuple[int, ...]) -> int:
-    """A part's share of its leaf's checksum, from the sums of its runs: of neighbours that are neighbours in the whole.
+    """A part's share of its leaf's checksum, from its runs: elements that are neighbours in the part and the whole.
 
     A run that begins at element g adds sum(bits (2i + 1)) + 2g sum(bits), i counted from its own beginning.
     """
@@ -195,7 +185,3 @@ def _checksum(x: jax.Array) -> jax.Array:
     for axis, length in enumerate(bits.shape):
         index = index * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

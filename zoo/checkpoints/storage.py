@@ -1,8 +1,8 @@
 """Directories that are local or remote (gs:// and what else etils.epath knows), and what can go wrong in them.
 
-Everything here takes and gives `epath.Path`, which is a pathlib path where the directory is local. What only a local
-file system has (fsync, free space, a rename that is atomic) is done there and left out elsewhere: an object store
-keeps what it has acknowledged.
+All functions take and return `epath.Path`, which is a pathlib path where the directory is local. What only a local file
+system has (fsync, free space, an atomic rename) is done there and left out elsewhere: an object store keeps what it
+has acknowledged.
 """
 
 import errno
@@ -13,19 +13,23 @@ from pathlib import Path
 from etils import epath
 
 from zoo.errors import UserError
-from zoo.util import atomic_write, cache_directory
+from zoo.util import atomic_write, cache_directory, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is a URL ("gs://bucket/runs")."""
+    """Returns whether a path is a URL ("gs://bucket/runs")."""
     return "://" in (path if isinstance(path, str) else str(path))
 
 
 def directory(path: str | os.PathLike) -> epath.Path:
-    """The path, absolute where it is local; nothing is created. UserError for a URL that cannot be opened here."""
+    """Returns the path, absolute where it is local; nothing is created.
+
+    Raises:
+        UserError: the URL is of a kind that cannot be opened.
+    """
     if not is_remote(path):
         return epath.Path(Path(path).expanduser().absolute())
     try:
@@ -35,14 +39,15 @@ def directory(path: str | os.PathLike) -> epath.Path:
 
 
 def cache(kind: str, url: str | os.PathLike) -> Path:
-    """The local directory for what belongs to a remote one, in zoo's cache directory; not created."""
+    """Returns the local directory for copies of a remote one, in zoo's cache directory; it is not created."""
     return cache_directory() / kind / str(url).replace("://", "/").strip("/")
 
 
 def check_reachable(path: epath.Path) -> None:
-    """Raises UserError where a remote directory cannot be looked at: a package or a right is missing, or the network.
+    """Makes one request to a remote directory; does nothing for a local one.
 
-    One request; nothing for a local directory.
+    Raises:
+        UserError: a package, a right or the network is missing.
     """
     if not is_remote(path):
         return
@@ -55,7 +60,7 @@ def check_reachable(path: epath.Path) -> None:
 
 
 def free_bytes(path: epath.Path) -> int | None:
-    """What a user may still write under a local directory, which need not exist yet; None for a remote one."""
+    """Returns the bytes that may still be written under a local directory, existing or not; None for a remote one."""
     if is_remote(path):
         return None
     place = Path(path)
@@ -65,7 +70,7 @@ def free_bytes(path: epath.Path) -> int | None:
 
 
 def sync(path: epath.Path) -> None:
-    """Wait until a local directory with everything under it is on the disk."""
+    """Waits until a local directory with everything under it is on the disk."""
     if is_remote(path):
         return
     for folder, _, files in os.walk(path):
@@ -76,7 +81,7 @@ def sync(path: epath.Path) -> None:
 
 
 def write_small(path: epath.Path, text: str) -> None:
-    """Write a small file: a reader, or a crash, sees the old content or the new one, never half."""
+    """Writes a small file so that a reader, or a crash, sees the old content or the new one, never half."""
     if is_remote(path):
         path.write_text(text)
     else:
@@ -84,7 +89,7 @@ def write_small(path: epath.Path, text: str) -> None:
 
 
 def remove(path: epath.Path) -> None:
-    """Delete a directory with everything under it. What cannot be deleted stays: it is left for another time."""
+    """Deletes a directory with everything under it, as far as that is possible; raises nothing."""
     try:
         path.rmtree(missing_ok=True)
     except Exception:  # of the disk or of the store's own kinds
@@ -92,24 +97,19 @@ def remove(path: epath.Path) -> None:
 
 
 def refused(error: BaseException) -> str | None:
-    """The system's words where an error, or one behind it, says that the place may not be written; else None."""
-    return _says(error, _REFUSED)
+    """Returns the system's message where an error, or its cause, is that a place may not be written; else None."""
+    return _system_message(error, _REFUSED)
 
 
 def full(error: BaseException) -> str | None:
-    """The same for what has no room any more: the disk, a quota, or a file that may not grow further."""
-    return _says(error, _FULL)
+    """Returns the system's message where an error, or its cause, is that a disk, quota or file is full; else None."""
+    return _system_message(error, _FULL)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 160 characters of it."""
-    return (str(error).splitlines() or [""])[0][:160]
-
-
-def _says(error: BaseException | None, numbers: tuple[int, ...]) -> str | None:
+def _system_message(error: BaseException | None, numbers: tuple[int, ...]) -> str | None:
     while error is not None:
         for number in numbers:
-            # TensorStore raises ValueError with the system's words in its text.
+            # TensorStore raises ValueError with the system's message in its text.
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 return os.strerror(number)
         error = error.__cause__ or error.__context__

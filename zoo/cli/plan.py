@@ -108,32 +108,32 @@ def _print(plan: "Plan") -> None:
 
 
 def _memory(plan: "Plan", unit: int) -> Iterator[tuple[str, str, str]]:
-    def shown(size: int) -> str:
+    def in_unit(size: int) -> str:
         return f"{size / unit:10,.2f}"
 
     needs, search = plan.needs, plan.search
-    yield "  parameters", shown(needs.parameters), "exact"
-    yield "  optimizer", shown(needs.optimizer), "exact"
-    yield "  batch", shown(needs.batch), "exact"
-    source = f"{plan.how}; of them gradients up to {shown(needs.gradients).strip()}"
-    yield "  activations and temporaries", shown(needs.other), source
+    yield "  parameters", in_unit(needs.parameters), "exact"
+    yield "  optimizer", in_unit(needs.optimizer), "exact"
+    yield "  batch", in_unit(needs.batch), "exact"
+    source = f"{plan.how}; of them gradients up to {in_unit(needs.gradients).strip()}"
+    yield "  activations and temporaries", in_unit(needs.other), source
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield "  total", shown(needs.total), f"of {shown(plan.limit).strip()}: {verdict}"
+    yield "  total", in_unit(needs.total), f"of {in_unit(plan.limit).strip()}: {verdict}"
     for number, change in enumerate(plan.changes):
         yield ("  would fit with" if number == 0 else "           or with"), "", change
     if search is not None:
-        found = "none" if search.fits is None else f"{search.fits} rows"
+        largest = "none" if search.fits is None else f"{search.fits} rows"
         beyond = "more not tried" if search.too_many is None else f"{search.too_many} do not fit"
-        yield "  largest batch at once", "", f"{found} ({beyond}; a search of {search.trials} more trials)"
+        yield "  largest batch at once", "", f"{largest} ({beyond}; a search of {search.trials} more trials)"
 
 
 def _collectives(plan: "Plan") -> Iterator[tuple[str, ...]]:
-    found = plan.needs.collectives
-    if not found:
+    collectives = plan.needs.collectives
+    if not collectives:
         yield ("collectives of a step: none",)
         return
     yield "collectives of a step", "mesh axis", "count", "GB", f"sent by a device, GB ({plan.collectives_how})"
-    for one in found:
+    for one in collectives:
         yield f"  {one.kind}", " x ".join(one.axes), str(one.count), _gb(one.payload), _gb(one.sent)
 
 

@@ -65,7 +65,7 @@ class TextData:
 
         Raises UserError when a source cannot be read or a shard is damaged.
         """
-        data, wanted_rows = recipe.settled(max_tokens=token_budget(recipe)).data, recipe.eval.num_pairs
+        data, wanted_rows = recipe.with_resolved(max_tokens=token_budget(recipe)).data, recipe.eval.num_pairs
         rows = Rows(
             seq_len=data.seq_len,
             document_mask=data.document_mask,

@@ -23,7 +23,7 @@ def resolve_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None, *, say: Say) 
 
     Raises UserError when the tokenizer cannot be had or made, or is larger than the model's vocabulary.
     """
-    recipe = recipe.settled(max_tokens=token_budget(recipe))
+    recipe = recipe.with_resolved(max_tokens=token_budget(recipe))
     if tokenizer is None:
         section = recipe.tokenizer
         if section.path is not None:
@@ -32,7 +32,7 @@ def resolve_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None, *, say: Say) 
             tokenizer = tokenizers.named(section.name)
         else:
             tokenizer = make_tokenizer(recipe, say=say)
-    recipe = recipe.settled(vocab_size=tokenizer.vocab_size)
+    recipe = recipe.with_resolved(vocab_size=tokenizer.vocab_size)
     check_fits(tokenizer, recipe.model.make_config().vocab_size)
     return recipe, tokenizer
 
@@ -82,7 +82,7 @@ def make_tokenizer(recipe: Recipe, *, say: Say) -> Tokenizer:
 
     Raises UserError for sources without texts (shards, chat data), and for stories without an end.
     """
-    section, data = recipe.tokenizer, recipe.settled(max_tokens=token_budget(recipe)).data
+    section, data = recipe.tokenizer, recipe.with_resolved(max_tokens=token_budget(recipe)).data
     if section.kind == "characters":
         say("reading the alphabet")
         heldout = validation_source(data)

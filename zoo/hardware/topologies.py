@@ -15,7 +15,6 @@ Sources, by maker:
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,11 +168,3 @@ def parse_topology(text: str) -> Topology:
             f"take a multiple of {chip.host_devices}"
         )
     return Topology(f"{name}:{sides}", chip, shape)
-
-
-def larger(topology: Topology) -> Topology:
-    """The same chips, twice as many: the shortest side is doubled."""
-    sides: Sequence[int] = [side for side in topology.shape if side > 1] or topology.shape[:2]
-    shape = list(sides)
-    shape[shape.index(min(shape))] *= 2
-    return parse_topology(f"{topology.chip.name}:{'x'.join(map(str, sorted(shape)))}")

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from zoo.layers.sharding import param_shardings
 from zoo.models.config import ModelConfig
+from zoo.tree import flatten, unflatten  # noqa: F401 - parameters are flattened by this module's name
 
 Params = dict[Any, Any]
 
@@ -86,21 +87,3 @@ def count_params(model_cls: type[nnx.Module], config: ModelConfig) -> int:
     """Returns the exact number of parameters, from shapes alone."""
     _, state = abstract(model_cls, config)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(state)))
-
-
-def flatten(params: Params) -> dict[str, Any]:
-    """Returns the parameters by path, {"layers/0/attn/q/kernel": array, ...}, in the order of the tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
-
-
-def unflatten(flat: dict[str, Any]) -> Params:
-    """Returns the nested dict of a `flatten`ed one; parts of a path that are digits become integer keys."""
-    params: Params = {}
-    for path, leaf in flat.items():
-        *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
-        node = params
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return params

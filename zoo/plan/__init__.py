@@ -1,5 +1,6 @@
-"""`zoo plan`: what a recipe's training step needs on hardware that is not here.
+"""Memory and time before a run: whether a step fits into the devices, and what it needs on hardware that is not here.
 
-`targets` names the devices, `compiled` and `estimate` find memory and collectives, `collectives` reads and times these,
-`search` looks for the largest batch, `report` puts them together.
+`fit` says which changes make a step fit, `layout` lays out the devices of `mesh: auto`. For `zoo plan`, `targets` names
+the devices, `compiled` and `estimate` count memory and collectives, `collectives` reads and times these, `search` looks
+for the largest batch and `report` puts them together.
 """

@@ -1,4 +1,4 @@
-"""What a compiled step sends between devices, read from the text of its optimised HLO; and how long that takes at best.
+"""The collectives of a compiled step, read from the text of its optimised HLO, and the least time that they take.
 
 An instruction counts as often as its loop runs. XLA knows the length of a scan; the loss's loop over chunks depends on
 the data, its greatest length is given by the caller.
@@ -29,13 +29,13 @@ _TRIPS = re.compile(r'"?known_trip_count"?[:=]\{"?n"?:"?([0-9]+)')
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective over one group of mesh axes, all of a step's together.
+    """The collectives of a step that are of one kind and run over the same mesh axes, taken together.
 
     Attributes:
-      kind: of KINDS.
-      axes: of the mesh, those along which the devices of a group differ; ("fsdp",).
+      kind: one of KINDS.
+      axes: the mesh axes along which the devices of a group differ, as in ("fsdp",).
       count: operations a step.
-      payload: bytes of the whole arrays, a device: of the gathered array, of the sum, of the array scattered.
+      payload: bytes a device of the whole arrays: the gathered array, the sum, the array that is scattered.
       sent: bytes that each device must send at the least.
     """
 
@@ -47,9 +47,10 @@ class Collective:
 
 
 def sent_bytes(kind: str, payload: float, group: int) -> float:
-    """The least that each of `group` devices must send for a collective with `payload` bytes (see `Collective`).
+    """Returns the least bytes that each of `group` devices must send for a collective with a `payload`.
 
-    (n - 1) / n of it, twice that for a sum that all get (Patarasuk and Yuan 2009), and all of it for a permutation.
+    They are (n - 1) / n of the payload, twice that for an all-reduce (Patarasuk and Yuan 2009), and all of it for a
+    permutation.
     """
     if kind == "collective-permute":
         return payload
@@ -57,21 +58,21 @@ def sent_bytes(kind: str, payload: float, group: int) -> float:
     return 2 * share if kind == "all-reduce" else share
 
 
-def totals(found: Iterable[tuple[str, tuple[str, ...], float, float, int]]) -> list[Collective]:
-    """Adds up (kind, axes, times, payload, devices in a group) by kind and axes, the greatest first."""
+def totals(collectives: Iterable[tuple[str, tuple[str, ...], float, float, int]]) -> list[Collective]:
+    """Adds up (kind, axes, count, payload, devices in a group) by kind and axes; what sends most comes first."""
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    for kind, axes, times, payload, group in found:
+    for kind, axes, count, payload, group in collectives:
         if group > 1 and payload:
             entry = sums[kind, axes]
-            entry[0] += times
-            entry[1] += times * payload
-            entry[2] += times * sent_bytes(kind, payload, group)
-    made = [Collective(kind, axes, round(n), payload, sent) for (kind, axes), (n, payload, sent) in sums.items()]
-    return sorted(made, key=lambda one: -one.sent)
+            entry[0] += count
+            entry[1] += count * payload
+            entry[2] += count * sent_bytes(kind, payload, group)
+    summed = [Collective(kind, axes, round(n), payload, sent) for (kind, axes), (n, payload, sent) in sums.items()]
+    return sorted(summed, key=lambda one: -one.sent)
 
 
 def in_hlo(text: str, mesh_shape: dict[str, int], open_loop: int = 1) -> list[Collective]:
-    """The collectives of a compiled step.
+    """Returns the collectives of a compiled step.
 
     Args:
       text: `compiled.as_text()`.
@@ -80,7 +81,7 @@ def in_hlo(text: str, mesh_shape: dict[str, int], open_loop: int = 1) -> list[Co
     """
     computations, entry = _computations(re.sub(r"/\*.*?\*/", "", text))
     times = _times(computations, entry, open_loop)
-    found, seen = [], set()
+    collectives, seen = [], set()
     for name, lines in computations.items():
         if not times.get(name):
             continue
@@ -99,14 +100,15 @@ def in_hlo(text: str, mesh_shape: dict[str, int], open_loop: int = 1) -> list[Co
             payload = _payload(kind, _bytes(shape), size, start is not None)
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # how the TPU compiler writes it: a sum of which a part is kept
-            found.append((kind, _axes(groups, mesh_shape), times[name], payload, size))
-    return totals(found)
+            collectives.append((kind, _axes(groups, mesh_shape), times[name], payload, size))
+    return totals(collectives)
 
 
 def seconds(collectives: Sequence[Collective], mesh_shape: dict[str, int], topology: Topology) -> float | None:
-    """The time in which the devices cannot but send all that, every link busy both ways; None where links are unknown.
+    """Returns the least seconds in which the devices can send these, every link busy both ways.
 
-    Between hosts, what a group sends is first brought together on each, so that it crosses the network once a host.
+    None where the topology's links are not known. Between hosts, what a group sends is first brought together on each,
+    so that it crosses the network once a host.
     """
     if topology.interconnect is None:
         return None
@@ -147,7 +149,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _times(computations: dict[str, list[str]], entry: str, open_loop: int) -> dict[str, float]:
-    """How often each computation runs in a step."""
+    """How often each computation runs in a step, by name."""
     times: dict[str, float] = defaultdict(float)
 
     def visit(name: str, factor: float) -> None:
@@ -166,7 +168,7 @@ def _times(computations: dict[str, list[str]], entry: str, open_loop: int) -> di
 
 
 def _bytes(shape: str) -> float:
-    """Of an HLO type, of all parts of a tuple."""
+    """The bytes of an HLO type; of a tuple, those of all its parts."""
     return sum(
         _BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side)
         for kind, sides in _SHAPE.findall(shape)
@@ -175,7 +177,7 @@ def _bytes(shape: str) -> float:
 
 
 def _payload(kind: str, size: float, group: int, start: bool) -> float:
-    """From the bytes of the result, where a -start also carries its operands."""
+    """The payload, from the bytes of an instruction's result; the result of a -start also carries its operands."""
     if kind == "all-gather" and start:
         return size * group / (group + 1)
     if kind == "collective-permute" and start:
@@ -184,7 +186,7 @@ def _payload(kind: str, size: float, group: int, start: bool) -> float:
 
 
 def _groups(line: str, mesh_shape: dict[str, int]) -> np.ndarray:
-    """[number of groups, devices in a group], device numbers."""
+    """The device numbers of an instruction's groups, [groups, devices in a group]."""
     everyone = np.arange(math.prod(mesh_shape.values()))
     listed = re.search(r"replica_groups=\{((?:\{[0-9,]*\},?)+)\}", line)
     if listed:
@@ -205,7 +207,7 @@ def _groups(line: str, mesh_shape: dict[str, int]) -> np.ndarray:
 
 
 def _named_groups(everyone: np.ndarray, mesh: str, axes: str) -> np.ndarray:
-    """Groups along some axes of a mesh, "'a'=2,'b'=4" and "'b'"; "'b':(2)2" is the part of b that lies in its 2s."""
+    """The groups along some axes of a mesh, "'a'=2,'b'=4" and "'b'"; "'b':(2)2" is b's factor 2 after a factor 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=([0-9]+)", mesh)}
     chosen = {name: (before, size) for name, before, size in re.findall(r"'([^']+)'(?::\(([0-9]+)\)([0-9]+))?", axes)}
     dims, grouped = [], []
@@ -220,7 +222,7 @@ def _named_groups(everyone: np.ndarray, mesh: str, axes: str) -> np.ndarray:
 
 
 def _axes(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
-    """Along which axes of the mesh the devices of some group differ."""
+    """The mesh axes along which the devices of some group differ."""
     places = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
     differs = (places != places[:, :, :1]).any(axis=(1, 2))
     return tuple(name for name, yes in zip(mesh_shape, differs, strict=True) if yes)

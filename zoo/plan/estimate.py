@@ -1,9 +1,10 @@
 """An estimate of a step's memory and collectives without a compiler, for hardware whose compiler is not here.
 
 State is exact. Activations are what a backward pass reads: the operands and results of every product with a weight,
-found by walking the traced forward pass (rematerialised blocks keep their inputs, or their products' results, alone; of
-attention nothing of the size of its scores stays, as fused kernels keep none). Collectives follow from where the
-parameters lie. A compiler does better in places and worse in others.
+found by walking the traced forward pass (rematerialised blocks save their inputs, or their products' results, alone; of
+attention nothing of the size of its scores is saved, as by fused kernels). Collectives follow from the parameters'
+shardings. A compiler does better in places and worse in others. Tracing takes seconds: where many programs are compared
+only to find those worth compiling, `zoo.train.memory.estimate` is the rougher and quicker one.
 """
 
 import math
@@ -18,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from zoo.layers.stack import executing
 from zoo.models.build import flatten
 from zoo.plan.collectives import Collective, totals
-from zoo.plan.compiled import Needs, device_bytes, state
+from zoo.plan.compiled import Needs, exact_needs
 from zoo.train import losses
 from zoo.train.mesh import num_row_shards
 from zoo.train.program import Program
@@ -31,24 +32,17 @@ _SAME = {"reshape", "transpose", "sharding_constraint", "copy", "squeeze", "opti
 
 
 def estimate_step(program: Program) -> Needs:
-    """What one device needs for a step of the program, estimated."""
-    sizes = state(program)
-    rows = program.microbatch.rows
-    microbatches = program.recipe.data.batch_size // rows
+    """Returns what one device needs for a step of the program, estimated from its traced forward pass."""
+    sizes, rows = exact_needs(program), program.microbatch.rows
     saved, width = _activations(program, rows)
-    itemsize = jnp.dtype(program.compute_dtype).itemsize
-    other = sizes["gradients"] + saved + _loss_bytes(program, rows, width)
-    if program.param_dtype != program.compute_dtype:  # the copy that a step computes with
-        other += device_bytes((program.params, program.frozen)) * itemsize // program.param_dtype.itemsize
-    if microbatches > 1:  # their sum, in float32
-        other += sizes["gradients"] * 4 // program.param_dtype.itemsize
-    other += 2 * _largest_gathered(program)
+    other = sizes["gradients"] + program.state_bytes.scratch(program.recipe, program.compute_dtype, rows)
+    other += saved + _loss_bytes(program, rows, width) + 2 * _largest_gathered(program)
     total = sizes["parameters"] + sizes["optimizer"] + sizes["batch"] + other
     return Needs(**sizes, other=other, total=total, collectives=collectives_of(program), notes=(NOTE,))
 
 
 def _activations(program: Program, rows: int) -> tuple[int, int]:
-    """Bytes that one device keeps of a forward pass over `rows` rows, and the width of the hidden states."""
+    """Returns the bytes that one device saves of a forward pass over `rows` rows, and the hidden states' width."""
     tokens = jax.ShapeDtypeStruct((rows, program.recipe.data.seq_len), jnp.int32)
     extra = {"positions": tokens, "segment_ids": tokens} if program.recipe.data.document_mask else {}
 
@@ -64,22 +58,25 @@ def _activations(program: Program, rows: int) -> tuple[int, int]:
     num_parameters = len(jax.tree.leaves(parameters))
     is_data = [number >= num_parameters for number in range(len(traced.jaxpr.invars))]
     walk = _Walk(num_row_shards(program.mesh), program.mesh.shape["tensor"], width)
-    kept = walk.follow(traced.jaxpr, is_data)[0]
-    return int(sum(kept.saved.values()) + kept.peak), width
+    activations = walk.follow(traced.jaxpr, is_data)[0]
+    return int(sum(activations.saved.values()) + activations.peak), width
 
 
 @dataclass
-class _Kept:
-    """What stays of a part of the forward pass: `saved` bytes by array, and what is there only for a `peak` moment.
+class _Activations:
+    """The activations of a part of the forward pass, in bytes.
 
-    `results`: those of `saved` that are the result of a product with a weight.
+    Attributes:
+      saved: what is saved for the backward pass, by the array's name.
+      results: those of `saved` that are the result of a product with a weight.
+      peak: what exists for a moment only, when that is most.
     """
 
     saved: dict[int, float] = field(default_factory=dict)
     results: dict[int, float] = field(default_factory=dict)
     peak: float = 0.0
 
-    def add(self, other: "_Kept", times: int = 1) -> None:
+    def add(self, other: "_Activations", times: int = 1) -> None:
         self.peak = max(self.peak, other.peak)
         for mine, others in ((self.saved, other.saved), (self.results, other.results)):
             for key, size in others.items():
@@ -97,33 +94,33 @@ class _Walk:
 
     def follow(
         self, jaxpr: Jaxpr, is_data: list[bool], names: list[int] | None = None
-    ) -> tuple[_Kept, list[bool], Any]:
-        """(what is kept, which outputs are data, their names); `names` are those of the inputs.
+    ) -> tuple[_Activations, list[bool], Any]:
+        """Returns the activations, which outputs are data and the outputs' names; `names` are those of the inputs.
 
         One name is one array, whatever its shape.
         """
         names = names or [self._new() for _ in jaxpr.invars]
         known = dict(zip(jaxpr.invars, zip(is_data, names, strict=True), strict=True))
-        kept = _Kept()
+        activations = _Activations()
 
-        def look(var) -> tuple[bool, int]:
+        def lookup(var) -> tuple[bool, int]:
             return (False, -1) if isinstance(var, Literal) else known.get(var, (False, -1))
 
         for eqn in jaxpr.eqns:
-            inputs = [look(var) for var in eqn.invars]
+            inputs = [lookup(var) for var in eqn.invars]
             flags = [flag for flag, _ in inputs]
             outputs = [(any(flags), self._new()) for _ in eqn.outvars]
             kind = eqn.primitive.name
             inner = _inner(eqn)
             if kind == "dot_general" and sum(flags[:2]) == 1:
                 operand = flags.index(True)
-                kept.saved[inputs[operand][1]] = self._bytes(eqn.invars[operand].aval)
-                kept.saved[outputs[0][1]] = kept.results[outputs[0][1]] = self._bytes(eqn.outvars[0].aval)
+                activations.saved[inputs[operand][1]] = self._bytes(eqn.invars[operand].aval)
+                activations.saved[outputs[0][1]] = activations.results[outputs[0][1]] = self._bytes(eqn.outvars[0].aval)
             elif kind in _SAME or (kind == "convert_element_type" and _same_dtype(eqn)):
                 outputs = [inputs[0]] * len(eqn.outvars)
             elif kind == "scan":
                 part, out_flags, _ = self.follow(inner, flags)
-                kept.add(part, eqn.params["length"])
+                activations.add(part, eqn.params["length"])
                 outputs = [(flag, name) for flag, (_, name) in zip(out_flags, outputs, strict=True)]
             elif kind in ("checkpoint", "remat", "remat2"):
                 part, out_flags, _ = self.follow(inner, flags)
@@ -135,22 +132,25 @@ class _Walk:
                     if flag and jnp.issubdtype(var.aval.dtype, jnp.floating)
                 }
                 stays = entering | (part.results if policy is not None else {})
-                kept.add(_Kept(stays, peak=again - (sum(part.results.values()) if policy is not None else 0.0)))
+                again -= sum(part.results.values()) if policy is not None else 0.0
+                activations.add(_Activations(stays, peak=again))
                 outputs = [(flag, name) for flag, (_, name) in zip(out_flags, outputs, strict=True)]
             elif inner is not None and len(inner.invars) == len(eqn.invars):
                 part, out_flags, out_names = self.follow(inner, flags, [name for _, name in inputs])
-                kept.add(part)
+                activations.add(part)
                 outputs = list(zip(out_flags, out_names, strict=True))
             known.update(zip(eqn.outvars, outputs, strict=True))
-        ends = [look(var) for var in jaxpr.outvars]
-        return kept, [flag for flag, _ in ends], [name for _, name in ends]
+        ends = [lookup(var) for var in jaxpr.outvars]
+        return activations, [flag for flag, _ in ends], [name for _, name in ends]
 
     def _new(self) -> int:
         self.number += 1
         return self.number
 
     def _bytes(self, aval: Any) -> float:
-        """Of one device. Rows lie apart; of what is not as wide as the hidden states, the tensor axis has parts."""
+        """The array's bytes on one device. Its rows are sharded, and over the tensor axis its columns too, unless it
+        is as wide as the hidden states.
+        """
         size = math.prod(aval.shape) * aval.dtype.itemsize / self.shards
         return size / self.tensor if aval.shape[-1] != self.width else size
 
@@ -170,7 +170,7 @@ def _same_dtype(eqn: Any) -> bool:
 
 
 def _loss_bytes(program: Program, rows: int, width: int) -> int:
-    """Of the loss: the logits of a chunk, their exponentials and gradient, and the gradients it holds to the end."""
+    """The bytes of the loss: a chunk's logits, their exponentials and gradient, and the gradients held to the end."""
     shape = program.mesh.shape
     params = (program.params, program.frozen)
     kernel = jax.eval_shape(
@@ -184,7 +184,7 @@ def _loss_bytes(program: Program, rows: int, width: int) -> int:
 
 
 def _largest_gathered(program: Program) -> int:
-    """Bytes of the largest parameter that fsdp brings together to compute with, in the compute dtype."""
+    """The bytes of the largest parameter that fsdp gathers to compute with, in the compute dtype."""
     itemsize = jnp.dtype(program.compute_dtype).itemsize
     fsdp = program.mesh.shape["fsdp"]
     leaves = jax.tree.leaves((program.params, program.frozen))
@@ -193,37 +193,41 @@ def _largest_gathered(program: Program) -> int:
 
 
 def _axes(leaf: Any) -> tuple[str, ...]:
-    """The mesh axes that an array lies apart on."""
+    """The mesh axes that an array is sharded over."""
     entries = (entry if isinstance(entry, tuple) else (entry,) for entry in leaf.sharding.spec)
     return tuple(axis for entry in entries for axis in entry if axis is not None)
 
 
 def collectives_of(program: Program) -> list[Collective]:
-    """From the parameters' layout: what fsdp gathers and scatters, what data sums, what the tensor axis sums."""
+    """Returns the collectives that follow from the parameters' layout.
+
+    They are what fsdp gathers and scatters, and the sums over the data and the tensor axis.
+    """
     shape, rows = program.mesh.shape, program.microbatch.rows
     microbatches = program.recipe.data.batch_size // rows
     itemsize = jnp.dtype(program.compute_dtype).itemsize
     positions = rows * program.recipe.data.seq_len // num_row_shards(program.mesh)
     trained = flatten(program.params)
-    found, summed = [], set()
+    collectives, summed = [], set()
     for path, leaf in {**flatten(program.frozen), **trained}.items():
         axes = _axes(leaf)
         parts = math.prod(shape[axis] for axis in axes if axis != "fsdp")
         payload = math.prod(leaf.shape) * itemsize / parts
         if "fsdp" in axes:
-            found.append(("all-gather", ("fsdp",), 2 * microbatches, payload, shape["fsdp"]))  # forward and backward
+            # Forward and backward.
+            collectives.append(("all-gather", ("fsdp",), 2 * microbatches, payload, shape["fsdp"]))
         if path in trained and "fsdp" in axes:
-            found.append(("reduce-scatter", ("fsdp",), microbatches, payload, shape["fsdp"]))
-            found.append(("all-reduce", ("data",), microbatches, payload / shape["fsdp"], shape["data"]))
+            collectives.append(("reduce-scatter", ("fsdp",), microbatches, payload, shape["fsdp"]))
+            collectives.append(("all-reduce", ("data",), microbatches, payload / shape["fsdp"], shape["data"]))
         elif path in trained:
             both = tuple(axis for axis in ("data", "fsdp") if shape[axis] > 1)
-            found.append(("all-reduce", both, microbatches, payload, shape["data"] * shape["fsdp"]))
+            collectives.append(("all-reduce", both, microbatches, payload, shape["data"] * shape["fsdp"]))
         if "tensor" in axes and len(leaf.shape) == 2:
-            # Its products are sums of parts: forward over the side that lies apart, backward of the other.
+            # Its products are sums of parts: forward over the sharded side, backward of the other.
             side = next(i for i, entry in enumerate(leaf.sharding.spec) if entry is not None and "tensor" in entry)
             block = (path.rsplit("/", 2)[0], side)  # q, k and v share one sum
             if block not in summed:
                 summed.add(block)
                 sent = positions * leaf.shape[1 - side] * itemsize
-                found.append(("all-reduce", ("tensor",), microbatches, sent, shape["tensor"]))
-    return totals(found)
+                collectives.append(("all-reduce", ("tensor",), microbatches, sent, shape["tensor"]))
+    return totals(collectives)

@@ -15,21 +15,26 @@ import jax.numpy as jnp
 from zoo.hardware.topologies import Topology
 from zoo.plan import collectives as col
 from zoo.plan import layout
-from zoo.plan.compiled import Needs, compile_step, device_bytes
+from zoo.plan.compiled import Needs, compile_step
 from zoo.plan.estimate import collectives_of, estimate_step
+from zoo.plan.fit import changes_that_fit, more_devices
 from zoo.plan.search import Search, largest_batch
 from zoo.plan.targets import devices, gpu_fraction, usable_memory
 from zoo.recipe import Recipe
-from zoo.train import memory
+from zoo.train.memory import device_bytes
+from zoo.train.microbatch import microbatch_sizes
 from zoo.train.program import Program
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds below which no step of full rows can go, None where the table of chips does not say.
+    """Lower bounds on the seconds of a step of full rows; None where the table of chips does not say.
 
-    compute: `Program.flops_per_token` at the devices' peak. memory: state read and written once (what is frozen read
-    alone), and all else that stands in memory written and read once. network: `zoo.plan.collectives.seconds`.
+    Attributes:
+      compute: `Program.flops_per_token` at the devices' peak.
+      memory: the state read and written once (frozen parameters read alone), and all else that stands in memory written
+        and read once.
+      network: see `zoo.plan.collectives.seconds`.
     """
 
     compute: float | None
@@ -37,7 +42,7 @@ class Bounds:
     network: float | None
 
     def step(self, mfu: float = 1.0) -> float | None:
-        """The longest of the three, with products at a share `mfu` of the peak; None where compute is not known."""
+        """Returns the longest of the three, products at a share `mfu` of the peak; None where compute is not known."""
         if self.compute is None:
             return None
         return max(self.compute / mfu, self.memory or 0.0, self.network or 0.0)
@@ -45,11 +50,16 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `make_plan` found. Bytes are of one device, counts of one step.
+    """A recipe's training on a topology, from `make_plan`. Bytes are of one device, counts of one step.
 
-    `how` is "compiled" or "estimated", and so is `collectives_how`: of some TPUs' programs no text can be had, then the
-    collectives are estimated from the parameters' layout. `changes`: overrides each of which makes it fit; empty where
-    it does.
+    Attributes:
+      how: "compiled" or "estimated".
+      collectives_how: likewise; some TPUs' programs cannot be read as text, and then the collectives are estimated from
+        the parameters' layout.
+      limit: the bytes of a device that a training may use.
+      changes: overrides of the recipe each of which makes it fit; empty where it does.
+      mfu: the share of the peak that the prediction assumes.
+      seconds, host_bytes: what planning itself took.
     """
 
     recipe: Recipe
@@ -76,23 +86,23 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """The positions of a step's batch."""
         return self.recipe.data.batch_size * self.recipe.data.seq_len
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Predicted."""
+        """The predicted rate, None where the chip's peak is not known."""
         step = self.bounds.step(self.mfu)
         return None if step is None else self.tokens / step
 
     @property
     def days(self) -> float | None:
-        """Predicted, for all of the recipe's steps."""
+        """The predicted time for all of the recipe's steps, None where the chip's peak is not known."""
         step = self.bounds.step(self.mfu)
         return None if step is None else step * self.recipe.train.steps / 86400
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
+        """Returns the plan as a dictionary that JSON can hold."""
         recipe, needs, search = self.recipe, self.needs, self.search
         return {
             "recipe": recipe.name,
@@ -145,14 +155,14 @@ def make_plan(
     mfu: float = 0.4,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Plan the recipe's training on the topology. Nothing is trained, read or downloaded.
+    """Plans the recipe's training on the topology. Nothing is trained, read or downloaded.
 
     Args:
-      recipe: the recipe, its files need not exist.
+      recipe: its files need not exist.
       topology: TPUs and CPUs are compiled for, GPUs estimated.
       trials: how many more steps to compile, or estimate, in search of the largest batch; 0 searches none.
       mfu: share of the peak that products are expected to reach, for the prediction alone.
-      say: told what is being done.
+      say: shows the user what is being done.
 
     Raises:
       UserError: recipe, mesh and topology do not go together; libtpu is missing.
@@ -182,9 +192,8 @@ def make_plan(
         search = largest_batch(program, needs, limit, trials=trials, measure=measured, fitting=fitting)
     if not fits:
         say("looking for changes that fit")
-        taken = memory.Memory(0, 0, 0, needs.total)
-        changes = memory.changes_that_fit(program, limit, taken, measure=lambda other: measured(other).total)
-        changes = changes or [memory.more_devices(program, limit)]
+        changes = changes_that_fit(program, limit, needs.total, measure=lambda other: measured(other).total)
+        changes = changes or [more_devices(program, limit)]
     flops = program.flops_per_token(recipe.data.seq_len)
     mesh = dict(program.mesh.shape)
     return Plan(
@@ -214,23 +223,23 @@ def make_plan(
 
 def _program(recipe: Recipe, topology: Topology, limit: int, say: Callable[[str], None]) -> Program:
     """The recipe's program on the topology's devices, its mesh and its microbatch chosen where they are auto."""
-    found = devices(topology)
+    available = devices(topology)
     if topology.chip.platform == "gpu" and recipe.train.compute_dtype == "auto":
         # The devices that stand in for GPUs are a CPU's.
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"compute_dtype": "bfloat16"})})
     if recipe.mesh.auto:
-        mesh, reason = layout.choose(recipe, found, limit)
+        mesh, reason = layout.choose(recipe, available, limit)
         say(reason)
     else:
-        mesh = layout.make_mesh_for(recipe, found)
+        mesh = layout.make_mesh_for(recipe, available)
     program = Program(recipe, mesh)
     if recipe.train.microbatch != "auto":
         return program
     if topology.chip.platform != "gpu":
         say("looking for the microbatch")
-        return memory.changed(program, train={"microbatch": program.microbatch.rows})
-    for rows in memory.microbatch_sizes(program):
-        tried = memory.changed(program, train={"microbatch": rows})
+        return program.with_changes(train={"microbatch": program.microbatch.rows})
+    for rows in microbatch_sizes(recipe.data.batch_size, mesh):
+        tried = program.with_changes(train={"microbatch": rows})
         if estimate_step(tried).total <= limit:
             break
     return tried

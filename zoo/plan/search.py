@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zoo.plan.compiled import Needs
-from zoo.train.memory import changed
 from zoo.train.mesh import num_row_shards
 from zoo.train.program import Program
 
@@ -14,9 +13,12 @@ FARTHEST = 16  # times the largest that is known to fit, in one go
 
 @dataclass(frozen=True)
 class Search:
-    """`fits` rows of a batch, all at once, were tried and fit; `too_many` were tried and do not (None: never tried).
+    """The result of a search for the largest batch that goes through the model at once.
 
-    `trials`: how many there were after the plan's own.
+    Attributes:
+      fits: the most rows that were tried and fit; None where none did.
+      too_many: the fewest rows that were tried and do not fit; None where all did.
+      trials: how many programs were tried after the plan's own.
     """
 
     fits: int | None
@@ -33,11 +35,13 @@ def largest_batch(
     measure: Callable[[Program], Needs],
     fitting: Callable[[Needs], bool],
 ) -> Search:
-    """Search with at most `trials` of `measure`.
+    """Searches for the largest batch that fits into `limit` bytes of a device.
 
     Args:
+      program: with the recipe's own batch.
       first: the needs of the program itself.
       limit: bytes of a device.
+      trials: how often `measure` is called at the most.
       measure: compiles or estimates a program.
       fitting: whether needs fit.
     """
@@ -54,7 +58,7 @@ def largest_batch(
         guess = int((rows_a + (limit - total_a) / slope) // unit * unit)
         most = FARTHEST * max(fits, unit) if too_many is None else too_many - unit
         guess = min(max(guess, fits + unit), most)
-        needs = measure(changed(program, data={"batch_size": guess}, train={"microbatch": None}))
+        needs = measure(program.with_changes(data={"batch_size": guess}, train={"microbatch": None}))
         done += 1
         points.append((guess, needs.total))
         if fitting(needs):
@@ -65,7 +69,7 @@ def largest_batch(
 
 
 def _around(points: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
-    """The last point below the limit and the first above it, in rows."""
+    """The (rows, bytes) next below the limit and next above it."""
     ordered = sorted(points)
     above = next(i for i, (_, total) in enumerate(ordered) if total > limit or i == len(ordered) - 1)
     return ordered[max(above, 1) - 1 : max(above, 1) + 1]

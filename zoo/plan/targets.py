@@ -1,18 +1,18 @@
-"""The devices of a topology: those of TPUs from libtpu's compiler, those of GPUs and CPUs stood in for by the CPU's.
+"""The devices of a topology: those of TPUs come from libtpu's compiler; for GPUs and CPUs the CPU's devices stand in.
 
-JAX must not be imported at the top: what `environment` gives has to stand in the process's environment before.
+This module must not import JAX at the top: JAX reads the variables of `environment` when it is imported.
 """
 
 import os
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.hardware.memory import host_memory
 from zoo.hardware.topologies import Topology
-from zoo.train.memory import host_memory
 
 
 def environment(topology: Topology) -> dict[str, str]:
-    """The environment variables under which JAX can compile for `topology` on a machine that has none of it."""
+    """Returns the environment variables with which JAX compiles for `topology` on a machine without its devices."""
     if topology.chip.platform == "tpu":
         return {
             "JAX_PLATFORMS": "cpu",
@@ -30,7 +30,7 @@ def environment(topology: Topology) -> dict[str, str]:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """As many devices as `topology` has, to make a mesh of; for TPUs its own.
+    """Returns as many devices as `topology` has, to make a mesh of; for TPUs they are those of its compiler.
 
     Raises:
         UserError: libtpu is missing or does not know the shape; JAX was started with fewer devices.
@@ -70,10 +70,13 @@ def _of_libtpu(topology: Topology) -> list[Any]:
 
 
 def usable_memory(topology: Topology) -> int:
-    """Bytes of a device that a training may use.
+    """Returns the bytes of a device that a training may use.
 
     Of a GPU JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; the devices of a CPU share
-    this machine's memory, or what this process may use of it. Raises UserError as `gpu_fraction`.
+    this machine's memory, or what this process may use of it.
+
+    Raises:
+        UserError: this machine does not say how much memory it has, or as `gpu_fraction`.
     """
     if topology.chip.platform == "cpu":
         host = host_memory()
@@ -86,7 +89,11 @@ def usable_memory(topology: Topology) -> int:
 
 
 def gpu_fraction() -> float:
-    """The share of a GPU's memory that JAX takes. Raises UserError for a variable that is no number."""
+    """Returns the share of a GPU's memory that JAX takes, by XLA_PYTHON_CLIENT_MEM_FRACTION.
+
+    Raises:
+        UserError: the variable is not a number above 0 and at most 1.
+    """
     text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     try:
         share = float(text)

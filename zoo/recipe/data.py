@@ -19,7 +19,7 @@ ChatFormat = Literal["messages", "dolly", "oasst1"]
 _FILES = ("jsonl", "parquet", "text")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-# Published data sets: what a recipe need not say when `data.path` names one. kind, then fields of the source.
+# What a recipe need not say when `data.path` names a published data set: its kind and fields of the source.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "allenai/c4": ("text", {"config": "en"}),
     "HuggingFaceFW/fineweb": ("text", {"config": "sample-10BT"}),
@@ -34,18 +34,22 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def default(section: type[Section], field: str) -> Any:
-    """The value a field has when the recipe does not give it."""
+    """Returns the value that a section's field has when the recipe does not give it."""
     return section.model_fields[field].get_default(call_default_factory=True)
 
 
 class TokenizerSection(Section):
-    """Trained on the run's texts (the default), loaded from `path`, or a known one by `name`.
+    """The tokenizer: trained on the run's texts (the default), loaded from `path`, or a published one by `name`.
 
-    `kind` is what is trained: a byte-level BPE of `vocab_size` entries (absent: the model's), or `characters`, the
-    distinct characters of the texts; the model's table is then as large as the alphabet unless the recipe sets
-    model.vocab_size. `eos_token`, `special_tokens` and `strip_accents` (NFD, then accents dropped) belong to a BPE
-    trained on texts; crónica data have special tokens of their own. `name`: gpt2 and the other encodings of
-    tiktoken, or a repository of the hub (owner/name) that holds a tokenizer.json or a tokenizer.model.
+    Attributes:
+        path: a tokenizer's file.
+        name: gpt2 and the other encodings of tiktoken, or a repository of the hub (owner/name) that holds a
+            tokenizer.json or a tokenizer.model.
+        kind: what is trained: a byte-level BPE, or `characters`, the distinct characters of the texts; the model's
+            table is then as large as the alphabet unless the recipe sets model.vocab_size.
+        vocab_size: entries of the BPE; absent, the model's.
+        eos_token, special_tokens, strip_accents (NFD, then accents dropped): of a BPE trained on texts; crónica data
+            have special tokens of their own.
     """
 
     path: str | None = None
@@ -65,7 +69,7 @@ class TokenizerSection(Section):
         return data
 
     @model_validator(mode="after")
-    def _one_way(self) -> "TokenizerSection":
+    def _only_one_way(self) -> "TokenizerSection":
         if self.path is not None and self.name is not None:
             raise ValueError("tokenizer.path and tokenizer.name exclude each other; leave one of them out")
         if self.path is not None and self.train:
@@ -110,7 +114,7 @@ class TokenizerSection(Section):
 
     @property
     def learns_texts(self) -> bool:
-        """Whether it sets fields that only a tokenizer trained on plain texts has."""
+        """Whether the section sets fields that only a tokenizer trained on plain texts has."""
         return bool(self._changed(("kind", "strip_accents", "eos_token", "special_tokens")))
 
 
@@ -342,14 +346,14 @@ class DataSection(SourceFields):
 
     @property
     def document_sources(self) -> list[SourceSection]:
-        """The sources of texts or conversations, however the section spells them."""
+        """The sources of texts or conversations, whether the section has one or a list."""
         if self.sources is not None:
             return list(self.sources)
         return [SourceSection(**{field: getattr(self, field) for field in SourceFields.model_fields})]
 
     @property
     def prepared_path(self) -> Path:
-        """Absolute path of `prepared_dir`; not created."""
+        """The absolute path of `prepared_dir`; it is not created."""
         return Path(self.prepared_dir).expanduser().absolute()
 
 

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a recipe, as one line for the one who wrote it."""
+"""Pydantic's validation errors as one line for the author of a recipe."""
 
 import re
 import typing
@@ -27,25 +27,27 @@ _BOUNDS = {
 }
 
 
-def where(origins: dict[str, str], key: str, source: str) -> str:
-    """The place that set the dotted `key`, or something in it, or what it is in; else `source`."""
+def place_of(origins: dict[str, str], key: str, source: str) -> str:
+    """Returns the place that set the dotted `key`, something inside it or a section around it; else `source`."""
     inside = (place for dotted, place in origins.items() if dotted.startswith(f"{key}."))
     outside = (place for dotted, place in origins.items() if "." in dotted and key.startswith(f"{dotted}."))
     return origins.get(key) or next(inside, None) or next(outside, source)
 
 
 def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The sections of a recipe: field -> class."""
-    found = {field.alias or name: _section(field.annotation) for name, field in schema.model_fields.items()}
-    return {name: section for name, section in found.items() if section is not None}
+    """Returns the sections of a recipe, field -> class."""
+    classes = {field.alias or name: _section(field.annotation) for name, field in schema.model_fields.items()}
+    return {name: section for name, section in classes.items() if section is not None}
 
 
 def explain(error: ValidationError, schema: type[BaseModel], source: str, origins: dict[str, str], version: int) -> str:
-    """The first problem pydantic found, as one line; how many more there are.
+    """Returns the first problem as one line, and how many more there are.
 
     Args:
         error: raised by `schema.model_validate`.
-        source: the name of the recipe; `origins`: dotted key -> the place that wrote it.
+        schema: the recipe's class.
+        source: the name of the recipe.
+        origins: dotted key -> the place that wrote it.
         version: the recipe format that this zoo reads.
     """
     problems = error.errors(include_url=False)
@@ -55,28 +57,28 @@ def explain(error: ValidationError, schema: type[BaseModel], source: str, origin
     key, got, context = ".".join(loc), first["input"], first.get("ctx", {})
     kind = first["type"]
     if kind == "extra_forbidden":
-        text = _unknown_key(loc, schema)
+        message = _unknown_key(loc, schema)
     elif kind == "missing":
-        text = f"{key} is missing; add it"
+        message = f"{key} is missing; add it"
     elif kind == "value_error":
-        text = str(context["error"])  # our own validators name the fields themselves
-        key = next((word.strip(":;,") for word in text.split() if word.strip(":;,") in origins), key)
+        message = str(context["error"])  # our own validators name the fields themselves
+        key = next((word.strip(":;,") for word in message.split() if word.strip(":;,") in origins), key)
     elif kind == "literal_error" and key == "format":
-        text = f"format {got!r} is not one this version reads (it reads {version}); use a zoo that wrote it"
+        message = f"format {got!r} is not one this version reads (it reads {version}); use a zoo that wrote it"
     elif kind == "literal_error":
         guess = nearest(str(got), re.findall(r"'([^']*)'", context["expected"]))
         hint = f"; did you mean {guess}?" if guess else ""
-        text = f"{key} must be {context['expected']}, got {got!r}{hint}"
+        message = f"{key} must be {context['expected']}, got {got!r}{hint}"
     elif kind in _TYPES:
         quote = " (put it in quotes)" if kind == "string_type" and isinstance(got, int | float) else ""
-        text = f"{key} must be {_TYPES[kind]}, got {got!r}{quote}"
+        message = f"{key} must be {_TYPES[kind]}, got {got!r}{quote}"
     elif kind in _BOUNDS:
-        words, bound = _BOUNDS[kind]
-        text = f"{key} must be {words} {context[bound]}, got {got!r}"
+        relation, bound = _BOUNDS[kind]
+        message = f"{key} must be {relation} {context[bound]}, got {got!r}"
     else:
-        text = f"{key}: {first['msg']}, got {got!r}"
+        message = f"{key}: {first['msg']}, got {got!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where(origins, key, source)}: {text}{more}"
+    return f"{place_of(origins, key, source)}: {message}{more}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -100,9 +102,9 @@ def _unknown_key(loc: tuple[str, ...], schema: type[BaseModel]) -> str:
         f"{name}.{key}" for name, section in sections(schema).items() if name != prefix and key in section.model_fields
     ]
     near = nearest(key, siblings)
-    # A slip of the pen first, then the right word in the wrong section, then what is like it from afar.
-    slip = near is not None and SequenceMatcher(None, key, near).ratio() > 0.75
-    if near and (slip or not elsewhere):
+    # A typing error first, then the right key in the wrong section, then a key that is a little like it.
+    typo = near is not None and SequenceMatcher(None, key, near).ratio() > 0.75
+    if near and (typo or not elsewhere):
         hint = f"did you mean {prefix}.{near}?" if prefix else f"did you mean {near}?"
     elif elsewhere:
         hint = f"did you mean {elsewhere[0]}?"

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: the strict base class and the kinds of numbers."""
+"""The strict base class of a recipe's sections, and the kinds of numbers in them."""
 
 from typing import Annotated
 
@@ -12,6 +12,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys, wrong types and infinite numbers are refused, and nothing changes it."""
+    """A part of a recipe. It refuses unknown keys, wrong types and infinite numbers, and it is immutable."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,11 +1,11 @@
-"""Recipes: the YAML files that describe a run. Schema, validation, overrides, `extends`, resume check.
+"""Recipes: the YAML files that describe a run. Schema, loading and the checks that need more than one field.
 
     recipe = load_recipe("recipes/cronica_5m.yaml", ["train.steps=100", "optimizer.warmup_steps=10"])
     recipe.train.steps, recipe.run_dir, recipe.to_yaml()
 
-The schema is strict: an unknown key, a wrong type or a value out of range is a `UserError` of one line that
-names the file, the dotted field and, where there is one, the nearest known key. Only the `model` section is
-open; its keys are the fields of the model's own config dataclass and are held against that.
+The schema is strict: an unknown key, a wrong type or a value out of range is a `UserError` of one line that names the
+file, the dotted field and, where there is one, the nearest known key. Only the `model` section is open: its keys are
+the fields of the model's own config dataclass, and that checks them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection, SourceSection, TokenizerSection
-from zoo.recipe.errors import explain, sections, where
+from zoo.recipe.errors import explain, place_of, sections
 from zoo.recipe.fields import Section
 from zoo.recipe.training import (
     CheckpointSection,
@@ -32,7 +32,7 @@ from zoo.recipe.training import (
     OptimizerSection,
     TrainSection,
 )
-from zoo.recipe.yaml_layers import flatten, read_layers
+from zoo.recipe.yaml_layers import read_layers
 
 if TYPE_CHECKING:
     from etils import epath
@@ -41,25 +41,25 @@ FORMAT = 1  # of the recipe file; written into every run directory
 
 
 class ModelSection(Section):
-    """A registry name; every other key overrides a field of that model's config dataclass."""
+    """The model: `name` is of the registry; every other key overrides a field of that model's config dataclass."""
 
     model_config = ConfigDict(extra="allow")
     name: str
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The config fields the recipe sets, as given."""
+        """The config fields that the recipe sets, as given."""
         return dict(self.model_extra or {})
 
     def make_config(self) -> Any:
-        """The model's config dataclass with the recipe's overrides. Raises UserError naming the field."""
+        """Returns the model's config with the recipe's overrides. Raises UserError naming the field."""
         from zoo import registry
 
         return registry.describe(self.name).make_config(**self.overrides)
 
 
 class Recipe(Section):
-    """A whole run. Make one with `load_recipe`, or `make_recipe` from a dictionary."""
+    """A whole run. `load_recipe` makes one from a file, `make_recipe` from a dictionary."""
 
     format: Literal[1] = FORMAT
     name: str
@@ -114,13 +114,13 @@ class Recipe(Section):
 
     @property
     def characters(self) -> bool:
-        """Whether the model's vocabulary is to be the alphabet that the run finds in its texts."""
+        """Whether the model's vocabulary is the alphabet of the run's texts, which is known when they are read."""
         return self.tokenizer.kind == "characters" and "vocab_size" not in self.model.overrides
 
-    def settled(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
-        """The recipe with what it leaves open decided: the size of the alphabet, the number of tokens to prepare.
+    def with_resolved(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
+        """Returns the recipe with the alphabet's size and the number of tokens to prepare, where it leaves them open.
 
-        A run decides both when it first starts and keeps them in its recipe.yaml; what the recipe says itself stays.
+        A run resolves both when it first starts and keeps them in its recipe.yaml.
         """
         update: dict[str, Any] = {}
         if self.characters and vocab_size is not None:
@@ -129,13 +129,13 @@ class Recipe(Section):
             update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
         return self.model_copy(update=update)
 
-    def settled_like(self, old: "Recipe") -> "Recipe":
-        """The recipe with what it leaves open as it was decided in `old`, the recipe of a run that has begun."""
-        return self.settled(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
+    def with_resolved_from(self, old: "Recipe") -> "Recipe":
+        """Returns `with_resolved` with the values of `old`, the recipe of a run that has begun."""
+        return self.with_resolved(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
 
     @property
     def run_dir(self) -> Path:
-        """Absolute path of the run directory; not created. Of a remote run: the cache of its small files."""
+        """The absolute path of the run directory, not created; for a remote run, of the local copies of small files."""
         if "://" in self.logging.runs_dir:
             from zoo.checkpoints import storage
 
@@ -144,7 +144,7 @@ class Recipe(Section):
 
     @property
     def remote_run_dir(self) -> "epath.Path | None":
-        """The run directory where `logging.runs_dir` is remote (gs://bucket/runs), else None; nothing is looked at."""
+        """The run directory where `logging.runs_dir` is remote (gs://bucket/runs), else None; it is not accessed."""
         if "://" not in self.logging.runs_dir:
             return None
         from zoo.checkpoints import storage
@@ -153,32 +153,32 @@ class Recipe(Section):
 
     @property
     def checkpoints_dir(self) -> "epath.Path":
-        """Where the run's checkpoints lie: remote where `logging.runs_dir` is."""
+        """The directory of the run's checkpoints, remote where `logging.runs_dir` is."""
         from zoo.checkpoints import storage
 
         return (self.remote_run_dir or storage.directory(self.run_dir)) / "checkpoints"
 
     def resolved(self) -> dict[str, Any]:
-        """Plain dictionary with every default written out, the model's whole config included."""
+        """Returns a plain dictionary with every default written out, the model's whole config included."""
         plain = self.model_dump(mode="json", by_alias=True)
         plain["model"] = {"name": self.model.name, **dataclasses.asdict(self.model.make_config())}
         return plain
 
     def to_yaml(self) -> str:
-        """`resolved()` as YAML; `load_recipe` reads it back to an equal resolved recipe."""
+        """Returns `resolved()` as YAML, which `load_recipe` reads back to an equal recipe."""
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
 
 def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = (), *, check_files: bool = True) -> Recipe:
-    """Read and validate a recipe file.
+    """Reads and validates a recipe file.
+
+    Local paths in `data.path` and `tokenizer.path` are relative to the working directory and are made absolute.
 
     Args:
         path: a YAML file. Its `extends: other.yaml` (relative to the file) is read first and merged under
             it, section by section; `name` (default: the file's name) and `description` are not inherited.
         overrides: `section.field=value` each, over everything in the file; values are read as YAML.
-        check_files: that local files named in the recipe exist. Off for reading a finished run's recipe.
-
-    Local paths in `data.path` and `tokenizer.path` are taken from the working directory and made absolute.
+        check_files: whether local files named in the recipe must exist. Off for reading a finished run's recipe.
 
     Raises:
         UserError: one line naming the file (or the command line), the dotted field and the remedy.
@@ -195,8 +195,17 @@ def make_recipe(
     origins: dict[str, str] | None = None,
     check_files: bool = True,
 ) -> Recipe:
-    """Validate a recipe given as nested dictionaries. `source` and `origins` (dotted key -> where it was
-    written) only serve the error messages. Raises UserError."""
+    """Validates a recipe given as nested dictionaries.
+
+    Args:
+        content: the sections.
+        source: how messages name the recipe.
+        origins: dotted key -> the place that wrote it, for messages.
+        check_files: as for `load_recipe`.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
     origins = origins or {}
     # An empty section has its defaults; those that a recipe may do without stay absent.
     always = sections(Recipe).keys() - {"from", "lora"}
@@ -209,99 +218,31 @@ def make_recipe(
     return _absolute_paths(recipe, source, origins, check_files)
 
 
-def resume_diff(old: Recipe, new: Recipe) -> list[str]:
-    """What forbids going on with a run of recipe `old` under recipe `new`: a line a field; [] is nothing.
-
-    Refused: the model, what it began as, which parameters are trained, the tokenizer, the data and their order, the
-    optimizer's kind and the dtype of its moments, the seed, the storage dtype. Free to change: steps, learning rates
-    and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how data are
-    prepared, and where local data and the local source of `from:` lie (they may move; the checkpoint knows what they
-    held).
-    """
-    return [
-        f"{key}: {before} in the run, {after} in the recipe"
-        for key, (before, after) in _differences(old, new).items()
-        if _fixed_for_a_run(key)
-    ]
-
-
-def resume_changes(old: Recipe, new: Recipe) -> list[str]:
-    """What is different and does not forbid it (see `resume_diff`): a line a field."""
-    return [
-        f"{key}: {before} -> {after}"
-        for key, (before, after) in _differences(old, new).items()
-        if not _fixed_for_a_run(key)
-    ]
-
-
-def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    before, after = _comparable(old), _comparable(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    pairs = {key: (before.get(key, "not set"), after.get(key, "not set")) for key in keys}
-    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
-
-
-def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe, flat, without the paths of local files inside `data.sources` and `data.validation`."""
-    flat = flatten(recipe.resolved())
-    data = recipe.data
-    for number, source in enumerate(data.sources or ()):
-        flat[f"data.sources.{number}"] = _without_local_path(source)
-    flat["data.sources"] = len(data.sources or ())
-    if data.validation is not None:
-        flat = {key: value for key, value in flat.items() if not key.startswith("data.validation")}
-        flat["data.validation"] = _without_local_path(data.validation)
-    if recipe.from_ is not None and Path(recipe.from_.source).is_absolute():
-        flat["from.source"] = "a local path"  # what it holds is in the checkpoint's meta
-    return flat
-
-
-def _without_local_path(source: SourceSection) -> dict[str, Any]:
-    return source.model_dump(mode="json", exclude={"path"} if source.is_file else set(), exclude_none=True)
-
-
-def _fixed_for_a_run(key: str) -> bool:
-    if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records"):
-        return False
-    return key.startswith(("model.", "tokenizer.", "data.", "from.", "lora.")) or key in (
-        "from",
-        "lora",
-        "optimizer.name",
-        "optimizer.moments_dtype",
-        "train.seed",
-        "train.param_dtype",
-        "train.trainable",
-    )
-
-
-# --------------------------------------------------------------------------------- checks beyond the schema
-
-
 def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str]) -> Recipe:
-    """Hold the model section against the model's config dataclass and fill what depends on the model."""
+    """Checks the recipe against the model's config and fills in what depends on the model."""
     try:
         config = recipe.model.make_config()
     except UserError as error:
-        text = str(error)
-        field = next((f"model.{key}" for key in recipe.model.overrides if f"model.{key}" in text), "model.name")
-        if field not in text:
-            text = f"{field}: {text}"
-        raise UserError(f"{where(origins, field, source)}: {text}") from None
+        message = str(error)
+        field = next((f"model.{key}" for key in recipe.model.overrides if f"model.{key}" in message), "model.name")
+        if field not in message:
+            message = f"{field}: {message}"
+        raise UserError(f"{place_of(origins, field, source)}: {message}") from None
 
     if recipe.data.seq_len > config.max_seq_len:
         raise UserError(
-            f"{where(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
+            f"{place_of(origins, 'data.seq_len', source)}: data.seq_len {recipe.data.seq_len} is more than the "
             f"model's max_seq_len {config.max_seq_len}; lower it, or raise model.max_seq_len"
         )
     if recipe.train.scan_layers and not getattr(config, "layers_alike", True):
         raise UserError(
-            f"{where(origins, 'train.scan_layers', source)}: train.scan_layers: the blocks of {recipe.model.name} "
+            f"{place_of(origins, 'train.scan_layers', source)}: train.scan_layers: the blocks of {recipe.model.name} "
             "differ from each other and cannot be scanned; set it to false"
         )
     tokenizer = recipe.tokenizer
     if tokenizer.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{where(origins, 'tokenizer.vocab_size', source)}: tokenizer.vocab_size {tokenizer.vocab_size} "
+            f"{place_of(origins, 'tokenizer.vocab_size', source)}: tokenizer.vocab_size {tokenizer.vocab_size} "
             f"is larger than the model's vocab_size {config.vocab_size}; lower it, or raise model.vocab_size"
         )
     if tokenizer.train and tokenizer.kind == "bpe" and tokenizer.vocab_size is None:
@@ -312,9 +253,10 @@ def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str])
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
     def absolute(key: str, path: str) -> str:
         full = Path(path).expanduser().absolute()
-        found = full.exists() or (any(letter in path for letter in "*?") and next(full.parent.glob(full.name), None))
-        if check_files and not found:
-            place = where(origins, key, source)
+        is_pattern = any(letter in path for letter in "*?")
+        exists = full.exists() or (is_pattern and next(full.parent.glob(full.name), None) is not None)
+        if check_files and not exists:
+            place = place_of(origins, key, source)
             raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")
         return str(full)
 
@@ -332,8 +274,8 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
         changed["validation"] = moved("data.validation", data.validation)
     if tokenizer.path is not None:
         tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
-    found = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
+    update = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
     if recipe.from_ is not None and Path(recipe.from_.source).expanduser().exists():  # else it is a name
         full = str(Path(recipe.from_.source).expanduser().absolute())
-        found["from_"] = recipe.from_.model_copy(update={"source": full})
-    return recipe.model_copy(update=found)
+        update["from_"] = recipe.from_.model_copy(update={"source": full})
+    return recipe.model_copy(update=update)

@@ -1,4 +1,4 @@
-"""The recipe's sections on how a model is trained: optimizer, train, mesh, checkpoint, logging and eval."""
+"""The recipe's sections on how a model is trained: optimizer, train, from, lora, mesh, checkpoint, logging and eval."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,16 +8,21 @@ from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, P
 
 
 class OptimizerSection(Section):
-    """AdamW or Muon. The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a
-    cosine to `final_lr` at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`).
+    """AdamW or Muon, and the learning rate.
 
-    `moments_dtype`: in which the moments are kept. `clip_norm`: of the global gradient norm; null clips nothing.
-    `lr_scales`: pattern, as in train.trainable ("layers/*/kernel") -> factor of the learning rate of the parameters it
-    matches, the first that does. `no_decay`: patterns of parameters without weight decay.
+    The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a cosine to `final_lr`
+    at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`). Muon updates the matrices of the
+    layers, and an Adam with b1, b2 and eps all else.
 
-    Muon moves the matrices of the layers; b1, b2 and eps are of the Adam for all else. `muon_momentum`;
-    `muon_iterations` of Newton and Schulz; `muon_rms`: root mean square of an update's entries at a learning rate of 1
-    (null: Jordan's scale, by the ratio of a matrix's sides).
+    Attributes:
+        lr_scales: from a pattern, as in train.trainable ("layers/*/kernel"), to a factor of the learning rate of the
+            parameters that it matches; the first matching pattern counts.
+        no_decay: patterns of parameters without weight decay.
+        clip_norm: the bound on the global gradient norm; null clips nothing.
+        moments_dtype: the dtype in which the moments are stored.
+        muon_iterations: of Newton and Schulz.
+        muon_rms: the root mean square of an update's entries at a learning rate of 1; null takes Jordan's scale, by the
+            ratio of a matrix's sides.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -40,13 +45,13 @@ class OptimizerSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _end_of_the_cosine(cls, data: Any) -> Any:
+    def _default_final_lr(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("final_lr") is None and data.get("schedule", "cosine") == "cosine":
             return {**data, "final_lr": 3e-5}
         return data
 
     @model_validator(mode="after")
-    def _muons_own(self) -> "OptimizerSection":
+    def _muon_fields_need_muon(self) -> "OptimizerSection":
         for field in ("muon_momentum", "muon_iterations", "muon_rms"):
             if self.name != "muon" and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"optimizer.{field} is for optimizer.name muon; leave it out")
@@ -66,28 +71,31 @@ class OptimizerSection(Section):
         return self
 
 
-def _rows(value: Any) -> Any:
-    """Of `train.microbatch`. A function, since a union of types would give one problem for each of them."""
+def _check_microbatch(value: Any) -> Any:
+    """Checks `train.microbatch`. It is a function, since a union of types would give one problem for each of them."""
     if value is None or value == "auto" or (type(value) is int and value >= 1):
         return value
     raise ValueError(f"train.microbatch must be a number of rows, auto or null, got {value!r}")
 
 
 class TrainSection(Section):
-    """`param_dtype`: in which parameters are stored. `compute_dtype: auto` is bfloat16 on accelerators, float32 on CPU.
+    """How a model is trained.
 
-    `deterministic`: GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
-
-    `on_nonfinite`: what a loss or gradient that is not finite does. halt: the run ends. skip: the update is left out,
-    ten in a row end the run. rollback: the run goes back to its newest checkpoint and leaves that batch out; a fourth
-    time from the same checkpoint ends it.
-    `scan_layers`: one block is compiled and looped over, where all are alike: deep models compile several times faster.
-    `remat`: what of each block is saved for the backward pass: all that it needs (none), the products with weights
-    (dots), or its input alone (full); the rest is computed again, so memory is bought with time.
-    `trainable`: patterns of the parameters that are trained ("layers/*/mlp/*", or a regular expression after "re:");
-    the others stay as they are. Absent: all, or with `lora` its adapters alone, which are trained in any case.
-    `microbatch`: so many rows of the batch go through the model at a time; loss and gradient stay those of the whole
-    batch (null: all its rows; auto: as many as fit into the devices' memory).
+    Attributes:
+        param_dtype: the dtype in which parameters are stored.
+        compute_dtype: the dtype in which the model computes; auto is bfloat16 on accelerators and float32 on CPUs.
+        deterministic: whether GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
+        on_nonfinite: what happens when a loss or gradient is not finite. halt ends the run. skip leaves the update out;
+            ten in a row end the run. rollback goes back to the newest checkpoint and leaves that batch out; a fourth
+            time from the same checkpoint ends the run.
+        scan_layers: whether one block is compiled and looped over, where all are alike; deep models compile several
+            times faster.
+        remat: what of each block is saved for the backward pass: all that it needs (none), the products with weights
+            (dots), or its input alone (full). The rest is computed again, which buys memory with time.
+        trainable: patterns of the parameters that are trained ("layers/*/mlp/*", or a regular expression after "re:");
+            the others stay as they are. Absent, all are, or with `lora` its adapters alone, which always are.
+        microbatch: how many rows of the batch go through the model at a time; loss and gradient stay those of the whole
+            batch. null takes all rows, auto as many as fit into the devices' memory.
     """
 
     steps: PositiveInt = 2000
@@ -99,18 +107,19 @@ class TrainSection(Section):
     scan_layers: bool = False
     remat: Literal["none", "dots", "full"] = "none"
     trainable: Annotated[list[str], Field(min_length=1)] | None = None
-    microbatch: Annotated[Any, AfterValidator(_rows)] = None
+    microbatch: Annotated[Any, AfterValidator(_check_microbatch)] = None
 
 
 class FromSection(Section):
-    """What a run's parameters begin as: weights alone, unless more is asked for. `from: runs/x@500` is short for
-    `from: {source: runs/x, step: 500}`.
+    """The weights that a run starts from. `from: runs/x@500` is short for `from: {source: runs/x, step: 500}`.
 
-    `source`: a run directory, a portable directory, published files, a name of the registry or of the hub. `step`: of
-    a run's checkpoint (absent: its newest good one). `revision`: branch, tag or commit on the hub. `optimizer`: whether
-    the optimizer's moments are taken over too; the schedule begins anew in any case. `partial`: patterns, as in
-    train.trainable, of parameters that begin anew where the source lacks them or has them in another shape, and that
-    are left out where it has them and the model does not.
+    Attributes:
+        source: a run directory, a portable directory, published files, a name of the registry or of the hub.
+        step: of a run's checkpoint; absent, its newest good one.
+        revision: branch, tag or commit on the hub.
+        optimizer: whether the optimizer's moments are taken over too; the schedule begins anew in any case.
+        partial: patterns, as in train.trainable, of parameters that are initialized where the source lacks them or has
+            them in another shape, and that are left out where the source has them and the model does not.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -121,7 +130,7 @@ class FromSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, data: Any) -> Any:
+    def _from_short_form(cls, data: Any) -> Any:
         if not isinstance(data, str):
             return data
         source, at, step = data.rpartition("@")
@@ -132,10 +141,11 @@ class FromSection(Section):
 
 
 class LoraSection(Section):
-    """Adapters of rank `rank` (see `zoo.layers.lora`), which alone are trained; their product is scaled by alpha/rank.
+    """Adapters (see `zoo.layers.lora`), which alone are trained; their product is scaled by alpha / rank.
 
-    `targets`: patterns of the projections that get one: names ("q", "up", "*") or paths ("layers/1?/attn/*").
-    `dropout`: of what the adapters read, while training.
+    Attributes:
+        targets: patterns of the projections that get one: names ("q", "up", "*") or paths ("layers/1?/attn/*").
+        dropout: the rate on the adapters' input, while training.
     """
 
     rank: PositiveInt = 16
@@ -145,9 +155,9 @@ class LoraSection(Section):
 
 
 class MeshSection(Section):
-    """Devices along each axis of the mesh; one of them may be -1 and takes the devices that are left.
+    """The number of devices along each axis of the mesh; one of them may be -1 and takes the devices that are left.
 
-    `mesh: auto`, where all three are None, leaves the sizes to the run: see `zoo.plan.layout`.
+    With `mesh: auto` all three are None and the run chooses the sizes: see `zoo.plan.layout`.
     """
 
     data: int | None = -1
@@ -161,7 +171,7 @@ class MeshSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _automatic(cls, data: Any) -> Any:
+    def _from_auto(cls, data: Any) -> Any:
         if isinstance(data, str):
             if data != "auto":
                 raise ValueError(f"mesh must be auto, or the sizes of data, fsdp and tensor, got {data!r}")
@@ -189,8 +199,13 @@ class MeshSection(Section):
 
 
 class CheckpointSection(Section):
-    """A checkpoint `every` so many steps (and at the end, and before each evaluation); the newest `keep` stay, for good
-    those of steps that `keep_every` divides (0: none), and with `keep_best` the one of the lowest held-out loss.
+    """When checkpoints are saved, and which stay.
+
+    Attributes:
+        every: steps between checkpoints; there is one at the end and before each evaluation as well.
+        keep: how many of the newest stay.
+        keep_every: those of steps that it divides stay for good; 0: none do.
+        keep_best: whether the one of the lowest held-out loss stays.
     """
 
     every: PositiveInt = 500
@@ -199,7 +214,7 @@ class CheckpointSection(Section):
     keep_best: bool = False
 
     @model_validator(mode="after")
-    def _kept_are_saved(self) -> "CheckpointSection":
+    def _keep_every_fits_every(self) -> "CheckpointSection":
         if self.keep_every % self.every:
             raise ValueError(
                 f"checkpoint.keep_every {self.keep_every} must be a multiple of checkpoint.every {self.every}; change "
@@ -209,8 +224,12 @@ class CheckpointSection(Section):
 
 
 class LoggingSection(Section):
-    """The run directory is `runs_dir`/<name>, local or remote (gs://bucket/runs); metrics are logged `every` so many
-    steps, and mirrored to TensorBoard or Weights & Biases where these are on (each an extra of its own).
+    """Where a run writes, and how often.
+
+    Attributes:
+        runs_dir: the run directory is <runs_dir>/<name>, local or remote (gs://bucket/runs).
+        every: steps between lines of metrics.
+        tensorboard, wandb: whether metrics also go to TensorBoard and Weights & Biases; each is an extra of its own.
     """
 
     runs_dir: Annotated[str, Field(min_length=1)] = "runs"
@@ -220,10 +239,17 @@ class LoggingSection(Section):
 
 
 class EvalSection(Section):
-    """Held-out loss `every` so many steps (0: only at the end) over `num_pairs` pairs, or rows of text; at the end
-    `cronicas` generated and measured (0: none; crónica data alone) and a sample streamed to the terminal
-    (`final_sample`): one more crónica, or what a model of texts writes after `prompt` (absent: after the first words
-    of the held-out texts). Shorter ones go into samples.md `sample_every` so many steps (0: none).
+    """What is evaluated while training and at its end.
+
+    Attributes:
+        every: steps between measurements of the held-out loss; 0: only at the end.
+        sample_every: steps between short samples in samples.md; 0: none.
+        num_pairs: how many pairs, or rows of text, the held-out loss is taken over.
+        cronicas: how many are generated and measured at the end, with crónica data; 0: none.
+        final_sample: whether a sample is streamed to the terminal at the end: a crónica, or what a model of texts
+            writes after `prompt`.
+        prompt: absent, the first words of the held-out texts.
+        max_new_tokens, temperature, top_k, top_p: of what is generated.
     """
 
     every: NonNegativeInt = 0

@@ -1,4 +1,4 @@
-"""Strict YAML mappings in layers: a file over the file it extends, command-line overrides over both."""
+"""Strict YAML mappings in layers: a file over the file that it extends, and command-line overrides over both."""
 
 import os
 import re
@@ -11,13 +11,13 @@ import yaml
 from zoo.errors import UserError
 from zoo.util import nearest
 
-AUTO = "auto"  # stands for a section that the run settles for itself; a field of it given sets the rest to defaults
+AUTO = "auto"  # a section that the run chooses by itself; with one field of it given the others have their defaults
 
 
 def read_layers(
     path: str | os.PathLike, overrides: Sequence[str] = (), *, not_inherited: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The mapping in `path`, merged over what it extends and under `overrides`.
+    """Reads the mapping in `path`, merged over what it extends and under `overrides`.
 
     Args:
         path: a YAML file holding a mapping of sections. `extends: other.yaml` in it is taken relative to it.
@@ -45,8 +45,8 @@ def read_layers(
     return content, origins
 
 
-def flatten(content: dict[str, Any]) -> dict[str, Any]:
-    """`{"train": {"steps": 5}}` as `{"train.steps": 5}`, one level deep."""
+def dotted(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns `{"train": {"steps": 5}}` as `{"train.steps": 5}`, one level deep."""
     flat = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
@@ -57,7 +57,7 @@ def flatten(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 3e-4 read as a number (YAML 1.1 wants 3.0e-4) and a key given twice refused."""
+    """A SafeLoader that reads 3e-4 as a number (YAML 1.1 wants 3.0e-4) and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -119,7 +119,7 @@ def _read_with_bases(
         raise UserError(f"{path}: extends runs in a circle: {chain}")
     content = _read_yaml(path)
     base_name = content.pop("extends", None)
-    origins = dict.fromkeys(flatten(content), str(path))
+    origins = dict.fromkeys(dotted(content), str(path))
     if base_name is None:
         return content, origins
     if not isinstance(base_name, str):

@@ -27,6 +27,7 @@ from zoo.distributed.stop import Stopped, StopSignal
 from zoo.errors import UserError
 from zoo.hardware import cpu
 from zoo.models import build
+from zoo.plan import fit
 from zoo.plan.layout import make_mesh_for
 from zoo.recipe import Recipe, load_recipe, resume_changes
 from zoo.run import evaluations
@@ -42,7 +43,6 @@ from zoo.tasks.cronica import task as cronica_task
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.tasks.text import TextTask
 from zoo.tokenizers.base import Tokenizer
-from zoo.train import memory
 from zoo.train import mesh as meshes
 from zoo.train.logging.log import MetricsLog, check_tensorboard, peak_flops, read_metrics
 from zoo.train.logging.wandb import WandbLog, check_wandb
@@ -429,7 +429,7 @@ def _listed(facts: dict[str, str], recipe: Recipe) -> str:
 def _check(program: Program) -> None:
     """Raises UserError where the optimizer does not fit the parameters, or a step not into the devices' memory."""
     program.opt_state  # noqa: B018 - patterns that match nothing show when it is made
-    memory.check(program, _say)
+    fit.check(program, _say)
 
 
 def _sources(recipe: Recipe) -> str:

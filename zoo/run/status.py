@@ -44,13 +44,13 @@ def inspect_run_dir(recipe: Recipe, mirror: Mirror, *, fresh: bool) -> RunStatus
         if not started or fresh:
             return {"started": started, "settled": None, "result": None}
         old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
-        layout.refuse_other_recipe(recipe.settled_like(old))
+        layout.refuse_other_recipe(recipe.with_resolved_from(old))
         settled = {"vocab_size": old.model.overrides.get("vocab_size"), "max_tokens": old.data.max_tokens}
         return {"started": True, "settled": settled, "result": layout.read_result(recipe.run_dir)}
 
     found = runtime.broadcast(find)
     if found["settled"] is not None:
-        recipe = recipe.settled(**found["settled"])
+        recipe = recipe.with_resolved(**found["settled"])
     return RunStatus(found["started"], recipe, found["result"])
 
 

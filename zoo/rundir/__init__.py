@@ -1,1 +1,1 @@
-"""Run directories: what lies where (`layout`), and their mirror in a bucket (`mirror`)."""
+"""Run directories: `layout` says what lies where, `mirror` copies a run's small files to and from a bucket."""

@@ -1,4 +1,4 @@
-"""The directory of a run: whether it holds one, which recipe began it, its lock, its result.
+"""The directory of a run: which files it has, its lock, the check of its recipe, and its result.
 
 runs/<name>/recipe.yaml     the resolved recipe
 runs/<name>/tokenizer/      written before the first step and read from there afterwards
@@ -7,7 +7,7 @@ runs/<name>/metrics.jsonl   see zoo.train.logging.log
 runs/<name>/report.md, loss.png, samples.md, tensorboard/
 runs/<name>/result.json     written last: the step reached, the evaluation, the sample
 
-Where logging.runs_dir is remote, the checkpoints lie there and all else in a local directory: see zoo.rundir.mirror.
+Where logging.runs_dir is remote, checkpoints lie there and the small files in a local directory: see zoo.rundir.mirror.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RESULT_FORMAT = 1
 
 
 def is_started(run_dir: Path) -> bool:
-    """Whether the directory holds a run. Raises UserError when it holds anything else."""
+    """Returns whether the directory holds a run. Raises UserError when it holds anything else."""
     if (run_dir / "recipe.yaml").exists():
         return True
     if run_dir.exists():
@@ -45,7 +45,7 @@ def is_started(run_dir: Path) -> bool:
 
 
 def check_place(run_dir: Path) -> None:
-    """Raises UserError where the directory cannot be made or written, without trying."""
+    """Raises UserError where the directory cannot be made or written; makes and writes nothing."""
     place = next(path for path in [run_dir.absolute(), *run_dir.absolute().parents] if path.exists())
     if not place.is_dir():
         raise UserError(f"{display_path(place)} is a file; choose another name or logging.runs_dir")
@@ -57,7 +57,7 @@ def check_place(run_dir: Path) -> None:
 
 
 def refuse_other_recipe(recipe: Recipe) -> None:
-    """Raises UserError with the differences if the run's own recipe cannot go on as this one."""
+    """Raises UserError with the differences where the run in the recipe's directory cannot go on under this recipe."""
     old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
     different = resume_diff(old, recipe)
     if different:
@@ -70,10 +70,12 @@ def refuse_other_recipe(recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
-    """Make a run directory and hold it until the end of this process, however it ends; with a mirror the remote one
-    too.
+    """Makes a run directory and holds its lock, and with a mirror the remote directory's.
 
-    UserError if another process holds it, or it cannot be written.
+    The system releases the local lock when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
 
 
 def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
-    """Delete a run. Its recipe.yaml goes last, so that what a kill leaves is still known as a run."""
+    """Deletes a run. Its recipe.yaml goes last, so that what a kill leaves is still a run."""
     if mirror is not None:
         mirror.clear()
     for path in sorted(run_dir.iterdir(), key=lambda path: path.name == "recipe.yaml"):
@@ -106,7 +108,7 @@ def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
 
 
 def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
-    """Write `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
+    """Writes `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
     temporary = run_dir / ".tokenizer.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save(temporary)
@@ -114,16 +116,19 @@ def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write result.json: `step`; `evaluation` and `sample`, which may be None.
+    """Writes result.json, atomically.
 
-    A sample is {stats_block, style, cronica} or, of a model of texts, {prompt, text}.
+    Args:
+        run_dir: the run directory.
+        result: {"step", "evaluation", "sample"}, of which the last two may be None; a sample is what the run's task
+            makes and shows.
     """
     content = {"format": RESULT_FORMAT, **result}
     atomic_write(run_dir / "result.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """result.json, or None where the run has not been finished."""
+    """Returns what result.json holds, or None where the run has not been finished."""
     path = run_dir / "result.json"
     if not path.exists():
         return None
@@ -132,5 +137,5 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def display_path(path: Path) -> str:
-    """The path as one would type it here."""
+    """Returns the path relative to the working directory where it lies inside, else as it is."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,10 +1,10 @@
-"""A run whose directory is remote: its checkpoints lie there, its small files here and there.
+"""A run whose directory is remote: its checkpoints lie there, its small files both there and in a local directory.
 
-`logging.runs_dir: gs://bucket/runs` puts a run's checkpoints into gs://bucket/runs/<name>/checkpoints. What is small
-and changes (MIRRORED) is written to a local directory first, the cache, and pushed at each checkpoint; a machine that
-goes on with the run, be it another, fetches it first. The remote side is the truth: the local one is made equal to it.
+`logging.runs_dir: gs://bucket/runs` puts a run's checkpoints into gs://bucket/runs/<name>/checkpoints. The small files
+that change (MIRRORED) are written to a local directory first and pushed at each checkpoint; a machine that goes on with
+the run, the same or another, fetches them first. The remote side decides: the local one is made equal to it.
 
-    mirror = Mirror(recipe.remote_run_dir, recipe.run_dir)     # of a local run: every call does nothing
+    mirror = Mirror(recipe.remote_run_dir, recipe.run_dir)     # for a local run every call does nothing
     mirror.fetch()
     with mirror.locked():
         ...
@@ -32,18 +32,18 @@ from zoo.util import atomic_write, human_duration, sha256_hex
 
 logger = logging.getLogger(__name__)
 
-# The recipe stands last: where it is, a run is, and all that it needs has been written before.
+# In the order in which they are pushed.
 MIRRORED = (
     *("tokenizer", "metrics.jsonl", "tensorboard", "samples.md", "report.md", "loss.png", "result.json", "wandb_id"),
-    "recipe.yaml",  # last: it makes a directory a run
+    "recipe.yaml",  # last: it makes a directory a run, and all that a run needs is there by then
 )
 LOCK_FILE = "lock"
 LOCAL_LOCK_FILE = ".lock"
 STALE_AFTER = 300.0
-"""Seconds without a sign of life after which a lock is nobody's."""
-_SIGN_EVERY = 60.0
-_REWRITTEN = 0.2  # seconds in which a small file is whole again
-_SETTLE = 2.0  # seconds in which two that start at once see each other's lock
+"""Seconds without a heartbeat after which a lock counts as abandoned."""
+_HEARTBEAT_EVERY = 60.0
+_REWRITE = 0.2  # seconds in which a small file has been rewritten
+_VISIBLE_AFTER = 2.0  # seconds after which two processes that start at once see each other's lock
 
 
 class Mirror:
@@ -51,7 +51,7 @@ class Mirror:
 
     Args:
       remote: the run's directory in the store; None is a local run, for which nothing is ever done.
-      local: where its small files are read and written.
+      local: the directory where the run reads and writes its small files.
 
     Raises:
       UserError: the remote directory cannot be reached.
@@ -66,10 +66,12 @@ class Mirror:
             storage.check_reachable(self.remote)
 
     def fetch(self) -> bool:
-        """Make the local small files those of the remote directory; whether a run has begun there.
+        """Makes the local small files equal to the remote ones; returns whether a run has begun there.
 
         Where another process of this machine trains the run, its files are left as they are.
-        Raises UserError where the remote directory holds something else, or the local one cannot be written.
+
+        Raises:
+          UserError: the remote directory holds something else, or the local one cannot be written.
         """
         if self.remote is None:
             return False
@@ -88,14 +90,14 @@ class Mirror:
         return begun
 
     def fetch_again(self) -> None:
-        """The same once more, by the process that holds the run now: another one may have gone on with it before."""
+        """Fetches once more, with the lock held: another process may have trained the run since the first time."""
         if self.remote is not None:
             self._replace(self._read()[1])
 
     def _read(self) -> tuple[bool, dict[str, bytes]]:
-        there = {path.name for path in self.remote.iterdir()} if self.remote.is_dir() else set()
-        begun = "recipe.yaml" in there
-        foreign = sorted(there - {*MIRRORED, LOCK_FILE, "checkpoints"})
+        names = {path.name for path in self.remote.iterdir()} if self.remote.is_dir() else set()
+        begun = "recipe.yaml" in names
+        foreign = sorted(names - {*MIRRORED, LOCK_FILE, "checkpoints"})
         if foreign and not begun:
             raise UserError(
                 f"{self.remote} holds files ({', '.join(foreign[:3])}) but no recipe.yaml, so it is not a run; choose "
@@ -113,15 +115,15 @@ class Mirror:
         for name, content in contents.items():
             path = self.local / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Lines that go on where the remote ones end could not be pushed; a checkpoint may be newer than those.
+            # More lines than the remote file has could not be pushed; a checkpoint may be newer than the remote lines.
             if not (name == "metrics.jsonl" and path.is_file() and path.read_bytes().startswith(content)):
                 atomic_write(path, content)
             self._pushed[name] = sha256_hex(content)
 
     def push(self) -> None:
-        """Write what has changed since to the remote directory, and that this process still holds it.
+        """Writes the files that have changed to the remote directory, and a heartbeat of the lock.
 
-        A failure is a warning, and the next time tries again; before the first success it is a UserError.
+        A failure is a warning, and the next push tries again; before the first success it is a UserError.
 
         Raises:
           UserError: the remote directory cannot be written, or another process has taken the run over.
@@ -129,7 +131,7 @@ class Mirror:
         if self.remote is None:
             return
         if self._lock is not None:
-            self._lock.sign()
+            self._lock.heartbeat()
         begun = bool(self._pushed)
         try:
             for name in self._local_names():
@@ -145,7 +147,7 @@ class Mirror:
             logger.warning("%s; trying again at the next checkpoint", problem)
 
     def clear(self) -> None:
-        """Delete the run from the remote directory, checkpoints and all. The recipe goes last."""
+        """Deletes the run from the remote directory, checkpoints and all. The recipe goes last."""
         if self.remote is None or not self.remote.is_dir():
             return
         self._pushed = {}
@@ -159,12 +161,12 @@ class Mirror:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the remote directory; UserError if another process does. See `_Lock`."""
+        """Holds the lock of the remote directory. Raises UserError if another process does."""
         if self.remote is None:
             yield
             return
         self._lock = _Lock(self.remote)
-        self._lock.take()
+        self._lock.acquire()
         try:
             yield
         finally:
@@ -172,7 +174,7 @@ class Mirror:
             lock.release()
 
     def _local_names(self) -> list[str]:
-        """The mirrored files that are here, as paths under the directory, in the order of MIRRORED."""
+        """The mirrored files that exist locally, as paths under the directory, in the order of MIRRORED."""
         names = []
         for name in MIRRORED:
             path = self.local / name
@@ -194,7 +196,11 @@ class Mirror:
 
 
 def fetched(url: str | os.PathLike) -> Path:
-    """The small files of a remote run, to be read: a local copy of its own. UserError where there is no run."""
+    """Returns a local directory with copies of a remote run's small files, to be read.
+
+    Raises:
+        UserError: there is no run at the URL, or it cannot be reached.
+    """
     mirror = Mirror(url, storage.cache("read", url))
     if not mirror.fetch():
         raise UserError(f"{url}: there is no run (no recipe.yaml)")
@@ -202,26 +208,26 @@ def fetched(url: str | os.PathLike) -> Path:
 
 
 class _Lock:
-    """A file in the run's directory that says who trains it: host, process, time of the last sign of life.
+    """A file in the run's directory that says who trains it: host, process, time of the last heartbeat.
 
-    An object store has no lock that ends with its process. So the holder signs the file again every minute, and one
-    without a sign for STALE_AFTER seconds (or of a process of this machine that is gone) is nobody's. Two that start
-    at the same moment both write, wait, and read who came last: that one has it. The clocks of the machines should
-    agree to within minutes.
+    An object store has no lock that ends with its process. So the holder writes the file again every minute, and a lock
+    without a heartbeat for STALE_AFTER seconds (or of a process of this machine that is gone) counts as abandoned. Two
+    processes that start at the same moment both write, wait, and read who wrote last: that one has it. The clocks of
+    the machines should agree to within minutes.
     """
 
     def __init__(self, remote: epath.Path):
         self._path = remote / LOCK_FILE
         self._content = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_signing, name="run lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
-    def take(self) -> None:
-        """Raises UserError if another process holds the run."""
+    def acquire(self) -> None:
+        """Takes the lock. Raises UserError if another process holds it, or the store cannot be written."""
         try:
             holder = self._read()
             if holder is None and self._path.exists():  # a directory's file is seen while it is being written
-                time.sleep(_REWRITTEN)
+                time.sleep(_REWRITE)
                 holder = self._read()
             if holder is not None and not _abandoned(holder):
                 raise UserError(self._held_by(holder))
@@ -234,12 +240,12 @@ class _Lock:
                 f"{self._path.parent} cannot be written: {type(error).__name__}: {storage.first_line(error)}; choose "
                 f"another logging.runs_dir"
             ) from error
-        time.sleep(_SETTLE)
+        time.sleep(_VISIBLE_AFTER)
         self._refuse_other()
         self._thread.start()
 
-    def sign(self) -> None:
-        """Say that this process still trains. Raises UserError if another has taken the run over meanwhile."""
+    def heartbeat(self) -> None:
+        """Writes that this process still trains. Raises UserError if another has taken the run over meanwhile."""
         try:
             self._refuse_other()
             self._write()
@@ -249,7 +255,7 @@ class _Lock:
             logger.warning("%s cannot be signed: %s: %s", self._path, type(error).__name__, storage.first_line(error))
 
     def release(self) -> None:
-        """Let go of it."""
+        """Gives the lock back, unless another process has taken it over."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
@@ -258,10 +264,10 @@ class _Lock:
             if holder is not None and holder.get("token") == self._content["token"]:
                 self._path.unlink(missing_ok=True)
 
-    def _keep_signing(self) -> None:
-        while not self._stop.wait(_SIGN_EVERY):
+    def _beat(self) -> None:
+        while not self._stop.wait(_HEARTBEAT_EVERY):
             try:
-                self.sign()
+                self.heartbeat()
             except UserError:
                 return  # the next push says so where it can be heard
 
@@ -279,7 +285,7 @@ class _Lock:
         )
 
     def _read(self) -> dict[str, Any] | None:
-        """The lock, None where there is none or it says nothing."""
+        """The content of the lock, None where there is none or it cannot be read."""
         try:
             holder = json.loads(self._path.read_text())
             return {**holder, "host": str(holder["host"]), "pid": int(holder["pid"]), "time": float(holder["time"])}
@@ -295,7 +301,7 @@ def _abandoned(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != socket.gethostname():
         return False
-    if holder["pid"] == os.getpid():  # a container begins to count anew
+    if holder["pid"] == os.getpid():  # in a new container process numbers begin anew
         return True
     try:
         os.kill(holder["pid"], 0)

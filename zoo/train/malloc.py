@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from zoo.train import memory
+from zoo.hardware import memory
 from zoo.train.program import Program
 
 # Of malloc.h, see mallopt(3), which returns 1 where it has done as told.
@@ -31,7 +31,7 @@ def keep_freed_memory(program: Program) -> bool:
     one_cpu = device.platform == "cpu" and program.mesh.size == 1 and jax.process_count() == 1
     if sys.platform != "linux" or not one_cpu or jax.config.read("jax_cpu_enable_async_dispatch"):
         return False
-    limit, guess = memory.device_memory(device), memory.estimate(program, program.microbatch.rows)
+    limit, guess = memory.device_memory(device), program.estimated_memory(program.microbatch.rows)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or limit is None or guess is None or guess > MOST_KEPT * limit:
         return False

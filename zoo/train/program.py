@@ -3,6 +3,7 @@
 The run, the plan of memory and time, and the benchmarks all take the step from here, so they speak of the same program.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from zoo.recipe import Recipe
 from zoo.train import memory, parameters
 from zoo.train import step as steps
 from zoo.train.mesh import BATCH_AXES
+from zoo.train.microbatch import Microbatch, choose_microbatch
 from zoo.train.optimizers import make_optimizer, make_schedule
 
 Tree = Any
@@ -151,9 +153,32 @@ class Program:
         return sum(leaf.size for leaf in kernels) + of_head
 
     @cached_property
-    def microbatch(self) -> memory.Microbatch:
-        """How many rows go through the model at a time; found out, if `train.microbatch` is auto."""
-        return memory.fit_microbatch(self)
+    def microbatch(self) -> Microbatch:
+        """How many rows go through the model at a time; for `auto` steps are compiled to find out."""
+        chosen = choose_microbatch(self.recipe, self.mesh, self.estimated_memory, self.compiled_memory)
+        for rows in self._steps.keys() - {chosen.rows}:
+            del self._steps[rows]
+        return chosen
+
+    @cached_property
+    def state_bytes(self) -> memory.StateBytes:
+        """The bytes of one device that parameters, optimizer state and gradients take."""
+        params, frozen = memory.device_bytes(self.params), memory.device_bytes(self.frozen)
+        return memory.StateBytes(params + frozen, memory.device_bytes(self.opt_state), gradients=params)
+
+    def estimated_memory(self, rows: int | None = None) -> int | None:
+        """The bytes of one device that a step takes, about: see `zoo.train.memory.estimate`."""
+        count = sum(leaf.size for leaf in jax.tree.leaves((self.params, self.frozen)))
+        return memory.estimate(self.recipe, self.config, self.mesh, self.state_bytes, count, rows)
+
+    def compiled_memory(self, rows: int | None = None) -> float:
+        """The bytes of one device that the step with microbatches of `rows` takes (None: `microbatch`), compiled."""
+        return memory.compile_step(self.lower(rows))[1]
+
+    def with_changes(self, mesh: Mesh | None = None, /, **sections: dict[str, Any]) -> "Program":
+        """The program on another mesh, or with other fields in sections of its recipe: `train={"microbatch": 8}`."""
+        update = {name: getattr(self.recipe, name).model_copy(update=fields) for name, fields in sections.items()}
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=update), mesh=mesh or self.mesh)
 
     @cached_property
     def attention_kernels(self) -> list[Kernel]:
@@ -191,25 +216,35 @@ class Program:
 
     def step(self, frozen: Tree | None = None) -> steps.TrainStep:
         """The compiled training step; `frozen` are the arrays of `self.frozen` (None: to compile ahead of time)."""
-        return self._step if frozen is None else self._step.holding(frozen)
+        step = self._step_of(self.microbatch.rows)
+        return step if frozen is None else step.holding(frozen)
+
+    def lower(self, rows: int | None = None) -> jax.stages.Lowered:
+        """The training step with microbatches of `rows` (None: those of `microbatch`), to compile ahead of time."""
+        step = self._step_of(self.microbatch.rows if rows is None else rows)
+        return step.lower(self.params, self.opt_state, self.batch(), jax.ShapeDtypeStruct((), jnp.int32))
+
+    def _step_of(self, rows: int) -> steps.TrainStep:
+        # One object a size: JAX then knows the program that was compiled to find the microbatch when it is to run.
+        if rows not in self._steps:
+            self._steps[rows] = steps.make_train_step(
+                self.graphdef,
+                self.frozen,
+                self.tx,
+                self.schedule,
+                mesh=self.mesh,
+                shardings=self.shardings,
+                compute_dtype=self.compute_dtype,
+                seed=self.recipe.train.seed,
+                microbatches=self.recipe.data.batch_size // rows,
+                skip_nonfinite=self.recipe.train.on_nonfinite == "skip",
+                execution=self.execution,
+            )
+        return self._steps[rows]
 
     @cached_property
-    def _step(self) -> steps.TrainStep:
-        if self.microbatch.step is not None:
-            return self.microbatch.step
-        return steps.make_train_step(
-            self.graphdef,
-            self.frozen,
-            self.tx,
-            self.schedule,
-            mesh=self.mesh,
-            shardings=self.shardings,
-            compute_dtype=self.compute_dtype,
-            seed=self.recipe.train.seed,
-            microbatches=self.recipe.data.batch_size // self.microbatch.rows,
-            skip_nonfinite=self.recipe.train.on_nonfinite == "skip",
-            execution=self.execution,
-        )
+    def _steps(self) -> dict[int, steps.TrainStep]:
+        return {}
 
     def evaluate(self, frozen: Tree | None = None):
         """The compiled loss of a batch: see `zoo.train.step.make_eval_step`; `frozen` as for `step`."""

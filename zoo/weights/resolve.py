@@ -264,7 +264,7 @@ class RunWeights(Weights):
     def _stored(self) -> dict[str, tuple[tuple[int, ...], str]]:
         if self.step is None:
             raise self._nothing_yet()
-        return self.checkpoints().leaves(self.step)
+        return self.checkpoints().parameter_shapes(self.step)
 
     def _nothing_yet(self) -> UserError:
         return UserError(f"{self.path} has no checkpoint yet; go on training it with zoo-train")
