@@ -32,7 +32,7 @@ from zoo.checkpoints import orbax_io as files
 from zoo.checkpoints import pytree as trees
 from zoo.checkpoints import storage
 from zoo.checkpoints.orbax_io import DamagedCheckpoint, Items
-from zoo.distributed.collectives import broadcast_one, first_problem, is_main_process
+from zoo.distributed.runtime import broadcast, first_problem, is_main_process
 from zoo.errors import UserError
 
 __all__ = ["BEST_FILE", "Checkpoints", "DamagedCheckpoint", "Restored"]
@@ -249,19 +249,15 @@ class Checkpoints:
 
     def _make_room(self, step: int, needed: int) -> None:
         """Raises UserError, on all processes alike, unless the directory can be made and there is room in it."""
-        problem = None
-        if is_main_process():
-            try:
-                with self._writing(step, needed):
-                    self.directory.mkdir(parents=True, exist_ok=True)
-                free = storage.free_bytes(self.directory)
-                if free is not None and free < needed:
-                    problem = self._no_room(step, needed)
-            except UserError as error:
-                problem = str(error)
-        problem = broadcast_one(problem)
-        if problem is not None:
-            raise UserError(problem)
+
+        def make() -> None:
+            with self._writing(step, needed):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            free = storage.free_bytes(self.directory)
+            if free is not None and free < needed:
+                raise UserError(self._no_room(step, needed))
+
+        broadcast(make)
 
     def _finish(self, step: int, written: Callable[[], None], needed: int) -> None:
         """Wait until a save is complete, take it to the disk and delete what is too old. In the background."""
@@ -353,16 +349,12 @@ class Checkpoints:
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
         self.wait()
-        if only is not None and only not in (steps := broadcast_one(self.steps())):
+        if only is not None and only not in (steps := broadcast(self.steps)):
             raise UserError(f"no checkpoint of step {only} in {self.directory}; there are {steps or 'none'}")
-        aside = (
-            broadcast_one(sorted(path.name for path in self._entries() if _DAMAGED in path.name))
-            if only is None
-            else []
-        )
+        aside = broadcast(self._damaged) if only is None else []
         tried: set[int] = set()
         # The list is read anew each time: a run that goes on may have replaced the checkpoint just tried.
-        while untried := broadcast_one([step for step in self.steps() if step not in tried and only in (None, step)]):
+        while untried := broadcast(lambda: [s for s in self.steps() if s not in tried and only in (None, s)]):
             step = untried[-1]
             tried.add(step)
             try:
@@ -382,28 +374,31 @@ class Checkpoints:
         """Rename a damaged checkpoint; its new name."""
         if self._keep is None:
             return str(step)
-        name, number = f"{step}{_DAMAGED}", 2
-        if is_main_process():
+
+        def rename() -> str:
+            name, number = f"{step}{_DAMAGED}", 2
             while (self.directory / name).exists():
                 name, number = f"{step}{_DAMAGED}-{number}", number + 1
             with self._writing(step, 0):
                 self._path(step).rename(self.directory / name)
-        return broadcast_one(name)
+            return name
+
+        return broadcast(rename)
 
     def _content(self, step: int) -> dict[str, Any]:
         """What process 0 reads of a checkpoint's description, and of its checksums, on every process."""
-        content, problem = None, None
-        if is_main_process():
+
+        def read() -> list:
             try:
                 content = files.read_content(self._path(step))
                 self._refuse_newer(step, content)
-                content["checksums"] = files.read_checksums(self._path(step), content)
-            except (DamagedCheckpoint, UserError) as error:
-                content, problem = None, [type(error) is UserError, str(error)]
-        content, problem = broadcast_one([content, problem])
-        if problem is not None:
-            refused, text = problem
-            raise UserError(text) if refused else DamagedCheckpoint(text)
+                return [content | {"checksums": files.read_checksums(self._path(step), content)}, None]
+            except DamagedCheckpoint as error:
+                return [None, str(error)]
+
+        content, damage = broadcast(read)
+        if damage is not None:
+            raise DamagedCheckpoint(damage)
         return content
 
     def _refuse_newer(self, step: int, content: dict[str, Any]) -> None:
@@ -422,6 +417,9 @@ class Checkpoints:
 
     def _entries(self) -> list[epath.Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
+
+    def _damaged(self) -> list[str]:
+        return sorted(path.name for path in self._entries() if _DAMAGED in path.name)
 
     def _leftovers(self) -> list[epath.Path]:
         """What a kill has left of a save or of a deletion."""

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from zoo.checkpoints import pytree as trees
 from zoo.checkpoints import storage
-from zoo.distributed.collectives import is_main_process
+from zoo.distributed.runtime import is_main_process
 from zoo.util import sha256_hex
 
 FORMAT = 2
