@@ -23,7 +23,7 @@ from tiny_models import TINY, tiny
 
 from zoo.recipe import make_recipe
 from zoo.recipe.training import OptimizerSection
-from zoo.run.job import evaluations
+from zoo.run import evaluations
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.tasks.text import TextTask
 from zoo.train.losses import cross_entropy
