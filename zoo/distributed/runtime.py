@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from zoo.distributed.cluster import Cluster
 from zoo.errors import UserError
+from zoo.util import first_line
 
 LOST_AFTER = 60  # seconds without a heartbeat
 STEP_LIMIT = 1800  # seconds: compilation, a checkpoint and an evaluation must fit in
@@ -189,10 +190,9 @@ def initialize(cluster: Cluster, *, lost_after: int = LOST_AFTER, step_limit: in
             heartbeat_timeout_seconds=lost_after,
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"the {cluster.num_processes} processes did not come together at "
-            f"{cluster.coordinator or 'the coordinator'} within {_ARRIVAL} s ({reason}); start all of them, "
+            f"{cluster.coordinator or 'the coordinator'} within {_ARRIVAL} s ({first_line(error)}); start all of them, "
             f"with the same --coordinator"
         ) from error
     group = _group()
@@ -239,7 +239,7 @@ def leave(code: int) -> None:
 
 def fail(error: Exception) -> None:
     """Ends this process because of an error, and the others with it."""
-    message = (str(error).splitlines() or [""])[0][:300]
+    message = first_line(error, 300)
     if isinstance(error, UserError):
         _guard.fail(2, str(error))
     if any(word in str(error) for word in _BROKEN):

@@ -37,7 +37,7 @@ from zoo.train.program import Program
 from zoo.train.report import write_report
 from zoo.train.state import TrainState
 from zoo.train.trainer import Callback, StepFn, Trainer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 from zoo.weights import initialize
 
 logger = logging.getLogger(__name__)
@@ -320,7 +320,7 @@ class Job:
             finished = self.task.finish(lm)
         except Exception as error:
             logger.debug("the evaluation at the end failed", exc_info=True)
-            problem = f"the evaluation at the end failed: {type(error).__name__}: {storage.first_line(error)}"
+            problem = f"the evaluation at the end failed: {type(error).__name__}: {first_line(error)}"
             say(f"warning: {problem}; the model is trained and saved")
             finished = Finished({"Evaluation": f"Warning: {problem}"})
         if not runtime.is_main_process():  # it has failed to help gather the parameters

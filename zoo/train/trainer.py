@@ -25,6 +25,7 @@ from zoo.train.logging.log import MetricsLog
 from zoo.train.logging.meter import Meter
 from zoo.train.logging.progress import ProgressDisplay
 from zoo.train.state import TrainState
+from zoo.util import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class Trainer:
                 values |= numbers
             except Exception as error:
                 logger.debug("evaluation failed", exc_info=True)
-                message = (str(error).splitlines() or [""])[0][:300]
+                message = first_line(error, 300)
                 errors.append(message if isinstance(error, UserError) else f"{type(error).__name__}: {message}")
             runtime.heartbeat(step)
         self._finish_line(values, errors)

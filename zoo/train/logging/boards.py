@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from zoo.checkpoints import storage
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Boards:
                 getattr(board, method)(*arguments)
             except Exception as error:  # of each library's own kinds
                 self._boards.remove(board)
-                reason = f"{type(error).__name__}: {storage.first_line(error)}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
                 logger.warning("%s fails (%s); the run goes on without it", board.name, reason)
 
 
@@ -115,10 +114,9 @@ class WandB:
                 settings=wandb.Settings(console="off", quiet=True),  # the terminal is zoo's
             )
         except Exception as error:  # its own kinds, and those of its helper process
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"logging.wandb: wandb does not begin ({reason}); run `wandb login`, set WANDB_MODE=offline, or leave "
-                f"logging.wandb out"
+                f"logging.wandb: wandb does not begin ({first_line(error)}); run `wandb login`, set "
+                "WANDB_MODE=offline, or leave logging.wandb out"
             ) from None
         # zoo's steps along the x axis: wandb's own count could not go back to a checkpoint.
         self._run.define_metric("*", step_metric="step")
