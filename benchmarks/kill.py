@@ -35,8 +35,9 @@ WORKER = """
 import json, os, signal, sys, threading, time
 os.environ["ZOO_TRAIN_WORKER"] = "1"
 kind, step, delay = json.loads(os.environ["KILL"])
-from zoo import checkpoints, run
+from zoo import checkpoints
 from zoo.cli.train import main
+from zoo.run import job
 from zoo.train.trainer import Trainer
 from zoo.train.step import TrainStep
 
@@ -60,13 +61,13 @@ def save_and_die(self, number, *args):
         doom()
     return save(self, number, *args)
 
-def evaluate_and_die(self, state, progress):
-    if kind == "evaluation" and state.step >= step:
+def evaluate_and_die(self):
+    if kind == "evaluation" and self.state.step >= step:
         doom()
-    return evaluate(self, state, progress)
+    return evaluate(self)
 
 TrainStep.__call__, checkpoints.Checkpoints.save, Trainer._evaluate = step_and_die, save_and_die, evaluate_and_die
-run.peak_flops = lambda: (1e11, "not measured")
+job.peak_flops = lambda: (1e11, "not measured")
 sys.exit(main(sys.argv[1:]))
 """
 

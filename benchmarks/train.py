@@ -31,10 +31,10 @@ import optax
 from timing import Way, alternate, machine, matmul_way, medians, peak_memory_mb
 
 from zoo.hardware import cpu
+from zoo.hardware.devices import peak_flops
 from zoo.plan.layout import make_mesh_for
 from zoo.recipe import Recipe, load_recipe
 from zoo.train import step as steps
-from zoo.train.logging.log import peak_flops
 from zoo.train.malloc import keep_freed_memory
 from zoo.train.mesh import put_batch
 from zoo.train.program import Program
@@ -116,9 +116,10 @@ def made_up_batches(recipe: Recipe, targets: float) -> Iterator[Batch]:
 
 def the_recipes_batches(program: Program) -> Iterator[Batch]:
     """As zoo-train reads them; prepared first where they have not been."""
-    from zoo.run.job import Job
+    from zoo import registry
 
-    yield from Job.prepare(program.recipe, program.mesh, None, None).task.batches(0)
+    task_class = registry.task_class(program.recipe.data.kind)
+    yield from task_class.prepare(*task_class.resolve(program.recipe, None, print), print).batches(0)
 
 
 def begin(program: Program) -> tuple[list[Any], Any]:

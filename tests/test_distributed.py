@@ -18,7 +18,7 @@ from test_resume import write_inputs
 from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
 from zoo.distributed import supervisor
-from zoo.distributed.runtime import Cluster, find
+from zoo.distributed.cluster import Cluster, find_cluster
 from zoo.distributed.supervisor import supervise
 from zoo.errors import UserError
 from zoo.rundir.layout import lock
@@ -52,7 +52,7 @@ BY_HAND = dict(JAX_COORDINATOR_ADDRESS="h:1", JAX_NUM_PROCESSES="3", JAX_PROCESS
     ],
 )
 def test_the_processes_are_found_in_flags_and_environment(flags, environment, wanted):
-    assert find(*flags, environment={"JAX_PLATFORMS": "cpu"} | environment) == wanted
+    assert find_cluster(*flags, environment={"JAX_PLATFORMS": "cpu"} | environment) == wanted
 
 
 @pytest.mark.parametrize(
@@ -68,21 +68,21 @@ def test_the_processes_are_found_in_flags_and_environment(flags, environment, wa
 )
 def test_flags_that_do_not_fit_together_are_named(flags, message):
     with pytest.raises(UserError, match=message):
-        find(*flags, environment={"JAX_PLATFORMS": "cpu"})
+        find_cluster(*flags, environment={"JAX_PLATFORMS": "cpu"})
 
 
 def test_a_tpu_slice_is_counted_from_its_environment(monkeypatch):
-    monkeypatch.setattr("zoo.distributed.runtime._has_tpu", lambda: True)
+    monkeypatch.setattr("zoo.distributed.cluster._has_tpu", lambda: True)
     hosts = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "2"}
-    assert find(environment=hosts) == Cluster(4, 2)
-    assert find(environment=hosts | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}) == Cluster(8, 6)
-    assert find(environment=hosts | {"JAX_PLATFORMS": "cpu"}) is None
+    assert find_cluster(environment=hosts) == Cluster(4, 2)
+    assert find_cluster(environment=hosts | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}) == Cluster(8, 6)
+    assert find_cluster(environment=hosts | {"JAX_PLATFORMS": "cpu"}) is None
     told = {"worker-network-endpoints": "x:y:1.2.3.4,x:y:1.2.3.5", "agent-worker-number": "1"}
     told["tpu-env"] = "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '2'\n"
-    monkeypatch.setattr("zoo.distributed.runtime._metadata", told.get)
-    assert find(environment={}) == Cluster(6, 5)
-    monkeypatch.setattr("zoo.distributed.runtime._metadata", lambda name: None)
-    assert find(environment={}) is None
+    monkeypatch.setattr("zoo.distributed.cluster._metadata", told.get)
+    assert find_cluster(environment={}) == Cluster(6, 5)
+    monkeypatch.setattr("zoo.distributed.cluster._metadata", lambda name: None)
+    assert find_cluster(environment={}) is None
 
 
 SILENT = """E1121 20:24:51.069520   29555 coordination_service.cc:1549] [12015] Use error polling to propagate: \\

@@ -1,10 +1,11 @@
-"""metrics.jsonl when disks fill up and when what mirrors it fails."""
+"""metrics.jsonl when disks fill up and when a board that shows its numbers fails."""
 
 import logging
 import resource
 
 import pytest
 
+from zoo.train.logging.boards import Boards
 from zoo.train.logging.log import MetricsLog, read_metrics
 
 
@@ -34,30 +35,28 @@ def test_a_line_that_a_full_disk_has_torn_is_an_error_and_costs_no_other(tmp_pat
 
 
 class Failing:
-    name = "the mirror"
+    name = "the board"
 
     def __init__(self):
         self.shown = []
 
-    def show(self, numbers, step):
+    def log(self, numbers, step):
         self.shown.append(step)
         raise ConnectionResetError("gone\nfor good")
 
-    def sync(self):
-        raise AssertionError("it was let go of")
-
-    close = sync
+    def finish(self):
+        raise AssertionError("it was dropped")
 
 
-def test_a_mirror_that_fails_is_let_go_of_and_the_run_goes_on(tmp_path, caplog):
-    mirror = Failing()
+def test_a_board_that_fails_is_dropped_and_the_run_goes_on(tmp_path, caplog):
+    board = Failing()
     with caplog.at_level(logging.WARNING):
-        log = MetricsLog(tmp_path / "metrics.jsonl", wandb=mirror)
+        log = MetricsLog(tmp_path / "metrics.jsonl", boards=Boards([board]))
         log.write(line(1))
         log.write(line(2))
         log.close()
-    assert mirror.shown == [1]
+    assert board.shown == [1]
     assert [record.getMessage() for record in caplog.records] == [
-        "the mirror fails (ConnectionResetError: gone); the run goes on without it"
+        "the board fails (ConnectionResetError: gone); the run goes on without it"
     ]
     assert [found["step"] for found in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -23,7 +23,7 @@ from tiny_models import TINY, tiny
 
 from zoo.recipe import make_recipe
 from zoo.recipe.training import OptimizerSection
-from zoo.run.job import evaluations
+from zoo.run import evaluations
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.tasks.text import TextTask
 from zoo.train.losses import cross_entropy
@@ -201,7 +201,7 @@ def cronica_task(tmp_path):
             "eval": {"num_pairs": 5},
         }
     )
-    task = CronicaTask.prepare(recipe, make_records(20), None, recipe.model.make_config())
+    task = CronicaTask.from_records(recipe, make_records(20), None)
     return dataclasses.replace(task, heldout=make_records(5))
 
 

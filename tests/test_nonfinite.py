@@ -17,7 +17,8 @@ from zoo.run import job as run_module
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.train import trainer as loop
 from zoo.train.logging.log import MetricsLog, read_events, read_metrics
-from zoo.train.trainer import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer, TrainState
+from zoo.train.state import TrainState
+from zoo.train.trainer import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer
 
 ROWS = 2
 
@@ -56,7 +57,7 @@ def trainer(directory, bad, policy, *, die_at=None, **changes) -> tuple[Trainer,
 
     def restore():
         found = checkpoints.restore({"w": jnp.float32(0)}, {})
-        return toy_state() if found is None else TrainState.of(found)
+        return toy_state() if found is None else TrainState.from_checkpoint(found)
 
     state = restore()
     settings = {
@@ -87,7 +88,8 @@ def run(directory, *args, **kwargs) -> TrainState:
         killed.log.close()
         killed.checkpoints.__exit__()
     last, state = trainer(directory, *args, **kwargs)
-    assert last.run(state, StopSignal()) == "finished"
+    state = last.run(state, StopSignal())
+    assert state.step == last.steps
     last.log.close()
     return state
 
@@ -215,7 +217,7 @@ def test_a_process_that_writes_nothing_repeats_an_evaluation_with_the_others(tmp
     settings = {"callbacks": [Callback(8, measure)], "log": MetricsLog(None), "steps": 8}
     other, state = trainer(tmp_path, (), "halt", **settings)
     monkeypatch.setattr(loop.runtime, "broadcast", lambda make: [8, 1])  # what process 0 tells it
-    assert other.run(state, StopSignal()) == "finished"
+    assert other.run(state, StopSignal()).step == 8
     other.checkpoints.__exit__()
     assert begun == [8] and "heldout" not in capsys.readouterr().out
 

@@ -24,14 +24,15 @@ from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.train import main
 from zoo.distributed.stop import Stopped, StopSignal
 from zoo.errors import UserError
+from zoo.run import evaluations
 from zoo.run import job as run_module
-from zoo.run.job import evaluations
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.tasks.cronica.tokens import STYLES
 from zoo.train.logging.log import MetricsLog, read_events, read_metrics
 from zoo.train.report import write_report
+from zoo.train.state import TrainState
 from zoo.train.step import TrainStep
-from zoo.train.trainer import Callback, Trainer, TrainState
+from zoo.train.trainer import Callback, Trainer
 
 STEPS, EVERY, EVALUATED = 20, 6, 7
 EXACT = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss")
@@ -115,14 +116,15 @@ def killed_run(recipe: Path, when: str, step: int) -> str:
     program = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
-        from zoo import checkpoint_files, run
+        from zoo.checkpoints import orbax_io
         from zoo.cli.train import main
+        from zoo.run import job
         from zoo.train.step import TrainStep
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        run_step, save = TrainStep.__call__, checkpoint_files.ocp.save_checkpointables_async
+        run_step, save = TrainStep.__call__, orbax_io.ocp.save_checkpointables_async
 
         def step(self, params, opt_state, batch, number):
             here = number == {step} - 1
@@ -142,9 +144,9 @@ def killed_run(recipe: Path, when: str, step: int) -> str:
                 die()
             return response
 
-        run.peak_flops = lambda: (1e11, "not measured")
+        job.peak_flops = lambda: (1e11, "not measured")
         TrainStep.__call__ = step
-        checkpoint_files.ocp.save_checkpointables_async = save_and_die
+        orbax_io.ocp.save_checkpointables_async = save_and_die
         sys.exit(main([{str(recipe)!r}]))
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
@@ -230,7 +232,7 @@ def test_stopped_stopped_harder_and_damaged_it_goes_on_to_the_same_numbers(
 
 def test_a_signal_before_the_first_step_writes_nothing(tmp_path, monkeypatch, capsys):
     recipe = write_inputs(tmp_path)
-    monkeypatch.setattr(run_module, "load_records", lambda data: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(CronicaTask, "prepare", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     assert main([str(recipe)]) == 0
     assert "stopped by SIGTERM; nothing had been written yet" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
@@ -430,7 +432,7 @@ def test_lines_callbacks_and_checkpoints_come_when_they_are_due(tmp_path):
 
     trainer = toy_trainer(tmp_path, callbacks=[Callback(5, measure)], steps=11)
     state = toy_state()
-    assert trainer.run(state, StopSignal()) == "finished"
+    assert trainer.run(state, StopSignal()).step == 11
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [3, 5, 6, 9, 10, 11]
     # The loss of a line is that of its own step, though it is fetched while a later one is running.
@@ -450,9 +452,8 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, number):
             os.kill(os.getpid(), number)
         return toy_step(params, opt_state, batch, step)
 
-    state = toy_state()
     with StopSignal() as stop:
-        assert toy_trainer(tmp_path, step_fn=signalled).run(state, stop) == "interrupted"
+        state = toy_trainer(tmp_path, step_fn=signalled).run(toy_state(), stop)
     assert state.step == 7
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 7]
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6]  # none for 7
@@ -475,10 +476,9 @@ def test_a_signal_while_something_else_is_done_costs_none_of_it(tmp_path, moment
         now("an evaluation")
         return {"heldout_loss": float(number)}
 
-    state = toy_state()
     settings = {"saving": lambda: now("a save"), "callbacks": [Callback(5, measure)]}
     with StopSignal() as stop:
-        assert toy_trainer(tmp_path, step_fn=step, **settings).run(state, stop) == "interrupted"
+        state = toy_trainer(tmp_path, step_fn=step, **settings).run(toy_state(), stop)
     assert state.step == Checkpoints(tmp_path / "checkpoints").latest() == done
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert not any("unfinished" in line for line in lines)

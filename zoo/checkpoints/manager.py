@@ -29,7 +29,7 @@ from etils import epath
 from zoo.checkpoints import orbax_io, pytree, storage
 from zoo.checkpoints.directory import CheckpointDirectory, Pin
 from zoo.checkpoints.orbax_io import DamagedCheckpoint, Items
-from zoo.distributed.collectives import broadcast_one, first_problem, is_main_process
+from zoo.distributed.runtime import broadcast, first_problem, is_main_process
 from zoo.errors import UserError
 
 __all__ = ["Checkpoints", "DamagedCheckpoint", "Restored"]
@@ -172,15 +172,7 @@ class Checkpoints:
 
     def _make_room(self, step: int, needed: int) -> None:
         """Raises UserError, on all processes alike, unless the directory can be made and there is room in it."""
-        problem = None
-        if is_main_process():
-            try:
-                self._directory.make_room(step, needed)
-            except UserError as error:
-                problem = str(error)
-        problem = broadcast_one(problem)
-        if problem is not None:
-            raise UserError(problem)
+        broadcast(lambda: self._directory.make_room(step, needed))
 
     def _run_later(self, step: int, work: Callable[[], None]) -> None:
         """Has it done in the background, after what is being done there."""
@@ -306,12 +298,12 @@ class Checkpoints:
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
         self.wait()
-        if only is not None and only not in (steps := broadcast_one(self.steps())):
+        if only is not None and only not in (steps := broadcast(self.steps)):
             raise UserError(f"no checkpoint of step {only} in {self.directory}; there are {steps or 'none'}")
-        damaged = broadcast_one(self._directory.damaged()) if only is None else []
+        damaged = broadcast(self._directory.damaged) if only is None else []
         tried: set[int] = set()
         # The list is read anew each time: a run that goes on may have replaced the checkpoint just tried.
-        while untried := broadcast_one([step for step in self.steps() if step not in tried and only in (None, step)]):
+        while untried := broadcast(lambda: [s for s in self.steps() if s not in tried and only in (None, s)]):
             step = untried[-1]
             tried.add(step)
             try:
@@ -331,21 +323,21 @@ class Checkpoints:
         """Renames a damaged checkpoint, unless this is read-only, and returns its name."""
         if self._keep is None:
             return str(step)
-        return broadcast_one(self._directory.set_aside(step) if is_main_process() else None)
+        return broadcast(lambda: self._directory.set_aside(step))
 
     def _content(self, step: int) -> dict[str, Any]:
         """A checkpoint's meta and checksums, read by process 0, on every process."""
-        content, problem = None, None
-        if is_main_process():
+
+        def read() -> list:
             try:
                 content = self._read_content(step)
-                content["checksums"] = orbax_io.read_checksums(self._directory.of(step), content)
-            except (DamagedCheckpoint, UserError) as error:
-                content, problem = None, [type(error) is UserError, str(error)]
-        content, problem = broadcast_one([content, problem])
-        if problem is not None:
-            refused, message = problem
-            raise UserError(message) if refused else DamagedCheckpoint(message)
+                return [content | {"checksums": orbax_io.read_checksums(self._directory.of(step), content)}, None]
+            except DamagedCheckpoint as error:
+                return [None, str(error)]
+
+        content, damage = broadcast(read)
+        if damage is not None:
+            raise DamagedCheckpoint(damage)
         return content
 
     def _read_content(self, step: int) -> dict[str, Any]:

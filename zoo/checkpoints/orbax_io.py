@@ -18,7 +18,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from zoo.checkpoints import pytree, storage
-from zoo.distributed.collectives import is_main_process
+from zoo.distributed.runtime import is_main_process
 from zoo.tree import unflatten
 from zoo.util import first_line, sha256_hex
 

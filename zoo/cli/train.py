@@ -11,6 +11,7 @@ import typer
 
 from zoo.cli.common import new_app, run_command
 from zoo.distributed import runtime
+from zoo.distributed.cluster import find_cluster
 from zoo.distributed.runtime import LOST_AFTER, STEP_LIMIT
 from zoo.distributed.supervisor import WORKER, supervise
 from zoo.errors import UserError
@@ -62,7 +63,7 @@ def train(
     if rehearse and (fresh or dry_run):
         raise UserError("--rehearse trains in a directory of its own; leave --fresh and --dry-run out")
     loaded = load_recipe(recipe, overrides or ())
-    cluster = runtime.find(coordinator, num_processes, process_id)
+    cluster = find_cluster(coordinator, num_processes, process_id)
     # The same command, for a process under this one that uses the devices.
     again = [sys.executable, "-m", "zoo.cli.train", str(recipe), *(overrides or ())]
     again += [f"--lost-after={lost_after}", f"--step-limit={step_limit}"]
@@ -72,7 +73,7 @@ def train(
     for name, number in (("num-processes", num_processes), ("process-id", process_id)):
         again += [] if number is None else [f"--{name}={number}"]
     if rehearse:
-        from zoo.run.job import rehearse as rehearsal
+        from zoo.run import rehearse as rehearsal
 
         def start(phase: str) -> int:
             return supervise([*again, f"--phase={phase}"], cluster)
@@ -89,7 +90,7 @@ def train(
         runtime.initialize(cluster, lost_after=lost_after, step_limit=step_limit)
     try:
         if phase is not None:
-            from zoo.run.job import rehearse as rehearsal
+            from zoo.run import rehearse as rehearsal
 
             return rehearsal.phase(loaded, phase)
         return run(loaded, fresh=fresh, dry_run=dry_run)

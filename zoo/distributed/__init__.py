@@ -1,1 +1,1 @@
-"""Several processes as one run: joining and broadcasting (`runtime`), the parent of each (`supervisor`), signals."""
+"""Several processes as one run: which they are, broadcasts between them, the parent of each, and signals."""

@@ -1,14 +1,17 @@
-"""Several processes as one run: who they are, what process 0 tells the others, that none waits for one that is gone.
+"""Several processes as one run: joining, broadcasts from process 0, and ending all of them when one is lost.
 
-Every process runs the same program and takes the same steps. Process 0 alone prints and writes small files; what it
-finds there it tells the others by `share`. A process is lost in one of three ways, and each ends the others in bounded
-time:
+Every process runs the same program and calls the functions of this module in the same order. Process 0 alone prints
+and writes small files; what it reads or decides reaches the others by `broadcast`. A process is lost in one of three
+ways, and each ends the others in bounded time:
 
-    it ends with an error     it tells the others why, and they end at once
+    it ends with an error     it publishes the reason, and the others end at once
     it is killed, or stopped  its heartbeat fails to come for `lost_after` seconds (its connections often break sooner)
     it hangs                  no step is finished for `step_limit` seconds, on any process
 
-Above each process a small parent (`zoo.distributed.supervisor`) says in a line what became of it.
+Above each process a small parent (`zoo.distributed.supervisor`) reports in one line how it ended.
+
+Broadcasts go through the key-value store of JAX's coordinator. So they work in any program that has called
+`jax.distributed.initialize`; the watch over lost processes is for those that joined with `initialize` below.
 """
 
 import contextlib
@@ -20,131 +23,161 @@ import os
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+from zoo.distributed.cluster import Cluster
 from zoo.errors import UserError
+from zoo.util import first_line
 
 LOST_AFTER = 60  # seconds without a heartbeat
 STEP_LIMIT = 1800  # seconds: compilation, a checkpoint and an evaluation must fit in
 _ARRIVAL = 300  # seconds within which all processes must have been started
-_A_DAY = 86_400  # waits that end by other means when a process is lost
+_A_DAY = 86_400_000  # ms; these waits end by other means when a process is lost
 _BROKEN = ("Gloo", "NCCL", "onnection reset", "onnection closed", "UNAVAILABLE", "heartbeat")
-_PIECE = 1 << 20  # bytes of one value in the coordinator's store
-_COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-_SLICES = (("MEGASCALE_NUM_SLICES", 1), ("MEGASCALE_SLICE_ID", 0))
-_RANKS = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_CHUNK = 1 << 20  # bytes of one value in the coordinator's store
+
+_guard: "_Guard | None" = None  # of a process that has joined others
+_broadcasts = itertools.count()  # numbers of the broadcasts, equal on all processes
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """The processes of a run, which of them this is, and where process 0 listens: None leaves that to JAX, which asks
-    the scheduler or the TPU.
-    """
+class _Group(NamedTuple):
+    """The processes that JAX has joined. `client` of their coordinator is None where this process is alone."""
 
-    num_processes: int
+    client: Any
     process_id: int
-    coordinator: str | None = None
+    count: int
 
 
-@dataclass
-class _Here:
-    """This process among the others."""
+def _group() -> _Group:
+    from jax._src.distributed import global_state
 
-    cluster: Cluster | None = None
-    client: Any = None
-    guard: "_Guard | None" = None
-    shared: itertools.count = None
-
-
-_here = _Here()
+    # Not jax.process_index(): that would take hold of the devices.
+    if global_state.client is None:
+        return _Group(None, 0, 1)
+    return _Group(global_state.client, global_state.process_id, global_state.num_processes)
 
 
-def find(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    environment: Mapping[str, str] = os.environ,
-) -> Cluster | None:
-    """The processes that flags, or else the environment, speak of; None where this process is alone.
+def active() -> bool:
+    """Returns whether `initialize` has joined this process to others."""
+    return _guard is not None
 
-    By hand (flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) all three are needed; number and
-    id may come from mpirun or srun. Without a coordinator: a step of srun, Open MPI's mpirun, the hosts of a TPU slice.
 
-    Raises UserError where they do not fit together.
+def is_main_process() -> bool:
+    """Returns whether this process prints, writes small files and decides: it is process 0, or alone."""
+    return process_id() == 0
+
+
+def process_id() -> int:
+    """Returns the number of this process, from 0."""
+    return _group().process_id
+
+
+def count() -> int:
+    """Returns the number of processes."""
+    return _group().count
+
+
+# ---------------------------------------------------------------------------------------------------- agreeing
+
+
+def broadcast(make: Callable[[], Any]) -> Any:
+    """Returns what `make` returns on process 0, on every process; the others do not call it and wait for the value.
+
+    Args:
+        make: returns a value that JSON can hold.
+
+    Raises:
+        UserError: `make` has raised it on process 0; all processes raise it.
     """
-    coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is None:
-        for name, value in (("--num-processes", num_processes), ("--process-id", process_id)):
-            if value is not None:
-                raise UserError(f"{name} needs --coordinator HOST:PORT, the address of process 0")
-        count, rank = _scheduled(environment)
-        return Cluster(count, rank) if count > 1 else None
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"--coordinator {coordinator} is not HOST:PORT, the address of process 0 and a free port on it")
-    count = _number("--num-processes", num_processes, _COUNTS, environment)
-    rank = _number("--process-id", process_id, _RANKS, environment)
-    if count < 1 or not 0 <= rank < count:
-        raise UserError(f"--process-id is {rank} and --num-processes {count}; ids go from 0 to {count - 1}")
-    return Cluster(count, rank, coordinator) if count > 1 else None
-
-
-def _number(flag: str, value: int | None, names: tuple[str, ...], environment: Mapping[str, str]) -> int:
-    if value is not None:
+    group = _group()
+    if group.client is None:
+        return make()
+    key = f"zoo/broadcast/{next(_broadcasts)}"
+    if group.process_id == 0:
+        try:
+            value = make()
+        except UserError as error:
+            _put(group, key, {"error": str(error)})
+            raise
+        _put(group, key, {"value": value})
         return value
-    found = next((environment[name] for name in names if environment.get(name, "").isdecimal()), None)
-    if found is None:
-        raise UserError(f"{flag} is missing; give it beside --coordinator (or set {names[0]})")
-    return int(found)
+    content = _get(group, key)
+    if "error" in content:
+        raise UserError(content["error"])
+    return content["value"]
 
 
-def _scheduled(environment: Mapping[str, str]) -> tuple[int, int]:
-    """How many processes a scheduler that JAX knows, or a TPU slice, has started, and which of them this is."""
-    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys():
-        return int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"])
-    if "OMPI_MCA_orte_hnp_uri" in environment:
-        return int(environment["OMPI_COMM_WORLD_SIZE"]), int(environment["OMPI_COMM_WORLD_RANK"])
-    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not _has_tpu():
-        return 1, 0
-    told = dict(environment)
-    hosts = told.get("TPU_PROCESS_ADDRESSES") or told.get("TPU_WORKER_HOSTNAMES")
-    if hosts is None and "TPU_SKIP_MDS_QUERY" not in told:
-        hosts, told["TPU_WORKER_ID"] = _metadata("worker-network-endpoints"), _metadata("agent-worker-number")
-        # Lines such as MEGASCALE_NUM_SLICES: '2'.
-        rows = (line.partition(":") for line in (_metadata("tpu-env") or "").splitlines())
-        told = {name.strip(): value.strip().strip("'") for name, _, value in rows} | told
-    in_slice = len((hosts or "").split(","))
-    slices, slice_id = (int(told.get(name) or default) for name, default in _SLICES)
-    return in_slice * slices, int(told.get("TPU_WORKER_ID") or 0) + slice_id * in_slice
+def first_problem(problem: str | None) -> str | None:
+    """Returns the problem of the lowest process that has one, on every process; None where all pass None."""
+    group = _group()
+    if group.client is None:
+        return problem
+    key = f"zoo/problem/{next(_broadcasts)}"
+    _put(group, f"{key}/of/{group.process_id}", problem)
+
+    def first() -> str | None:
+        problems = [_get(group, f"{key}/of/{process}") for process in range(group.count)]
+        return next((f"process {i}: {text}" for i, text in enumerate(problems) if text is not None), None)
+
+    return broadcast(first)
 
 
-def _has_tpu() -> bool:
-    return Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+def assert_equal_across_processes(name: str, value: str) -> None:
+    """Raises UserError on a process whose `value` is not that of process 0; `name` is plural, "the data"."""
+    if broadcast(lambda: value) != value:
+        raise UserError(f"process {process_id()}: {name} are not those of process 0; make all hosts alike")
 
 
-def _metadata(name: str) -> str | None:
-    """What the cloud's metadata server says of this machine; None where there is none."""
-    address = f"http://metadata.google.internal/computeMetadata/v1/instance/attributes/{name}"
-    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
-    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=3) as answer:
-        return answer.read().decode()
-    return None
+def barrier(name: str) -> None:
+    """Waits until all processes have called it. Each `name` may be used once in a process's life."""
+    if (client := _group().client) is not None:
+        client.wait_at_barrier(f"zoo/{name}", _A_DAY)
 
 
-# ----------------------------------------------------------------------------------------------------- joining
+def preempted(boundary: int) -> bool:
+    """Returns whether a SIGTERM to any of the processes is to end all of them here.
+
+    Args:
+        boundary: the number of this call; every process makes all calls, and True comes at the same one on all.
+    """
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(boundary)
+
+
+def _put(group: _Group, key: str, content: Any) -> None:
+    data = json.dumps(content).encode()
+    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    for number, chunk in enumerate(chunks):
+        group.client.key_value_set_bytes(f"{key}/{number}", chunk)
+    group.client.key_value_set_bytes(key, str(len(chunks)).encode())
+
+
+def _get(group: _Group, key: str) -> Any:
+    """Waits for a value of `_put`."""
+    chunks = int(group.client.blocking_key_value_get_bytes(key, _A_DAY))
+    keys = (f"{key}/{number}" for number in range(chunks))
+    return json.loads(b"".join(group.client.blocking_key_value_get_bytes(key, _A_DAY) for key in keys))
+
+
+# --------------------------------------------------------------------------------------------------- a lifetime
 
 
 def initialize(cluster: Cluster, *, lost_after: int = LOST_AFTER, step_limit: int = STEP_LIMIT) -> None:
-    """Join the other processes, before any device has been touched; `leave` ends it.
+    """Joins the other processes; to be called before any device has been touched, and ended by `leave`.
 
     On processes other than 0 nothing is printed from here on.
 
-    Raises UserError when the others do not come.
+    Args:
+        cluster: from `find_cluster`.
+        lost_after: seconds without a heartbeat after which a process is lost.
+        step_limit: seconds within which a step must be finished, see `training`.
+
+    Raises:
+        UserError: the other processes do not come.
     """
+    global _guard
     import jax
 
     try:
@@ -157,146 +190,61 @@ def initialize(cluster: Cluster, *, lost_after: int = LOST_AFTER, step_limit: in
             heartbeat_timeout_seconds=lost_after,
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"the {cluster.num_processes} processes did not come together at "
-            f"{cluster.coordinator or 'the coordinator'} within {_ARRIVAL} s ({reason}); start all of them, "
+            f"{cluster.coordinator or 'the coordinator'} within {_ARRIVAL} s ({first_line(error)}); start all of them, "
             f"with the same --coordinator"
         ) from error
-    from jax._src.distributed import global_state
-
-    _here.cluster = Cluster(global_state.num_processes, global_state.process_id, global_state.coordinator_address)
-    _here.client, _here.shared = global_state.client, itertools.count()
-    _here.guard = _Guard(_here.client, global_state.process_id, step_limit)
-    _here.guard.start()
+    group = _group()
+    _guard = _Guard(group.client, group.process_id, step_limit)
+    _guard.start()
     if not is_main_process():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the runtime prints there as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # JAX's runtime prints there as well
         logging.getLogger("zoo").setLevel(logging.ERROR)
-
-
-def active() -> bool:
-    """Whether this process is one of several."""
-    return _here.cluster is not None
-
-
-def is_main_process() -> bool:
-    """Whether this process prints and writes: it is alone, or process 0."""
-    return _here.cluster is None or _here.cluster.process_id == 0
-
-
-def process_id() -> int:
-    """Which of them this is, from 0."""
-    return 0 if _here.cluster is None else _here.cluster.process_id
-
-
-def count() -> int:
-    """The number of processes."""
-    return 1 if _here.cluster is None else _here.cluster.num_processes
-
-
-def broadcast(make: Callable[[], Any]) -> Any:
-    """What `make` returns on process 0, which must be JSON, told to all; the others wait for it.
-
-    Its UserError is raised on all.
-    """
-    if not active():
-        return make()
-    key = f"zoo/shared/{next(_here.shared)}"
-    if is_main_process():
-        try:
-            content = {"value": make()}
-        except UserError as error:
-            _tell(key, {"error": str(error)})
-            raise
-        _tell(key, content)
-        return content["value"]
-    content = json.loads(_told(key))
-    if "error" in content:
-        raise UserError(content["error"])
-    return content["value"]
-
-
-def assert_equal_across_processes(what: str, value: str) -> None:
-    """Raises UserError on a process whose `value` is not that of process 0."""
-    if broadcast(lambda: value) != value:
-        raise UserError(f"process {_here.cluster.process_id}: {what} are not those of process 0; make all hosts alike")
-
-
-def _tell(key: str, content: dict[str, Any]) -> None:
-    data = json.dumps(content).encode()
-    pieces = [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
-    for number, piece in enumerate(pieces):
-        _here.client.key_value_set_bytes(f"{key}/{number}", piece)
-    _here.client.key_value_set_bytes(key, str(len(pieces)).encode())
-
-
-def _told(key: str) -> bytes:
-    pieces = int(_here.client.blocking_key_value_get_bytes(key, _A_DAY * 1000))
-    return b"".join(
-        _here.client.blocking_key_value_get_bytes(f"{key}/{number}", _A_DAY * 1000) for number in range(pieces)
-    )
-
-
-def barrier(name: str) -> None:
-    """Wait until all processes are here. `name` is used once in a process's life."""
-    if active():
-        _here.client.wait_at_barrier(f"zoo/{name}", _A_DAY * 1000)
-
-
-def preempted(boundary: int) -> bool:
-    """Whether a SIGTERM to any of the processes is to end all of them here.
-
-    `boundary` counts the calls; every process makes all of them. True comes at the same count on all.
-    """
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(boundary)
-
-
-# ------------------------------------------------------------------------------------------------------ ending
 
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-    """While inside, a step that takes too long ends this process."""
-    if _here.guard is None:
+    """A context within which a step that takes longer than `step_limit` ends this process."""
+    if _guard is None:
         yield
         return
     heartbeat(0)
     try:
         yield
     finally:
-        _here.guard.seen = None
+        _guard.last_beat = None
 
 
 def heartbeat(step: int) -> None:
-    """Note that this process has finished a step, or a part of an evaluation after it."""
-    if _here.guard is not None:
-        _here.guard.seen, _here.guard.step = time.monotonic(), step
+    """Notes that this process has finished a step, or a part of the evaluation after it."""
+    if _guard is not None:
+        _guard.last_beat, _guard.step = time.monotonic(), step
 
 
 def leave(code: int) -> None:
-    """End this process's part: wait for the others where all went well, else tell them and end at once."""
-    if not active():
+    """Ends this process's part: waits for the others if the exit code is 0, else ends all of them at once."""
+    global _guard
+    if _guard is None:
         return
     if code:
-        _here.guard.fail(code, f"exit code {code}")
+        _guard.fail(code, f"exit code {code}")
     import jax
 
     barrier("done")
-    _here.guard.stop()
+    _guard.stop()
     jax.distributed.shutdown()
-    _here.cluster = None
+    _guard = None
 
 
 def fail(error: Exception) -> None:
-    """End this process because of an error, and tell the others."""
-    text = (str(error).splitlines() or [""])[0][:300]
+    """Ends this process because of an error, and the others with it."""
+    message = first_line(error, 300)
     if isinstance(error, UserError):
-        _here.guard.fail(2, str(error))
+        _guard.fail(2, str(error))
     if any(word in str(error) for word in _BROKEN):
-        _here.guard.fail(1, f"its connection to another process broke ({text})")
-    _here.guard.fail(1, f"{type(error).__name__}: {text}")
+        _guard.fail(1, f"its connection to another process broke ({message})")
+    _guard.fail(1, f"{type(error).__name__}: {message}")
 
 
 class _Guard(threading.Thread):
@@ -304,7 +252,7 @@ class _Guard(threading.Thread):
 
     def __init__(self, client: Any, process_id: int, limit: int):
         super().__init__(daemon=True)
-        self.seen: float | None = None  # when the last step was finished, while training
+        self.last_beat: float | None = None  # when the last step was finished, while training
         self.step = 0
         self._client, self._process_id, self._limit = client, process_id, limit
         self._stopped = threading.Event()
@@ -312,34 +260,34 @@ class _Guard(threading.Thread):
     def run(self) -> None:
         while not self._stopped.wait(1):
             try:
-                told = self._client.key_value_try_get("zoo/failed")
-            except Exception:  # there is no such key, or no coordinator: of that the heartbeat takes care
-                told = None
-            if told is not None:
-                _say(told)
+                failure = self._client.key_value_try_get("zoo/failed")
+            except Exception:  # there is no such key; or no coordinator, which the heartbeat finds out
+                failure = None
+            if failure is not None:
+                _report(failure)
                 os._exit(1)
-            seen = self.seen
-            if seen is not None and time.monotonic() - seen > self._limit:
+            beat = self.last_beat
+            if beat is not None and time.monotonic() - beat > self._limit:
                 faulthandler.dump_traceback(all_threads=True)
                 self.fail(1, f"no step was finished for {self._limit} s (the last: {self.step}); it hangs")
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Ends the watch."""
         self._stopped.set()
         self.join()
 
     def fail(self, code: int, reason: str) -> None:
-        """Tell the others and end this process."""
+        """Publishes the reason and ends this process."""
         self._stopped.set()
-        text = f"process {self._process_id} has ended: {reason}"
-        with contextlib.suppress(Exception):  # another was first
-            self._client.key_value_set("zoo/failed", text)
+        message = f"process {self._process_id} has ended: {reason}"
+        with contextlib.suppress(Exception):  # another process was first
+            self._client.key_value_set("zoo/failed", message)
         sys.stdout.flush()
-        _say(text)
-        if self._process_id == 0:  # with it goes the store: the others must have read it
+        _report(message)
+        if self._process_id == 0:  # the store ends with it: the others must have read the reason
             time.sleep(3)
         os._exit(code)
 
 
-def _say(text: str) -> None:
-    print(f"zoo-train: {text}", file=sys.stderr, flush=True)
+def _report(message: str) -> None:
+    print(f"zoo-train: {message}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The parent of a process that is one of several: it passes signals on, and says which process ended and why.
+"""The parent of a process that is one of several: it forwards signals, and reports which process ended and why.
 
-When a process loses another, JAX's runtime ends it with a C++ stack that names no cause a person could use. So that
-stack is held back here and read.
+When a process loses another, JAX's runtime ends it with a C++ stack trace that does not name the cause. The parent
+holds that trace back and derives the cause from it.
 """
 
 import contextlib
@@ -16,33 +16,35 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from zoo.distributed.runtime import Cluster
+from zoo.distributed.cluster import Cluster
 
 WORKER = "ZOO_TRAIN_WORKER"  # set for the child
-# What the runtime says about other processes begins so; the lines that follow belong to it.
+# How the runtime's messages about other processes begin; the lines that follow belong to them.
 _RUNTIME = re.compile(r"[EFWI]\d{4} [\d:.]+ +\d+ (coordination_service|client\.h|preemption|distributed)")
-_OURS = re.compile(r"zoo-train: |Traceback ")
+_ZOO_LINE = re.compile(r"zoo-train: |Traceback ")
 _SILENT = re.compile(r"stopped sending heartbeats\):((?:\s*(?:/\S*task:)?\d+\s*$)+)", re.MULTILINE)
 
 
 def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool = False) -> int:
-    """Run `command` as one process of the cluster (None: alone) and return its exit code (128 + the signal that ended
-    it).
+    """Runs a command as one process of the cluster and returns its exit code, 128 + n where signal n ended it.
 
-    SIGTERM and SIGINT go on to the child, both as SIGTERM. `verbose`: the runtime's own messages are shown too.
+    Args:
+        command: the program and its arguments. SIGTERM and SIGINT are forwarded to it, both as SIGTERM.
+        cluster: the processes of the run; None where the command runs alone.
+        verbose: whether the runtime's own messages are shown too.
     """
     child: subprocess.Popen | None = None
-    asked = False
+    signalled = False
 
     def forward(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal signalled
+        signalled = True
         if child is not None:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(signal.SIGTERM)
 
-    # Before there is a child: what comes while it starts must not end this process, which would kill the child.
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Set before there is a child: a signal while it starts must not end this process, which would kill the child.
+    old_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         child = subprocess.Popen(
             command,
@@ -53,25 +55,25 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        if asked:
+        if signalled:
             child.send_signal(signal.SIGTERM)
         reader = _Reader(child.stderr, verbose)
         code = child.wait()
-        reader.thread.join(timeout=5)  # what else the child has started may hold its stderr
+        reader.thread.join(timeout=5)  # other programs that the child started may hold its stderr
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
     if code and cluster is not None:
         where = f"process {cluster.process_id} of {cluster.num_processes} ({socket.gethostname()})"
-        print(f"zoo-train: {where} {_why(code, reader, cluster.process_id)}", file=sys.stderr, flush=True)
+        print(f"zoo-train: {where} {_cause(code, reader, cluster.process_id)}", file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 
 class _Reader:
-    """Passes a child's stderr on, but keeps the runtime's messages."""
+    """Copies a child's stderr to this process's, except for the runtime's messages, which it collects."""
 
     def __init__(self, stream, verbose: bool):
-        self.kept: deque[str] = deque(maxlen=400)
+        self.messages: deque[str] = deque(maxlen=400)
         self._stream, self._verbose = stream, verbose
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
@@ -79,23 +81,23 @@ class _Reader:
     def _read(self) -> None:
         runtime = False
         for line in self._stream:
-            runtime = bool(_RUNTIME.match(line)) or (runtime and not _OURS.match(line))
+            runtime = bool(_RUNTIME.match(line)) or (runtime and not _ZOO_LINE.match(line))
             if runtime:
-                self.kept.append(line)
+                self.messages.append(line)
             if self._verbose or not runtime:
-                with contextlib.suppress(OSError):  # whoever read it is gone, and the child must not wait for him
+                with contextlib.suppress(OSError):  # nobody reads it any more, and the child must not block
                     sys.stderr.write(line)
                     sys.stderr.flush()
 
 
-def _why(code: int, reader: _Reader, process_id: int) -> str:
-    """What became of the child, in words."""
-    found = _SILENT.search("".join(reader.kept))
-    silent = sorted({int(number) for number in re.findall(r"(\d+)\s*$", found[1], re.MULTILINE)}) if found else []
+def _cause(code: int, reader: _Reader, process_id: int) -> str:
+    """Returns how and why the child ended."""
+    listed = _SILENT.search("".join(reader.messages))
+    silent = sorted({int(number) for number in re.findall(r"(\d+)\s*$", listed[1], re.MULTILINE)}) if listed else []
     name = signal.Signals(-code).name if code < 0 else ""
     if silent := [str(number) for number in silent if number != process_id]:
         return f"ended because process {', '.join(silent)} does not answer any more; start all again to go on"
-    if name == "SIGABRT" and reader.kept:
+    if name == "SIGABRT" and reader.messages:
         return "ended because process 0, the coordinator, does not answer any more; start all again to go on"
     if name == "SIGKILL":
         return "was killed by SIGKILL (by hand, or the machine was out of memory)"
@@ -103,6 +105,6 @@ def _why(code: int, reader: _Reader, process_id: int) -> str:
 
 
 def _die_with_parent() -> None:
-    """In the child: get SIGKILL when the parent is gone, however it went (Linux; elsewhere the child goes on)."""
+    """Makes the kernel kill this process, the child, when its parent is gone. Linux only; elsewhere it goes on."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

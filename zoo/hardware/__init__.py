@@ -1,1 +1,1 @@
-"""The machine: chips and topologies, CPU threads, the cache of compiled programs."""
+"""The machine: known chips and topologies, the attached devices, CPU threads, the cache of compiled programs."""

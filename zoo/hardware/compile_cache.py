@@ -1,8 +1,8 @@
-"""Compiled programs kept in the user's cache directory, so that a command run again starts at once.
+"""A cache of compiled programs in the user's cache directory, so that a command that is run again starts at once.
 
-JAX keeps the programs; this says where, and that only what was written whole is ever read. JAX's key knows the program
-and the compiler but neither the CPU's features nor how many cores it may use, and an entry with a flipped bit may load:
-hence a directory a machine, and a checksum an entry. Entries are machine code, so nobody else may write there.
+JAX reads and writes the entries. Its key has the program and the compiler, but neither the CPU's features nor how many
+cores it may use, and an entry with a flipped bit may load. So each machine has a directory of its own, and each entry a
+checksum: only entries that were written completely are read. Entries are machine code, so nobody else may write there.
 """
 
 import atexit
@@ -20,10 +20,10 @@ ENTRY, CHECKSUM = "-cache", ".sha256"
 
 
 def enable() -> Path | None:
-    """Let this process keep and reuse compiled programs; call it before anything is compiled.
+    """Lets this process write and read the cache; to be called before anything is compiled.
 
-    Returns the directory, or None where JAX has been told of another (JAX_COMPILATION_CACHE_DIR), has been told to use
-    none (JAX_ENABLE_COMPILATION_CACHE=false), or cannot write there: it then compiles as ever.
+    Returns the directory; None where JAX has another one (JAX_COMPILATION_CACHE_DIR), must use none
+    (JAX_ENABLE_COMPILATION_CACHE=false), or cannot write there, and then compiles as usual.
     """
     import jax
 
@@ -38,32 +38,32 @@ def enable() -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-    # A process that is killed has sealed all but its last program.
+    # Sealed at each use, so that a process that is killed has sealed all but its last program.
     jax.monitoring.register_event_listener(lambda event, **_: event.endswith("use_cache") and seal(directory))
     atexit.register(seal, directory)
     return directory
 
 
 def machine() -> str:
-    """A name for the compiler, the CPU with its features, and the cores this process may use."""
+    """Returns a name for the compiler, the CPU with its features, and the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = [platform.system(), platform.machine(), _processor(), str(cores), os.environ.get("NPROC", "")]
     return f"jaxlib-{version('jaxlib')}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}"
 
 
 def _processor() -> str:
-    """The CPU's model and features, as far as the system tells."""
+    """Returns the CPU's model and features, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    # Not its momentary clock.
-    kept = ("model name", "model", "stepping", "flags", "features", "cpu part", "cpu implementer")
-    return "\n".join(line for line in lines if line.split(":")[0].strip().lower() in kept)
+    # The other lines change while the machine runs, as the clock rate does.
+    fixed = ("model name", "model", "stepping", "flags", "features", "cpu part", "cpu implementer")
+    return "\n".join(line for line in lines if line.split(":")[0].strip().lower() in fixed)
 
 
 def drop_damaged(directory: Path) -> None:
-    """Delete entries that are not what was sealed, or were never sealed: they are compiled again."""
+    """Deletes entries without a checksum or with another one; their programs are compiled again."""
     for entry in directory.glob(f"*{ENTRY}"):
         seal_of = entry.with_name(entry.name + CHECKSUM)
         if not seal_of.exists() or seal_of.read_text(encoding="ascii", errors="replace") != _checksum(entry):
@@ -72,7 +72,7 @@ def drop_damaged(directory: Path) -> None:
 
 
 def drop_oldest(directory: Path, max_bytes: int) -> None:
-    """Delete the entries written first until the rest fit."""
+    """Deletes the oldest entries until the rest take at most `max_bytes`."""
     entries = sorted(directory.glob(f"*{ENTRY}"), key=lambda entry: entry.stat().st_mtime)
     total = sum(entry.stat().st_size for entry in entries)
     for entry in entries:
@@ -84,13 +84,13 @@ def drop_oldest(directory: Path, max_bytes: int) -> None:
 
 
 def seal(directory: Path) -> None:
-    """Write the checksums of entries that have none yet."""
+    """Writes the checksums of entries that have none yet."""
     try:
         for entry in directory.glob(f"*{ENTRY}"):
             seal_of = entry.with_name(entry.name + CHECKSUM)
             if not seal_of.exists():
                 seal_of.write_text(_checksum(entry), encoding="ascii")
-    except OSError:  # full, gone or taken away: what has no checksum is compiled again
+    except OSError:  # no room or no directory any more: an entry without a checksum is compiled again
         pass
 
 

@@ -1,12 +1,12 @@
 """Known accelerators and the topologies made of them, as in `v6e:2x4`. Standard library only.
 
-The table says what one JAX *device* has: a TPU v3 chip shows its two cores as two devices, every other chip is one.
+The table lists what one JAX *device* has: the two cores of a TPU v3 chip are two devices, every other chip is one.
 TFLOP/s are dense peaks as the makers state them (no sparsity), with float32 sums. Bandwidths are in bytes a second.
 
 Sources, by maker:
   Google     cloud.google.com/tpu/docs/v3, /v4, /v5e, /v5p, /v6e (peak compute, HBM, interconnect a chip); links of v3
              and v4: Jouppi et al., "TPU v4: An Optically Reconfigurable Supercomputer", arXiv:2304.01433. Memory is
-             what libtpu's compiler says a program may use ("available HBM"), a little below the page's figure.
+             what libtpu's compiler allows a program ("available HBM"), a little below the page's figure.
   NVIDIA     data sheets "NVIDIA H100", "NVIDIA H200", "NVIDIA A100", "NVIDIA L40S", "NVIDIA L4" and "NVIDIA T4 Tensor
              Core GPU"; whitepapers "NVIDIA Ada GPU Architecture" (GeForce RTX 4090) and "NVIDIA Ampere GA102 GPU
              Architecture" (RTX 3090). A stated GB is read as 10^9 bytes. Host network of the eight-GPU machines: the
@@ -28,18 +28,18 @@ class Chip:
     """One kind of device.
 
     Attributes:
-      name: as topologies name it, "v6e".
-      kind: a regular expression that JAX's `device_kind` matches from the beginning of a word.
-      platform: of JAX.
-      memory: bytes a program may use (for GPUs: all there are); None where it is the host's.
-      bf16_flops, f32_flops: FLOP/s of matrix products of these types; None where the maker states none.
-      bandwidth: bytes a second between the device and its memory.
-      link: bytes a second that one device sends (and at the same time receives): over one link of a torus for TPUs,
-        over all its links to the devices of its own host for GPUs.
-      dimensions: of the torus that TPU chips form; 0 for GPUs, all of whose devices on a host see one another.
-      cores: JAX devices a chip, which share its links.
-      host_devices: GPUs of a host at most.
-      network: bytes a second that one device sends to other hosts when all of its host do; None within a torus.
+        name: the name in topologies, "v6e".
+        kind: a regular expression that matches JAX's `device_kind` from the beginning of a word.
+        platform: JAX's name of the platform.
+        memory: bytes a program may use (for GPUs: all there are); None where it is the host's.
+        bf16_flops, f32_flops: FLOP/s of matrix products in these dtypes; None where the maker states none.
+        bandwidth: bytes a second between the device and its memory.
+        link: bytes a second that one device sends (and at the same time receives): over one link of a torus for TPUs,
+            over all its links to the devices of its own host for GPUs.
+        dimensions: of the torus that TPU chips form; 0 for GPUs, where all devices of a host are connected.
+        cores: JAX devices a chip, which share its links.
+        host_devices: the largest number of GPUs of a host.
+        network: bytes a second that one device sends to other hosts when all of its host do; None within a torus.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Chip:
     network: float | None = None
 
     def flops(self, dtype: str) -> float | None:
-        """FLOP/s of matrix products in `dtype`, "bfloat16" or "float32"."""
+        """Returns the FLOP/s of matrix products in `dtype`, "bfloat16" or "float32"; None where none is stated."""
         return self.bf16_flops if dtype == "bfloat16" else self.f32_flops
 
 
@@ -95,7 +95,7 @@ EXAMPLES = "v6e:2x4, v3:2x2, v3:4x4, v6e:16x16, h200:8, cpu:8"
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The table's line for a `jax.Device.device_kind`, "NVIDIA H200" or "TPU v6 lite"; None for unknown kinds."""
+    """Returns the chip of a `jax.Device.device_kind`, "NVIDIA H200" or "TPU v6 lite"; None for unknown kinds."""
     for chip in CHIPS:
         if re.search(rf"\b(?:{chip.kind})\b", device_kind):
             return chip
@@ -104,7 +104,13 @@ def chip_of(device_kind: str) -> Chip | None:
 
 @dataclass(frozen=True)
 class Topology:
-    """`shape` chips of one kind. Make one with `parse_topology`."""
+    """Chips of one kind in a torus or on hosts. Make one with `parse_topology`.
+
+    Attributes:
+        text: as it was written, "v6e:2x4".
+        chip: the kind.
+        shape: the number of chips along each side.
+    """
 
     text: str
     chip: Chip
@@ -112,42 +118,43 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """All of them."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """As JAX counts them."""
+        """The number of devices as JAX counts them."""
         return self.num_chips * self.chip.cores
 
     @property
     def accelerator_type(self) -> str:
-        """Google's name of the slice, "v6e-8": v3, v4 and v5p count cores in it, v5e and v6e chips."""
+        """Google's name of the slice, "v6e-8", which counts cores for v3, v4 and v5p, and chips for v5e and v6e."""
         cores = {"v3": 2, "v4": 2, "v5p": 2}.get(self.chip.name, 1)
         return f"{'v5litepod' if self.chip.name == 'v5e' else self.chip.name}-{self.num_chips * cores}"
 
     @property
     def interconnect(self) -> float | None:
-        """Bytes a second that a device can send to its neighbours, over all links that the shape gives it.
+        """The bytes a second that a device can send to its neighbours, over all links that the shape gives it.
 
-        A side of two chips has one link a chip, a longer one two; the cores of a chip share them.
+        Along a side of two chips each has one link, along a longer one two; the cores of a chip share them.
         """
         if self.chip.dimensions == 0:
             return self.chip.link
         links = sum(min(side - 1, 2) for side in self.shape)
-        # The cores of a lone chip reach one another within it; what that gives is not published.
+        # The cores of a single chip are connected within it; that bandwidth is not published.
         return self.chip.link * max(links, 1) / self.chip.cores
 
     @property
     def hosts(self) -> int:
-        """Machines that the devices are spread over where that matters to the network: 1 within a torus."""
+        """The number of machines between which the network is slower: 1 within a torus."""
         return 1 if self.chip.dimensions else math.ceil(self.num_devices / self.chip.host_devices)
 
 
 def parse_topology(text: str) -> Topology:
-    """`CHIP:SHAPE`, as in v6e:2x4 (chips along each side of the torus), h200:8 or cpu:8 (devices).
+    """Returns the topology of a text CHIP:SHAPE: v6e:2x4 (chips along each side of the torus), h200:8, cpu:8 (devices).
 
-    Raises ValueError, one line, for an unknown chip or a shape that it cannot have.
+    Raises:
+        ValueError: the chip is not known, or cannot have this shape; the message is one line.
     """
     name, colon, sides = text.strip().lower().partition(":")
     chip = next((chip for chip in CHIPS if chip.name == name), None)

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from zoo.layers.attention_masks import visible
+from zoo.layers.sharding import BATCH_AXES
 
 LANES = 128  # the width of a TPU's vector registers: blocks and heads of splash attention are multiples of it
 HALF_LANES = 64  # the one smaller width of heads that the kernel accepts
@@ -73,7 +74,7 @@ def splash_attention(
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        rows = _axes_that_divide(mesh, ("data", "fsdp"), q.shape[0])
+        rows = _axes_that_divide(mesh, BATCH_AXES, q.shape[0])
         across = _axes_that_divide(mesh, ("tensor",), heads)
         if _axes_that_divide(mesh, ("tensor",), kv_heads) != across:
             # Too few kv heads for so many devices: each query head takes its own along.

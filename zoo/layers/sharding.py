@@ -17,9 +17,11 @@ from zoo.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# The mesh axes that the rows of a batch lie on.
+BATCH_AXES = ("data", "fsdp")
 # "embed" is the embed axis of parameters, "features" that of activations.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH_AXES,
     "length": (),
     "features": (),
     "norm": (),

@@ -1,4 +1,4 @@
-"""A run from beginning to end; `job` tells it in order."""
+"""A run of a recipe from start to finish; `job` has it in order."""
 
 from zoo.run.job import StepRange, run
 

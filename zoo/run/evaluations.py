@@ -1,4 +1,4 @@
-"""What a run looks at between its steps: the held-out loss, whose best checkpoint is kept, and a text it writes."""
+"""The callbacks between a run's updates: the held-out loss, which decides the best checkpoint, and a sample text."""
 
 import math
 import re
@@ -23,9 +23,10 @@ SAMPLES_FILE = "samples.md"
 
 
 def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpoints) -> Callback:
-    """Mean loss over held-out rows, in nats a target; with `checkpoint.keep_best` the lowest keeps its checkpoint.
+    """Returns the callback for the mean loss over held-out rows, in nats a target.
 
-    As many rows at once as in a microbatch of training: what fits there forward and backward fits here forward.
+    With `checkpoint.keep_best` it pins the checkpoint of the lowest loss. A batch has as many rows as a microbatch of
+    training: rows that fit into memory there, forward and backward, fit here forward.
     """
     evaluate = program.evaluate(frozen)
     keep_best = program.recipe.checkpoint.keep_best
@@ -46,15 +47,15 @@ def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpo
 
 
 def pin_if_best(checkpoints: Checkpoints, step: int, loss: float) -> None:
-    """Pin a step's checkpoint where its held-out loss is below that of the pinned one."""
+    """Pins a step's checkpoint if its held-out loss is below that of the pinned one."""
     best = checkpoints.pinned()
     if best is None or loss < best[1].get("heldout_loss", math.inf):
         checkpoints.pin(step, {"heldout_loss": loss})
-        checkpoints.wait()  # the step's line is written when it is pinned
+        checkpoints.wait()  # the step's line must not be written before its pin
 
 
 def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback:
-    """A text that the model writes, into samples.md."""
+    """Returns the callback that lets the model write a text into samples.md."""
 
     def write(params: Any, step: int) -> dict[str, float]:
         lm = language_model(program, task, params, frozen)
@@ -66,15 +67,18 @@ def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback
 
 
 def add_sample(path: Path, step: int, text: str) -> None:
-    """Append the sample of a step, in the place of what an earlier life of the run wrote for it and later steps."""
+    """Appends the sample of a step and drops those of the same and later steps, from before the run was resumed."""
     parts = re.split(r"^## Step (\d+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE) if path.exists() else []
-    kept = [(int(number), body) for number, body in zip(parts[1::2], parts[2::2], strict=True) if int(number) < step]
-    sections = [f"## Step {number}\n\n{body.strip()}\n" for number, body in [*kept, (step, text)]]
+    earlier = [(int(number), body) for number, body in zip(parts[1::2], parts[2::2], strict=True) if int(number) < step]
+    sections = [f"## Step {number}\n\n{body.strip()}\n" for number, body in [*earlier, (step, text)]]
     atomic_write(path, "\n".join(sections))
 
 
 def language_model(program: Program, task: Task, params: Any, frozen: Any) -> LanguageModel | None:
-    """The model as it is now. Of several processes the first has it, whole on one device; None on the others."""
+    """Returns the model with these parameters; of several processes only process 0 gets it, on one device, others None.
+
+    Every process must call it: the parameters are gathered from all of them.
+    """
     params = steps.cast_floats(steps.merged(params, frozen), program.compute_dtype)
     if runtime.active():
         params = jax.tree.map(_gathered, params)

@@ -1,57 +1,43 @@
-"""A run from beginning to end: recipe -> data -> weights -> loop -> evaluation, a sample and a report.
+"""A run from start to finish, in the order in which things happen: `_run` up to the data, then `Job.train`.
 
-What differs between kinds of data is a `zoo.tasks.base.Task`: `cronica` and `text`.
-
-Everything that can be wrong with a recipe is found before anything is written; what the run directory then
-holds is listed in `zoo.rundir.layout`.
+Everything that can be wrong with a recipe is found before anything is written. `zoo.rundir.layout` lists what the run
+directory then holds. The kind of data is the business of a `zoo.tasks.base.Task`.
 """
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from zoo import __version__, registry
+from zoo import registry
 from zoo.checkpoints import storage
 from zoo.checkpoints.manager import Checkpoints
-from zoo.data.sources import load_records
-from zoo.data.tokenizer import resolve_tokenizer
 from zoo.distributed import runtime
 from zoo.distributed.stop import Stopped, StopSignal
 from zoo.errors import UserError
-from zoo.hardware import cpu
-from zoo.models import build
-from zoo.plan import fit
-from zoo.plan.layout import make_mesh_for
+from zoo.hardware.devices import peak_flops
 from zoo.recipe import Recipe, load_recipe, resume_changes
-from zoo.run import evaluations
-from zoo.run.restore import RestoredRun, restore_or_initialize
+from zoo.run import evaluations, setup
+from zoo.run.facts import as_lines, facts, versions
+from zoo.run.restore import TrainingStart, restore_or_initialize
 from zoo.run.status import inspect_run_dir, mirror_of, saved_tokenizer
 from zoo.rundir import layout
 from zoo.rundir.layout import display_path
 from zoo.rundir.mirror import Mirror
-from zoo.tasks import text
-from zoo.tasks.base import Finished, Task
-from zoo.tasks.base import say as _say
-from zoo.tasks.cronica import task as cronica_task
-from zoo.tasks.cronica.task import CronicaTask
-from zoo.tasks.text import TextTask
+from zoo.tasks.base import Finished, Task, say
 from zoo.tokenizers.base import Tokenizer
 from zoo.train import mesh as meshes
-from zoo.train.logging.log import MetricsLog, check_tensorboard, peak_flops, read_metrics
-from zoo.train.logging.wandb import WandbLog, check_wandb
+from zoo.train.logging.boards import open_boards
+from zoo.train.logging.log import MetricsLog, read_metrics
 from zoo.train.malloc import keep_freed_memory
 from zoo.train.program import Program
 from zoo.train.report import write_report
-from zoo.train.step import TrainStep
-from zoo.train.trainer import Callback, StepFn, Trainer, TrainState
-from zoo.util import atomic_write
+from zoo.train.state import TrainState
+from zoo.train.trainer import Callback, StepFn, Trainer
+from zoo.util import atomic_write, first_line
 from zoo.weights import initialize
 
 logger = logging.getLogger(__name__)
@@ -59,15 +45,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepRange:
-    """A part of a run. until: from the step it begins at to the one it ends at. started: called with each step (from 0)
-    when its update has been started.
+    """The steps that one start of a run trains.
+
+    Attributes:
+        until: returns the step to end at for the step the start begins at.
+        started: called with the number of each update, from 0, when it has been started.
     """
 
     until: Callable[[int], int]
     started: Callable[[int], None] = lambda step: None
 
-    def watched(self, step_fn: StepFn) -> StepFn:
-        """The step function that tells `started`."""
+    def watch(self, step_fn: StepFn) -> StepFn:
+        """Returns the step function with calls of `started`."""
 
         def watched(params: Any, opt_state: Any, batch: Any, step: int) -> tuple[Any, Any, dict[str, jax.Array]]:
             result = step_fn(params, opt_state, batch, step)
@@ -78,215 +67,211 @@ class StepRange:
 
 
 def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False, part: StepRange | None = None) -> int:
-    """Start the run of a recipe, or go on with it; returns the exit code.
+    """Starts the run of a recipe, or resumes it, and returns the exit code.
 
     SIGINT and SIGTERM finish the step, save and return 0; a second one returns 130 at once (not with several
     processes, see `zoo.distributed.stop`).
 
     Args:
-      recipe: from `load_recipe`.
-      fresh: delete what the run directory holds and start over.
-      dry_run: check everything, say what would run and write nothing.
-      part: train no further than this; nothing is evaluated at its end.
+        recipe: from `load_recipe`.
+        fresh: delete what the run directory holds and start over.
+        dry_run: check everything, show what would run and write nothing.
+        part: the steps to train; nothing is evaluated at their end unless it is the run's. None: all.
 
     Raises:
-      UserError: recipe, data, tokenizer and run directory do not fit together, and nothing was written;
-        or the training has diverged, or the disk is full.
+        UserError: recipe, data, tokenizer and run directory do not fit together, and nothing was written;
+            or the training has diverged, or the disk is full.
     """
     with StopSignal() as stop:
         try:
             return _run(recipe, fresh, dry_run, stop, part)
         except Stopped as error:
-            begun = (recipe.run_dir / "recipe.yaml").exists()
-            again = f"go on with: {_command(recipe)}" if begun else "nothing had been written yet"
-            _say(f"\nstopped by {error}; {again}")
+            started = (recipe.run_dir / "recipe.yaml").exists()
+            hint = f"go on with: {_command(recipe)}" if started else "nothing had been written yet"
+            say(f"\nstopped by {error}; {hint}")
             return 130 if stop.signals > 1 else 0
         except OSError as error:
-            words = storage.full(error)
-            if words is None:
+            problem = storage.full(error)
+            if problem is None:
                 raise
             place = error.filename or display_path(recipe.run_dir)
             raise UserError(
-                f"{place}: {words}; the checkpoints are intact. Make room and go on with: {_command(recipe)}"
+                f"{place}: {problem}; the checkpoints are intact. Make room and go on with: {_command(recipe)}"
             ) from error
 
 
 def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: StepRange | None) -> int:
-    _set_flags(recipe)
+    setup.set_flags(recipe)
+
+    # The run directory, and the recipe with what a run that lies there has resolved.
     mirror = mirror_of(recipe)
-    opened = inspect_run_dir(recipe, mirror, fresh=fresh)
-    recipe, resume = opened.recipe, opened.started and not fresh
-    if opened.result is not None and opened.result["step"] >= recipe.train.steps:
-        _say(f"{display_path(recipe.run_dir)}: finished at step {opened.result['step']:,}; nothing is left to do")
-        if opened.result["sample"] is not None:
-            _say((cronica_task if recipe.data.kind == "cronicas" else text).format_sample(opened.result["sample"]))
+    status = inspect_run_dir(recipe, mirror, fresh=fresh)
+    recipe, resume = status.recipe, status.started and not fresh
+    task_class = registry.task_class(recipe.data.kind)
+    if status.finished:
+        say(f"{display_path(recipe.run_dir)}: finished at step {status.result['step']:,}; nothing is left to do")
+        if status.result["sample"] is not None:
+            say(task_class.format_sample(status.result["sample"]))
         return 0
     runtime.broadcast(lambda: layout.check_place(recipe.run_dir))
-    if not resume and not recipe.characters:  # an alphabet decides the shapes when it is known
+    if not resume and not recipe.characters:  # an alphabet's size, and with it the shapes, are not known yet
         initialize.check(recipe)
-    mesh = _mesh(recipe)
-    tokenizer = saved_tokenizer(recipe, resume=resume)
-    program = None
-    if recipe.data.kind != "cronicas":
-        # What can be refused is refused before tokens are prepared, which may take hours.
-        recipe, tokenizer = resolve_tokenizer(recipe, tokenizer, say=_say)
-        program = Program(recipe, mesh)
-        _check(program)
-    if dry_run and program is not None:  # shards are made when training starts; a dry run writes nothing
-        _say(_listed(_facts(program, tokenizer, _planned(recipe), None), recipe))
+
+    # The mesh, what the recipe leaves open, and the program. What can be refused is refused before data are prepared,
+    # which may take hours.
+    mesh = setup.make_mesh(recipe, say)
+    recipe, tokenizer = task_class.resolve(recipe, saved_tokenizer(recipe, resume=resume), say)
+    program = Program(recipe, mesh)
+    setup.check_program(program, say)
+
+    # The data.
+    planned = task_class.dry_run_description(recipe) if dry_run else None
+    if planned is None:
+        job = Job(program, _prepare_data(task_class, recipe, tokenizer), mirror)
+        say(as_lines({name: text for name, text in job.facts().items() if name != "Data"}))
     else:
-        job = Job.prepare(recipe, mesh, tokenizer, program)
-        recipe = job.recipe
-        _say(job.description())
-        if program is None:
-            _check(job.program)
+        say(as_lines(facts(program, tokenizer, planned, None)))
     if dry_run:
-        doing = "go on" if resume else "start over" if opened.started else "start"
-        _say(f"dry run: would {doing} in {display_path(recipe.run_dir)}; nothing was written")
+        verb = "go on" if resume else "start over" if status.started else "start"
+        say(f"dry run: would {verb} in {display_path(recipe.run_dir)}; nothing was written")
         return 0
+
+    # From here on the run directory is written.
     with contextlib.ExitStack() as held:
+        runtime.broadcast(lambda: _acquire(held, recipe, mirror, fresh))
+        return job.train(stop, part)
 
-        def take() -> None:
-            held.enter_context(layout.lock(recipe.run_dir, mirror))
-            if fresh:
-                layout.clear(recipe.run_dir, mirror)
-                return
-            mirror.fetch_again()
-            if layout.is_started(recipe.run_dir):
-                layout.refuse_other_recipe(recipe)
 
-        runtime.broadcast(take)
-        return job.train(stop, mirror, part)
+def _prepare_data(task_class: type[Task], recipe: Recipe, tokenizer: Tokenizer | None) -> Task:
+    say(f"reading the data: {task_class.describe_sources(recipe)}")
+    task = task_class.prepare(recipe, tokenizer, say)
+    runtime.assert_equal_across_processes("the tokenizer", task.tokenizer.fingerprint)
+    runtime.assert_equal_across_processes("the data", task.fingerprint)
+    return task
+
+
+def _acquire(held: contextlib.ExitStack, recipe: Recipe, mirror: Mirror, fresh: bool) -> None:
+    """Locks the run directory until `held` is closed, and clears it if `fresh`.
+
+    Raises:
+        UserError: another process holds it, or has started another run in it since it was inspected.
+    """
+    held.enter_context(layout.lock(recipe.run_dir, mirror))
+    if fresh:
+        layout.clear(recipe.run_dir, mirror)
+        return
+    mirror.fetch_again()
+    if layout.is_started(recipe.run_dir):
+        layout.refuse_other_recipe(recipe)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything it names loaded and held against each other. Make one with `prepare`."""
+    """A checked program and its data, ready to be trained.
 
-    task: Task
+    Attributes:
+        program: what is compiled.
+        task: the data.
+        mirror: copies the run's small files to where the run directory is remote.
+    """
+
     program: Program
-    """What is compiled."""
-
-    @classmethod
-    def prepare(
-        cls, recipe: Recipe, mesh: jax.sharding.Mesh, tokenizer: Tokenizer | None, program: Program | None
-    ) -> "Job":
-        """Load the data, and make the tokenizer where there is none yet.
-
-        Writes nothing into the run directory; tokens are prepared where the recipe keeps them.
-        """
-        _say(f"reading the data: {_sources(recipe)}")
-        task: Task
-        if recipe.data.kind == "cronicas":
-            records = load_records(recipe.data)
-            task = CronicaTask.prepare(recipe, records, tokenizer, recipe.model.make_config())
-        else:
-            task = TextTask.prepare(recipe, tokenizer)
-        runtime.assert_equal_across_processes("the tokenizer", task.tokenizer.fingerprint)
-        runtime.assert_equal_across_processes("the data", task.fingerprint)
-        same = program is not None and program.recipe == task.recipe
-        return cls(task, program if same else Program(task.recipe, mesh))
+    task: Task
+    mirror: Mirror
 
     @property
     def recipe(self) -> Recipe:
-        """With everything decided that it left open."""
-        return self.task.recipe
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the data and the model."""
-        return self.task.tokenizer
+        """The resolved recipe."""
+        return self.program.recipe
 
     def facts(self) -> dict[str, str]:
-        """What is worth knowing about the run before it starts, in order."""
-        return _facts(self.program, self.tokenizer, self.task.description, self.task.epochs)
+        """Returns what is worth knowing about the run, name -> text, in order."""
+        return facts(self.program, self.task.tokenizer, self.task.description, self.task.epochs)
 
-    def description(self) -> str:
-        """`facts` for the terminal."""
-        return _listed({name: text for name, text in self.facts().items() if name != "Data"}, self.recipe)
-
-    def train(self, stop: StopSignal, mirror: Mirror, part: StepRange | None = None) -> int:
-        """Write the run directory, train and finish; the exit code."""
+    def train(self, stop: StopSignal, part: StepRange | None = None) -> int:
+        """Writes the run directory, restores or initializes the state, trains and finishes; returns the exit code."""
         recipe = self.recipe
-        runtime.broadcast(self._write_tokenizer)
+        runtime.broadcast(self._write_recipe_and_tokenizer)
         keep_freed_memory(self.program)
-        runtime.barrier("prepared")  # from here on they wait for each other by other means, and not for long
-        keep = {"keep": recipe.checkpoint.keep, "keep_every": recipe.checkpoint.keep_every}
-        with Checkpoints(recipe.checkpoints_dir, **keep) as checkpoints:
-            begun = self._begin(checkpoints)
-            state = begun.state
-            if not state.step and read_metrics(recipe.run_dir / "metrics.jsonl"):
-                _say("the run ended before its first checkpoint was complete; it starts again at step 0")
-            steps = recipe.train.steps if part is None else min(part.until(state.step), recipe.train.steps)
-            changes = runtime.broadcast(lambda: self._write_recipe(mirror))
+        runtime.barrier("prepared")  # the waits after this one are by collectives, which time out
+        with Checkpoints(
+            recipe.checkpoints_dir, keep=recipe.checkpoint.keep, keep_every=recipe.checkpoint.keep_every
+        ) as checkpoints:
+            start = self._restore(checkpoints)
+            if not start.state.step and read_metrics(recipe.run_dir / "metrics.jsonl"):
+                say("the run ended before its first checkpoint was complete; it starts again at step 0")
+            changes = runtime.broadcast(self._update_recipe)
             for change in changes:
-                _say(f"the recipe has changed: {change}")
-            with contextlib.closing(self._log(state.step)) as log:
-                trainer = self._trainer(begun, checkpoints, log, mirror, steps)
-                trainer.changes = changes
-                if part is not None:
-                    trainer.step_fn = part.watched(trainer.step_fn)
-                status = trainer.run(state, stop)
-        if status == "interrupted" or steps < recipe.train.steps:
+                say(f"the recipe has changed: {change}")
+            with contextlib.closing(self._open_log(start.state.step)) as log:
+                trainer = self._trainer(start, checkpoints, log, changes, part)
+                state = trainer.run(start.state, stop)
+        if state.step < recipe.train.steps:
             if runtime.is_main_process():
                 self._report(f"Interrupted at step {state.step:,} of {recipe.train.steps:,}.")
-                mirror.push()
+                self.mirror.push()
             done = f"saved step {state.step:,}" if state.step else "stopped before the first step"
-            _say(f"{done}; go on with: {_command(recipe)}")
+            say(f"{done}; go on with: {_command(recipe)}")
             return 0
-        self._finish(state, begun.frozen)
-        mirror.push()
+        self._finish(state, start.frozen)
+        self.mirror.push()
         return 0
 
-    def _write_tokenizer(self) -> None:
+    def _write_recipe_and_tokenizer(self) -> None:
+        """Writes them where a run has not been started yet."""
         run_dir = self.recipe.run_dir
         if not (run_dir / "recipe.yaml").exists():
             atomic_write(run_dir / "recipe.yaml", self.recipe.to_yaml())
         if not (run_dir / "tokenizer").exists():
-            layout.save_tokenizer(self.tokenizer, run_dir)
+            layout.save_tokenizer(self.task.tokenizer, run_dir)
 
-    def _write_recipe(self, mirror: Mirror) -> list[str]:
-        """What has changed in it. After the checkpoint's acceptance: a recipe that a checkpoint refuses must not take
-        the old one's place.
+    def _restore(self, checkpoints: Checkpoints, frozen: Any = None) -> TrainingStart:
+        return restore_or_initialize(self.program, checkpoints, self._accept, say, frozen=frozen)
+
+    def _accept(self, meta: dict[str, Any]) -> None:
+        """Raises UserError for a checkpoint that was trained on other data or with another tokenizer."""
+        where = display_path(self.recipe.run_dir)
+        if meta["tokenizer_fingerprint"] != self.task.tokenizer.fingerprint:
+            raise UserError(
+                f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
+            )
+        if meta["data_fingerprint"] != self.task.fingerprint:
+            raise UserError(self.task.changed_message.format(where=where))
+
+    def _update_recipe(self) -> list[str]:
+        """Writes the recipe where it has changed, and returns the changes.
+
+        Only after a checkpoint has been accepted: a recipe that it refuses must not replace the old one.
         """
         path = self.recipe.run_dir / "recipe.yaml"
         changes = []
         if self.recipe.to_yaml() != path.read_text(encoding="utf-8"):
             changes = resume_changes(load_recipe(path, check_files=False), self.recipe)
             atomic_write(path, self.recipe.to_yaml())
-        mirror.push()
+        self.mirror.push()
         return changes
 
-    def _log(self, step: int) -> MetricsLog:
-        run_dir = self.recipe.run_dir
+    def _open_log(self, step: int) -> MetricsLog:
         if not runtime.is_main_process():
             return MetricsLog(None)
-        tensorboard = run_dir / "tensorboard" if self.recipe.logging.tensorboard else None
-        wandb = WandbLog(run_dir, self.recipe) if self.recipe.logging.wandb else None
-        return MetricsLog(run_dir / "metrics.jsonl", step=step, tensorboard=tensorboard, wandb=wandb)
-
-    def _begin(self, checkpoints: Checkpoints, frozen: Any = None) -> RestoredRun:
-        """See `zoo.run.restore.restore_or_initialize`."""
-        return restore_or_initialize(self.program, checkpoints, self._accept, _say, frozen=frozen)
-
-    def _accept(self, meta: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on other data or with another tokenizer."""
-        where = display_path(self.recipe.run_dir)
-        if meta["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
-            raise UserError(
-                f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
-            )
-        if meta["data_fingerprint"] != self.task.fingerprint:
-            raise UserError(self.task.changed.format(where=where))
+        return MetricsLog(self.recipe.run_dir / "metrics.jsonl", step=step, boards=open_boards(self.recipe, step))
 
     def _trainer(
-        self, begun: RestoredRun, checkpoints: Checkpoints, log: MetricsLog, mirror: Mirror, steps: int
+        self,
+        start: TrainingStart,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        changes: list[str],
+        part: StepRange | None,
     ) -> Trainer:
         recipe, batch_size, share = self.recipe, self.recipe.data.batch_size, meshes.batch_share(self.program.mesh)
         peak, source = peak_flops()
-        _say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
+        say(f"MFU against {peak / 1e9:,.0f} GFLOP/s ({source})")
+        step_fn, steps = setup.compile_together(self.program.step(start.frozen)), recipe.train.steps
+        if part is not None:
+            step_fn, steps = part.watch(step_fn), min(part.until(start.state.step), steps)
         return Trainer(
-            step_fn=_together(self.program.step(begun.frozen)),
+            step_fn=step_fn,
             batches=lambda number: self.task.batches(number * batch_size, share),
             put=lambda batch: meshes.put_batch(batch, self.program.mesh),
             steps=steps,
@@ -294,24 +279,25 @@ class Job:
             save_every=recipe.checkpoint.every,
             log=log,
             log_every=recipe.logging.every,
-            meta=lambda state: self._meta(state, begun.base),
+            meta=lambda state: self._checkpoint_meta(state, start.base),
             flops_per_token=self.program.flops_per_token,
             peak=peak,
-            callbacks=self._callbacks(begun.frozen, checkpoints),
+            callbacks=self._callbacks(start.frozen, checkpoints),
             on_nonfinite=recipe.train.on_nonfinite,
-            restore=lambda: self._begin(checkpoints, begun.frozen).state,
-            saving=mirror.push,  # what is mirrored must never be older than a checkpoint
+            restore=lambda: self._restore(checkpoints, start.frozen).state,
+            saving=self.mirror.push,  # the mirrored files must never be older than a checkpoint
+            changes=changes,
         )
 
     def _callbacks(self, frozen: Any, checkpoints: Checkpoints) -> list[Callback]:
-        found, settings = [], self.recipe.eval
+        callbacks, settings = [], self.recipe.eval
         if settings.num_pairs:
-            found.append(evaluations.heldout_loss(self.program, self.task, frozen, checkpoints))
+            callbacks.append(evaluations.heldout_loss(self.program, self.task, frozen, checkpoints))
         if settings.sample_every:
-            found.append(evaluations.sample(self.program, self.task, frozen, self.recipe.run_dir))
-        return found
+            callbacks.append(evaluations.sample(self.program, self.task, frozen, self.recipe.run_dir))
+        return callbacks
 
-    def _meta(self, state: TrainState, base: dict[str, Any] | None) -> dict[str, Any]:
+    def _checkpoint_meta(self, state: TrainState, base: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "model": self.recipe.model.name,
             "config": self.program.config.to_dict(),
@@ -320,12 +306,12 @@ class Job:
             **state.meta(),
             "key": jax.random.key_data(jax.random.key(self.recipe.train.seed)).tolist(),
             "data_fingerprint": self.task.fingerprint,
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "versions": _versions(),
+            "tokenizer_fingerprint": self.task.tokenizer.fingerprint,
+            "versions": versions(),
         }
 
     def _finish(self, state: TrainState, frozen: Any) -> None:
-        """Evaluate, write a sample, report and result; training is done and saved, and nothing here can undo that."""
+        """Evaluates, writes a sample, report and result. Training is saved by now, and no error here can undo that."""
         run_dir = self.recipe.run_dir
         try:
             lm = evaluations.language_model(self.program, self.task, state.params, frozen)
@@ -334,122 +320,23 @@ class Job:
             finished = self.task.finish(lm)
         except Exception as error:
             logger.debug("the evaluation at the end failed", exc_info=True)
-            failed = f"the evaluation at the end failed: {type(error).__name__}: {storage.first_line(error)}"
-            _say(f"warning: {failed}; the model is trained and saved")
-            finished = Finished({"Evaluation": f"Warning: {failed}"})
-        if not runtime.is_main_process():  # which failed to lend a hand
+            problem = f"the evaluation at the end failed: {type(error).__name__}: {first_line(error)}"
+            say(f"warning: {problem}; the model is trained and saved")
+            finished = Finished({"Evaluation": f"Warning: {problem}"})
+        if not runtime.is_main_process():  # it has failed to help gather the parameters
             return
         self._report(f"Finished: {state.step:,} steps.", finished.sections)
         result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}
         layout.write_result(run_dir, result)
-        _say(f"finished: {display_path(run_dir)}/report.md")
+        say(f"finished: {display_path(run_dir)}/report.md")
 
     def _report(self, status: str, sections: dict[str, str] | None = None) -> None:
         recipe = self.recipe
         title = recipe.name if recipe.description is None else f"{recipe.name}: {recipe.description}"
-        write_report(recipe.run_dir, title=title, status=status, facts=self.facts(), sections=sections)
-
-
-def _together(step: TrainStep) -> StepFn:
-    """The step, whose first call of each shape all processes begin together.
-
-    Compilation takes longer on one than on another, and collectives give up on a process that comes late (gloo after
-    30 s).
-    """
-    if not runtime.active():
-        return step
-    compiled: set[tuple[int, ...]] = set()
-
-    def together(params: Any, opt_state: Any, batch: Any, number: int) -> tuple[Any, Any, dict[str, jax.Array]]:
-        shape = batch["tokens"].shape
-        if shape not in compiled:
-            step.lower(params, opt_state, batch, jnp.int32(number)).compile()
-            runtime.barrier(f"compiled {shape}")
-            compiled.add(shape)
-        return step(params, opt_state, batch, number)
-
-    return together
-
-
-def _set_flags(recipe: Recipe) -> None:
-    """What is read when JAX first looks for devices; a process that already did so keeps its setting."""
-    flag, flags = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
-    if recipe.train.deterministic and flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-    if not runtime.active():
-        cpu.compute_in_calling_thread()
-
-
-def _mesh(recipe: Recipe) -> jax.sharding.Mesh:
-    """The run's mesh. Raises UserError where model, batch and devices do not fit together."""
-    _set_flags(recipe)
-    if jax.process_count() > 1 and not runtime.active():
-        raise UserError(
-            f"this is one of {jax.process_count()} processes, but it was not told of the others; start zoo-train with "
-            f"--coordinator, --num-processes and --process-id on each host"
-        )
-    if recipe.logging.tensorboard:
-        check_tensorboard()
-    if recipe.logging.wandb:
-        check_wandb()
-    mesh = make_mesh_for(recipe, say=_say)
-    # Axes that the mesh cannot divide show here, before the data take their time.
-    build.abstract_params(registry.describe(recipe.model.name).model_class(), recipe.model.make_config(), mesh=mesh)
-    return mesh
-
-
-def _facts(program: Program, tokenizer: Tokenizer, data: str, epochs: float | None) -> dict[str, str]:
-    recipe = program.recipe
-    count = build.count_params(program.spec.model_class(), program.config)
-    trained = sum(leaf.size for leaf in jax.tree.leaves(program.params))
-    batch, length = recipe.data.batch_size, recipe.data.seq_len
-    positions = recipe.train.steps * batch * length
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
-    sizes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
-    return {
-        "Model": f"{recipe.model.name}, {count:,} parameters"
-        + (f"; {trained:,} are trained" if program.frozen else ""),
-        "Data": data,
-        "Tokenizer": f"{tokenizer.vocab_size:,} entries, SHA-256 {tokenizer.fingerprint[:12]}",
-        "Plan": f"{recipe.train.steps:,} steps of {batch} x {length} ({'at most ' if recipe.data.trim_to else ''}"
-        f"{positions:,} tokens{'' if epochs is None else f', {epochs:.1f} epochs'})",
-        "Devices": f"{devices}; mesh {sizes}; compute in {jnp.dtype(program.compute_dtype).name}; "
-        f"attention by {', '.join(map(str, program.attention_kernels))}",
-        "Versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
-    }
-
-
-def _listed(facts: dict[str, str], recipe: Recipe) -> str:
-    """Facts for the terminal."""
-    return "\n".join(
-        f"{name + ':':<11}{text}" for name, text in (facts | {"Run": display_path(recipe.run_dir)}).items()
-    )
-
-
-def _check(program: Program) -> None:
-    """Raises UserError where the optimizer does not fit the parameters, or a step not into the devices' memory."""
-    program.opt_state  # noqa: B018 - patterns that match nothing show when it is made
-    fit.check(program, _say)
-
-
-def _sources(recipe: Recipe) -> str:
-    data = recipe.data
-    if data.kind == "cronicas":
-        return data.source
-    return ", ".join(source.path or source.source for source in data.document_sources)
-
-
-def _planned(recipe: Recipe) -> str:
-    """What a dry run says of data that have not been prepared."""
-    data = recipe.data
-    return f"{_sources(recipe)}; up to {data.max_tokens:,} tokens are prepared in {display_path(data.prepared_path)}"
-
-
-def _versions() -> dict[str, str]:
-    packages = {"jax": "jax", "flax": "flax", "optax": "optax", "orbax": "orbax-checkpoint"}
-    return {"zoo": __version__} | {name: version(package) for name, package in packages.items()}
+        table = {name: text for name, text in self.facts().items() if name != "Run"}
+        write_report(recipe.run_dir, title=title, status=status, facts=table, sections=sections)
 
 
 def _command(recipe: Recipe) -> str:
-    """What goes on with the run, whatever recipe file and overrides began it."""
+    """Returns the command that resumes the run, whatever recipe file and overrides started it."""
     return f"zoo-train {display_path(recipe.run_dir / 'recipe.yaml')}"

@@ -1,7 +1,7 @@
-"""Rehearsing a run on its own devices before their time is paid for: stopped by SIGTERM, gone on with, and compared.
+"""Rehearsing a run on its own devices before paying for their time: a run that is stopped and resumed must be exact.
 
-Three starts of the real program, each in processes of its own as after a preemption: one that gets SIGTERM in mid-step,
-one that goes on from there, and one that nothing disturbs. Both ways must lead to the same state, bit for bit.
+The real program is started three times, each in processes of its own as after a preemption: one start gets SIGTERM
+within a step, one resumes from there, and one is undisturbed. Both ways must lead to the same state, bit for bit.
 """
 
 import os
@@ -24,7 +24,7 @@ STEPS = 20
 SIGNAL_AFTER = 8  # updates
 PHASES = ("stopped", "resumed", "undisturbed")
 _COMPARED = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss")
-# What is compiled, and the data, are the recipe's own.
+# All else, what is compiled and the data, is the recipe's own.
 _CHANGES = {
     "logging": {"every": 1, "tensorboard": False, "wandb": False},
     "eval": {"every": 0, "sample_every": 0},
@@ -34,7 +34,7 @@ _PAUSE = 0.3  # seconds between steps: several processes need a second or two to
 
 
 def rehearse(recipe: Recipe, start: Callable[[str], int], *, main: bool) -> int:
-    """Start the three phases, compare them and delete what they wrote; the exit code.
+    """Runs the three phases, compares them, deletes what they wrote and returns the exit code.
 
     Args:
         recipe: the run's own.
@@ -42,7 +42,7 @@ def rehearse(recipe: Recipe, start: Callable[[str], int], *, main: bool) -> int:
         main: whether this is the host of process 0, which compares and deletes.
 
     Raises:
-        UserError: the recipe is too short to be stopped in its midst, or a rehearsal of it is under way.
+        UserError: the recipe has too few steps, or a rehearsal of it is running.
     """
     if recipe.train.steps < 2 * STEPS:
         raise UserError(f"--rehearse needs train.steps to be at least {2 * STEPS}, not {recipe.train.steps}")
@@ -65,8 +65,7 @@ def rehearse(recipe: Recipe, start: Callable[[str], int], *, main: bool) -> int:
 
 
 def phase(recipe: Recipe, name: str) -> int:
-    """One of the three starts, in this process; the exit code."""
-    mine = _named(recipe, name)
+    """Runs one of the three starts in this process and returns the exit code."""
     if name == "stopped":
         part = StepRange(lambda step: recipe.train.steps, _preempt)
     elif name == "resumed":
@@ -74,11 +73,11 @@ def phase(recipe: Recipe, name: str) -> int:
     else:
         reached = runtime.broadcast(lambda: Checkpoints(_named(recipe, "stopped").checkpoints_dir).latest())
         part = StepRange(lambda step: reached)
-    return run(mine, part=part)
+    return run(_named(recipe, name), part=part)
 
 
 def _preempt(step: int) -> None:
-    """Send SIGTERM to the last of the processes (process 0 decides, so it is not the one) while an update runs."""
+    """Sends SIGTERM to the last of the processes while an update runs; process 0 decides, so it is not the one."""
     if step == SIGNAL_AFTER and runtime.process_id() == runtime.count() - 1:
         os.kill(os.getpid(), signal.SIGTERM)
     if step >= SIGNAL_AFTER and runtime.active():
@@ -86,7 +85,7 @@ def _preempt(step: int) -> None:
 
 
 def _named(recipe: Recipe, phase: str) -> Recipe:
-    """The recipe of a phase; the resumed one goes on with the stopped one."""
+    """Returns the recipe of a phase; the resumed phase has the stopped one's run directory."""
     changed = {name: getattr(recipe, name).model_copy(update=values) for name, values in _CHANGES.items()}
     name = "rehearsal-undisturbed" if phase == "undisturbed" else "rehearsal"
     return recipe.model_copy(update={"name": f"{recipe.name}.{name}", **changed})
@@ -111,8 +110,8 @@ def _compare(stopped: Recipe, undisturbed: Recipe) -> int:
 
 def _different_lines(one: Recipe, other: Recipe) -> list[str]:
     def lines(recipe: Recipe) -> dict[int, dict[str, Any]]:
-        found = read_metrics(recipe.run_dir / "metrics.jsonl")
-        return {line["step"]: {name: line.get(name) for name in _COMPARED} for line in found}
+        logged = read_metrics(recipe.run_dir / "metrics.jsonl")
+        return {line["step"]: {name: line.get(name) for name in _COMPARED} for line in logged}
 
     a, b = lines(one), lines(other)
     return [
@@ -134,12 +133,12 @@ def _different_leaves(one: Recipe, other: Recipe) -> list[str]:
 
 
 def _delete(recipe: Recipe) -> None:
-    """Delete a rehearsal's run directory, wherever it lies; the data prepared for it are the run's own and stay."""
+    """Deletes a rehearsal's run directory, local or remote. Data prepared for it are the real run's too and stay."""
     if recipe.remote_run_dir is not None:
         storage.remove(recipe.remote_run_dir)
     if not recipe.run_dir.exists():
         return
-    layout.is_started(recipe.run_dir)  # else it is nothing of ours
+    layout.is_started(recipe.run_dir)  # raises where it is not a run
     with layout.lock(recipe.run_dir):
         layout.clear(recipe.run_dir)
         (recipe.run_dir / ".lock").unlink()

@@ -1,4 +1,4 @@
-"""The start of a run: its newest checkpoint, else what its recipe's `from:` names, else new parameters."""
+"""Where training starts: at the run's newest checkpoint, else from what its `from:` names, else from new parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,15 +15,20 @@ from zoo.errors import UserError
 from zoo.models import build
 from zoo.train.parameters import Parameters
 from zoo.train.program import Program
-from zoo.train.trainer import TrainState
+from zoo.train.state import TrainState
 from zoo.weights import initialize, resolve
 
 Tree = Any
 
 
-class RestoredRun(NamedTuple):
-    """state: of the training. frozen: the parameters that are not trained, {} where all are. base: what goes into every
-    checkpoint's meta under that name (see `zoo.weights.initialize.InitialState`); None where the checkpoint says all.
+class TrainingStart(NamedTuple):
+    """The state that training starts from.
+
+    Attributes:
+        state: parameters, optimizer and counters.
+        frozen: the parameters that are not trained; {} where all are.
+        base: what every checkpoint's meta holds under that name (see `zoo.weights.initialize.InitialState`); None
+            where the checkpoint holds all parameters.
     """
 
     state: TrainState
@@ -38,61 +43,64 @@ def restore_or_initialize(
     say: Callable[[str], None],
     *,
     frozen: Tree | None = None,
-) -> RestoredRun:
-    """Where training goes on, or begins.
+) -> TrainingStart:
+    """Restores the run's newest good checkpoint; initializes parameters and optimizer where there is none.
 
     Args:
+        program: the run's program.
         checkpoints: the run's own.
         accept: raises UserError for the meta of a checkpoint that the run cannot go on from.
-        say: is told what is being done, in a line.
-        frozen: the parameters that are not trained, where they are there already; they are not read again then.
+        say: shows a line of progress.
+        frozen: the parameters that are not trained, where they have been loaded already; None loads them.
 
     Raises:
-        UserError: every checkpoint is damaged or of another model; what `from:` names is not there or does not fit;
-            the run was begun on another base than is there now.
+        UserError: every checkpoint is damaged or of another model; what `from:` names is missing or does not fit;
+            the run was started on another base than is there now.
     """
     wanted = Parameters(program.graphdef, program.params, program.frozen)
     recipe, config, mesh = program.recipe, program.config, program.mesh
-    found = checkpoints.restore(program.params, program.opt_state, accept=accept)
-    if found is not None:
-        say(f"going on from the checkpoint of step {found.step:,}")
-        base = found.meta.get("base")
-        state = TrainState.of(found)
+    restored = checkpoints.restore(program.params, program.opt_state, accept=accept)
+    if restored is not None:
+        say(f"going on from the checkpoint of step {restored.step:,}")
+        base = restored.meta.get("base")
+        state = TrainState.from_checkpoint(restored)
         if not wanted.frozen or frozen is not None:
-            return RestoredRun(state, frozen or {}, base)
-        again = initialize.initialize(
+            return TrainingStart(state, frozen or {}, base)
+        initial = initialize.initialize(
             recipe, config, wanted, only_frozen=True, base=base, near=recipe.run_dir, mesh=mesh
         )
-        return RestoredRun(state, build.unflatten(again.arrays), base)
+        return TrainingStart(state, build.unflatten(initial.arrays), base)
     for line in initialize.check(recipe):
         say(line)
-    begun = initialize.initialize(recipe, config, wanted, mesh=mesh)
+    initial = initialize.initialize(recipe, config, wanted, mesh=mesh)
     params, frozen = (
-        build.unflatten({path: begun.arrays[path] for path in build.flatten(part)})
+        build.unflatten({path: initial.arrays[path] for path in build.flatten(part)})
         for part in (wanted.trained, wanted.frozen)
     )
     opt_state = program.new_opt_state(params)
     if recipe.from_ is not None and recipe.from_.optimizer:
-        opt_state = _moments(program, begun.source, opt_state)
-        say(f"from: the optimizer's moments are those of {begun.source.path}")
-    return RestoredRun(TrainState(params, opt_state), frozen, begun.base)
+        opt_state = _restore_moments(program, initial.source, opt_state)
+        say(f"from: the optimizer's moments are those of {initial.source.path}")
+    return TrainingStart(TrainState(params, opt_state), frozen, initial.base)
 
 
-def _moments(program: Program, source: resolve.Weights, opt_state: Tree) -> Tree:
-    """The optimizer's state as the source left it; the schedule of the recipe begins at its first step.
+def _restore_moments(program: Program, source: resolve.Weights, opt_state: Tree) -> Tree:
+    """Returns the optimizer's state as the source left it, with the schedule at its first step.
 
-    Raises UserError where the source has none, or that of another optimizer or of other parameters.
+    Raises:
+        UserError: the source has no such state, or that of another optimizer or of other parameters.
     """
     if isinstance(source, resolve.RunWeights):
-        found = source.checkpoints().restore(program.params, program.opt_state, step=source.step)
-        return _at_first_step(found.opt_state)
+        restored = source.checkpoints().restore(program.params, program.opt_state, step=source.step)
+        return _at_first_step(restored.opt_state)
     if source.published is None or not (source.published.file.parent / bwetaf.OPTIMIZER).is_file():
         raise UserError(f"from.optimizer: {source.path} holds no state of an optimizer that zoo reads; leave it out")
-    return _with_adam(program, bwetaf.load_optimizer(source.published.file.parent, source.config.to_dict()), opt_state)
+    adam = bwetaf.load_optimizer(source.published.file.parent, source.config.to_dict())
+    return _with_adam_moments(adam, opt_state)
 
 
 def _at_first_step(opt_state: Tree) -> Tree:
-    """The same, with every schedule at its beginning."""
+    """Returns the state with every schedule at its beginning."""
 
     def rewound(node: Any) -> Any:
         return node._replace(count=jnp.zeros_like(node.count)) if _is_schedule(node) else node
@@ -100,10 +108,10 @@ def _at_first_step(opt_state: Tree) -> Tree:
     return jax.tree.map(rewound, opt_state, is_leaf=_is_schedule)
 
 
-def _with_adam(program: Program, adam: dict[str, Any], opt_state: Tree) -> Tree:
-    """`opt_state` with the count and both moments of an Adam, each laid where the new one's lie."""
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(node)]
-    if len(found) != 1 or jax.tree.structure(found[0].mu) != jax.tree.structure(adam["mu"]):
+def _with_adam_moments(adam: dict[str, Any], opt_state: Tree) -> Tree:
+    """Returns `opt_state` with count, mu and nu of `adam`, each placed as those that it replaces."""
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(node)]
+    if len(states) != 1 or jax.tree.structure(states[0].mu) != jax.tree.structure(adam["mu"]):
         raise UserError(
             "from.optimizer: BwETAF's are the moments of an AdamW of all parameters; set optimizer.name: adamw and "
             "leave lora and train.trainable out, or leave from.optimizer out"

@@ -1,4 +1,4 @@
-"""What a run directory holds when a run opens it. Of several processes only the first looks, and tells the others."""
+"""What a run directory holds when a run is started. Only process 0 reads it, and broadcasts it to the others."""
 
 import base64
 import tempfile
@@ -19,48 +19,68 @@ from zoo.tokenizers.base import Tokenizer
 
 @dataclass(frozen=True)
 class RunStatus:
-    """started: a run lies there. recipe: with what it leaves open as that run decided it. result: of a finished run."""
+    """The run that a directory holds.
+
+    Attributes:
+        started: whether it holds one.
+        recipe: the recipe given, with what it leaves open as that run resolved it.
+        result: the result.json of a run that has been finished, perhaps with fewer steps; else None.
+    """
 
     started: bool
     recipe: Recipe
     result: dict[str, Any] | None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done all steps of the recipe."""
+        return self.result is not None and self.result["step"] >= self.recipe.train.steps
+
 
 def mirror_of(recipe: Recipe) -> Mirror:
-    """Of the run's small files; on processes other than the first, and for local runs, it does nothing."""
+    """Returns the mirror of the run's small files; on processes other than 0, and for local runs, it does nothing."""
     return Mirror(recipe.remote_run_dir if runtime.is_main_process() else None, recipe.run_dir)
 
 
 def inspect_run_dir(recipe: Recipe, mirror: Mirror, *, fresh: bool) -> RunStatus:
-    """Look at the run directory of a recipe, fetched from where it is kept.
+    """Returns what the run directory of a recipe holds, after fetching its small files where it is remote.
+
+    Args:
+        recipe: the recipe to run.
+        mirror: of the run.
+        fresh: whether the run is to be deleted; its recipe is not read then.
 
     Raises:
         UserError: it holds something else, or, unless `fresh`, a run that cannot go on with this recipe.
     """
 
-    def find() -> dict[str, Any]:
+    def read() -> dict[str, Any]:
         mirror.fetch()
         started = layout.is_started(recipe.run_dir)
         if not started or fresh:
-            return {"started": started, "settled": None, "result": None}
+            return {"started": started, "resolved": None, "result": None}
         old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
         layout.refuse_other_recipe(recipe.with_resolved_from(old))
-        settled = {"vocab_size": old.model.overrides.get("vocab_size"), "max_tokens": old.data.max_tokens}
-        return {"started": True, "settled": settled, "result": layout.read_result(recipe.run_dir)}
+        resolved = {"vocab_size": old.model.overrides.get("vocab_size"), "max_tokens": old.data.max_tokens}
+        return {"started": True, "resolved": resolved, "result": layout.read_result(recipe.run_dir)}
 
-    found = runtime.broadcast(find)
-    if found["settled"] is not None:
-        recipe = recipe.with_resolved(**found["settled"])
-    return RunStatus(found["started"], recipe, found["result"])
+    content = runtime.broadcast(read)
+    if content["resolved"] is not None:
+        recipe = recipe.with_resolved(**content["resolved"])
+    return RunStatus(content["started"], recipe, content["result"])
 
 
 def saved_tokenizer(recipe: Recipe, *, resume: bool) -> Tokenizer | None:
-    """The tokenizer of a run that has begun. Raises UserError where the run has lost it."""
+    """Returns the tokenizer of a run that is resumed, None where there is none yet.
+
+    Raises:
+        UserError: the run has checkpoints but its tokenizer is missing.
+    """
     saved = recipe.run_dir / "tokenizer"
     if not runtime.active():
         return tokenizers.load(saved) if _has_tokenizer(recipe, resume) else None
-    found = runtime.broadcast(lambda: _packed(saved) if _has_tokenizer(recipe, resume) else None)
-    return None if found is None else _unpacked(found)
+    files = runtime.broadcast(lambda: _packed(saved) if _has_tokenizer(recipe, resume) else None)
+    return None if files is None else _unpacked(files)
 
 
 def _has_tokenizer(recipe: Recipe, resume: bool) -> bool:

@@ -1,10 +1,10 @@
-"""Cross-entropy of a language-model head without the logits ever existing as [B, T, V].
+"""Cross-entropy of a language-model head that never holds the logits [B, T, V] in memory.
 
-The loss is one scalar, so its gradient is known up to a factor before any backward pass runs: positions are walked in
-chunks, and each chunk's logits are turned on the spot into the loss, d hidden and d kernel, which are kept and scaled
-by the incoming cotangent. That takes three matmuls; recomputing the logits in the backward pass takes four. Positions
-with weight 0 (padding, prompts) are sorted to the end and never reach a matmul. (The fused loss of Liger Kernel, for
-GPUs, also makes its gradients on the way forward: Hsu et al., arXiv:2410.10989.)
+The loss is a scalar, so its gradient is known up to a factor before the backward pass. The forward pass goes through
+the positions in chunks and computes from each chunk's logits the loss, d hidden and d kernel; the backward pass only
+multiplies the saved gradients by the incoming cotangent. That takes three matmuls; recomputing the logits in the
+backward pass would take four. Positions with weight 0 (padding, prompts) are sorted to the end and left out. (The fused
+loss of Liger Kernel, for GPUs, also computes its gradients in the forward pass: Hsu et al., arXiv:2410.10989.)
 """
 
 from functools import partial
@@ -16,15 +16,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from zoo.layers.precision import matmul_precision
+from zoo.layers.sharding import BATCH_AXES
 
-# Positions in one chunk. On a CPU a chunk's logits (512 x 8,000 in float32: 16 MB) want to stay near the caches:
-# 1,024 was measured a quarter slower. An accelerator wants few big matmuls and has the memory for them.
+# Positions in one chunk. On a CPU a chunk's logits (512 x 8,000 in float32: 16 MB) should stay in the caches: 1,024
+# positions were measured a quarter slower. An accelerator is fastest with few large matmuls and has memory for them.
 CPU_CHUNK = 512
 ACCELERATOR_CHUNK = 8192
-# An accelerator's products want rows of whole registers: 50,257 columns are padded to 50,304.
+# An accelerator's matmuls are fastest with rows of whole registers: 50,257 columns are padded to 50,304.
 ACCELERATOR_COLUMNS = 128
-
-BATCH_AXES = ("data", "fsdp")
 
 
 def cross_entropy(
@@ -38,20 +37,22 @@ def cross_entropy(
     chunk: int | None = None,
     columns: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum of `mask` times the negative log-likelihood of `targets` (in nats), and the sum of `mask`.
+    """Returns the sum of `mask` times the negative log-likelihood of `targets` in nats, and the sum of `mask`.
 
-    The mean over a global batch is `nll / max(count, 1)`. Under an ambient mesh the batch may lie on its
-    (data, fsdp) axes and the vocabulary on tensor; the sums are global.
+    The mean over a global batch is `nll / max(count, 1)`. Under an ambient mesh the batch may be sharded over its
+    (data, fsdp) axes and the vocabulary over tensor; the sums are global. Differentiable (reverse mode) in hidden,
+    kernel and bias; these and softcap are what `model.hidden` and `model.head()` return.
 
     Args:
-        hidden: [B, T, D], float, as `model.hidden` returns it. Matmuls run in this dtype and accumulate in float32.
-        kernel: [D, V]; bias: [V] or None; softcap: logits become `softcap * tanh(logits / softcap)`: the three that
-            `model.head()` returns. Differentiable (reverse mode) in hidden, kernel and bias.
-        targets: int [B, T] in [0, V). Under a zero mask anything goes.
+        hidden: float [B, T, D]. Matmuls run in this dtype and accumulate in float32.
+        kernel: [D, V].
+        bias: [V] or None.
+        softcap: logits become `softcap * tanh(logits / softcap)`; None leaves them.
+        targets: int [B, T] in [0, V); where the mask is zero any value.
         mask: [B, T], each position's weight, >= 0.
-        chunk: how many positions (of one device) have logits at one time; None takes what suits the platform.
-        columns: logits are computed in a multiple of so many columns, of which those beyond V count for nothing; None
-            likewise.
+        chunk: how many positions of one device have logits at one time; None chooses by the platform.
+        columns: logits are computed in a multiple of so many columns, of which those beyond V are ignored; None
+            chooses by the platform.
 
     Returns:
         (nll, count): float32 scalars (float64 for float64 inputs).
@@ -82,7 +83,7 @@ def _nll(settings, hidden, kernel, bias, targets, weights):
 
 def _nll_forward(settings, hidden, kernel, bias, targets, weights):
     nll, *gradients = _on_each_shard(settings, True, hidden, kernel, bias, targets, weights)
-    # Residuals must be arrays; these empty ones remember the dtypes the cotangents must have.
+    # Residuals must be arrays; these empty ones carry the dtypes the cotangents must have.
     return nll, (gradients, [None if x is None else jnp.zeros((0,), x.dtype) for x in (hidden, kernel, bias)])
 
 
@@ -95,7 +96,7 @@ _nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _on_each_shard(settings, with_gradients, hidden, kernel, bias, targets, weights):
-    """`_walk` over the rows each (data, fsdp) shard holds; sums and weight gradients are added up once, at the end."""
+    """Returns `_walk` over the rows that each (data, fsdp) shard holds, summed over the shards once, at the end."""
     walk = partial(_walk, settings, with_gradients)
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name in BATCH_AXES if mesh.shape.get(name, 1) > 1)
@@ -118,12 +119,12 @@ def _on_each_shard(settings, with_gradients, hidden, kernel, bias, targets, weig
 
 
 def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
-    """(nll, d nll/d hidden, d nll/d kernel, d nll/d bias); the gradients are None where not asked for."""
+    """Returns (nll, d nll/d hidden, d nll/d kernel, d nll/d bias); the gradients are None without `with_gradients`."""
     softcap, chunk, vocab_size = settings
     rows = hidden.reshape(-1, hidden.shape[-1])
     targets, weights = targets.reshape(-1), weights.reshape(-1)
     chunk = min(chunk, rows.shape[0])
-    # Loss-bearing positions first, in their order; the indices past the end are dropped where they are used.
+    # Positions with a weight first, in their order; the indices past the end are dropped where they are used.
     order = jnp.argsort(weights == 0, stable=True)
     order = jnp.concatenate([order, rows.shape[0] + jnp.arange(-rows.shape[0] % chunk, dtype=order.dtype)])
     precision = matmul_precision(rows.dtype)
@@ -155,9 +156,9 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
 
 
 def _chunk_loss(x, kernel, bias, softcap, vocab_size, targets, weight):
-    """Weighted nll of one chunk [C, D] and its gradient with respect to the logits before the soft-cap, [C, columns].
+    """Returns the weighted nll of a chunk [C, D] and its gradient with respect to the uncapped logits, [C, columns].
 
-    Columns beyond the vocabulary are no part of the softmax; their gradient is zero.
+    Columns beyond the vocabulary are not part of the softmax; their gradient is zero.
     """
     logits = jnp.dot(x, kernel, precision=matmul_precision(x.dtype), preferred_element_type=weight.dtype)
     if bias is not None:

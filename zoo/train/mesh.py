@@ -1,4 +1,4 @@
-"""The device mesh of a run, and batches laid on it."""
+"""The device mesh of a run, and how the rows of batches are laid on it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zoo.errors import UserError
+from zoo.layers.sharding import BATCH_AXES
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "tensor")
 
 
 def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor (all Auto) over `devices` (None: all there are).
+    """Returns a mesh with the axes data, fsdp and tensor, all of type Auto.
 
     Args:
-        config: the sizes of a recipe's `mesh` section, see `axis_sizes`; `zoo.plan.layout.make_mesh_for` chooses those
-            of `mesh: auto`.
-        devices: the devices to use.
+        config: a recipe's `mesh` section with sizes, see `axis_sizes`; `zoo.plan.layout.make_mesh_for` chooses the
+            sizes of `mesh: auto`.
+        devices: the devices to use; None: all there are.
 
     Raises:
-        UserError: the sizes do not make up the number of devices.
+        UserError: the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = axis_sizes(config, len(devices))
@@ -31,10 +31,10 @@ def make_mesh(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def axis_sizes(config, num_devices: int) -> tuple[int, ...]:
-    """The sizes of data, fsdp and tensor; the one that is -1 in `config` takes the devices the others leave.
+    """Returns the sizes of data, fsdp and tensor, where a size of -1 in `config` is what the others leave.
 
     Raises:
-        UserError: they do not make up the number of devices.
+        UserError: the product of the sizes is not the number of devices.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -52,7 +52,7 @@ def axis_sizes(config, num_devices: int) -> tuple[int, ...]:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, microbatch: int | str | None = None) -> None:
-    """Raise UserError where rows cannot be shared out evenly over the (data, fsdp) axes.
+    """Raises UserError where the rows cannot be divided evenly over the (data, fsdp) axes.
 
     Args:
         batch_size: `data.batch_size`.
@@ -69,18 +69,22 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatch: int | str | None =
 
 
 def num_row_shards(mesh: Mesh) -> int:
-    """In how many parts the rows of a batch lie on the mesh."""
+    """Returns the number of parts in which the rows of a batch lie on the mesh."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """(index, count): which of how many equal shares of a batch's rows a process (None: this one) loads for the mesh.
+    """Returns (index, count): which of how many equal shares of a batch's rows a process loads for the mesh.
 
-    Processes whose devices hold the same rows (those along a tensor axis that crosses them) have the same share. The
-    rows of a share are those that one process's devices hold, whichever places of the global array these are.
+    A share is the rows that one process's devices hold, wherever they are in the global array. Processes whose devices
+    hold the same rows, along a tensor axis that crosses them, have the same share.
+
+    Args:
+        mesh: from `make_mesh`.
+        process: its index; None: this one.
 
     Raises:
-        UserError: two processes hold rows that overlap without being the same, or unequally many.
+        UserError: two processes hold rows that partly overlap, or different numbers of them.
     """
     held: dict[int, set[int]] = {}  # process: shards of the rows
     for (data, fsdp, _), device in np.ndenumerate(mesh.devices):
@@ -97,25 +101,27 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch ([rows, T] each), as parts of global arrays [B, T] laid over (data, fsdp).
+    """Returns a batch as global arrays [B, T], sharded over (data, fsdp).
 
-    Which rows: `batch_share`.
+    Args:
+        batch: arrays [rows, T] of this process's rows, see `batch_share`.
+        mesh: from `make_mesh`.
     """
     rows = NamedSharding(mesh, P(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
 
 
 def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """Of a whole batch ([B, T] each) that every process has made, the rows that `put_batch` wants of this one."""
+    """Returns this process's rows for `put_batch` of a whole batch, arrays [B, T], that every process has made."""
     index, count = batch_share(mesh)
     return {name: np.split(array, count)[index] for name, array in batch.items()}
 
 
 def split_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[B, ...] laid over (data, fsdp) -> [parts, B / parts, ...] laid so on its second axis.
+    """Splits an array [B, ...], sharded over (data, fsdp), into [parts, B / parts, ...], sharded on its second axis.
 
-    Every device splits the rows it holds, so none moves: part i has the i-th rows of each shard. B must divide by
-    parts times the number of shards.
+    Every device splits the rows it holds, so no data move: part i has the i-th rows of each shard. B must be a multiple
+    of parts times the number of shards.
     """
     shards, rest = num_row_shards(mesh), x.shape[1:]
     x = x.reshape(shards, parts, -1, *rest).swapaxes(0, 1)

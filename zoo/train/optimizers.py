@@ -1,4 +1,4 @@
-"""Learning-rate schedule and optimizer from the recipe's `optimizer` section."""
+"""The learning-rate schedule and the optimizer of a recipe's `optimizer` section."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,11 +16,11 @@ Tree = Any
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, counted from 0.
+    """Returns the learning rate as a function of the step, counted from 0.
 
-    Climbs linearly from `warmup_init_lr` at step 0 to `peak_lr` at `warmup_steps`. Then it follows half a cosine down
-    to `final_lr` at `steps` (the warm-up is part of `steps`), where it stays, or with `schedule` constant it stays at
-    `peak_lr`. The cosine: Loshchilov and Hutter, arXiv:1608.03983.
+    It rises linearly from `warmup_init_lr` at step 0 to `peak_lr` at `warmup_steps`. Then it follows half a cosine down
+    to `final_lr` at `steps` (the warm-up is part of `steps`) and stays there; with `schedule` constant it stays at
+    `peak_lr`. The cosine schedule is that of Loshchilov and Hutter, arXiv:1608.03983.
 
     Args:
         config: the recipe's `optimizer` section: peak_lr, final_lr, warmup_steps, warmup_init_lr and schedule.
@@ -40,26 +40,26 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """AdamW or Muon behind a clip of the global gradient norm.
+    """Returns AdamW or Muon behind a clip of the global gradient norm.
 
     AdamW: Loshchilov and Hutter, arXiv:1711.05101. Muon: Jordan et al., github.com/KellerJordan/Muon, and Liu et al.,
     arXiv:2502.16982. Clip: Pascanu et al., arXiv:1211.5063.
 
-    The weight decay reaches every parameter, norms and embeddings too, but those that `no_decay` names. The update of
-    a parameter, its decay included, is multiplied by the first of `lr_scales` whose pattern matches its path. Both
-    moments are kept in `moments_dtype`; an update is computed in float32 whatever the dtype of the parameters.
+    Weight decay applies to every parameter, norms and embeddings too, except those that `no_decay` matches. The update
+    of a parameter, its decay included, is multiplied by the first of `lr_scales` whose pattern matches its path. Both
+    moments are stored in `moments_dtype`; an update is computed in float32 whatever the dtype of the parameters.
+
+    The transformation's `init` raises UserError for a pattern that matches no parameter, and for Muon on a model
+    without matrices in its layers.
 
     Args:
         config: the recipe's `optimizer` section.
         steps: `train.steps`.
-
-    The transformation's `init` raises UserError for a pattern that matches no parameter, and for Muon on a model
-    without matrices in its layers.
     """
-    # Without a clip its place stays: the state has the same tree either way.
+    # identity() keeps the state's tree the same without a clip.
     clip = optax.identity() if config.clip_norm is None else _clip(config.clip_norm)
     make = _muon if config.name == "muon" else _adamw
-    tx = keep_moments_in(make(config, make_schedule(config, steps)), jnp.dtype(config.moments_dtype))
+    tx = store_moments_in(make(config, make_schedule(config, steps)), jnp.dtype(config.moments_dtype))
     return optax.chain(clip, _by_patterns(tx, config))
 
 
@@ -75,11 +75,11 @@ def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al., github.com/KellerJordan/Muon) for the matrices of the layers, AdamW for everything else.
+    """Returns Muon (github.com/KellerJordan/Muon) for the matrices of the layers, and AdamW for everything else.
 
-    Momentum with Nesterov's look-ahead is made nearly orthogonal by `muon_iterations` Newton-Schulz steps and scaled
-    by sqrt(max(1, fan_out / fan_in)), or with `muon_rms` by muon_rms * sqrt(max(fan_in, fan_out)), whose entries have
-    about that root mean square (Liu et al., arXiv:2502.16982; 0.2 is that of AdamW).
+    The momentum, with Nesterov's look-ahead, is made nearly orthogonal by `muon_iterations` Newton-Schulz steps and
+    scaled by sqrt(max(1, fan_out / fan_in)); or, with `muon_rms`, by muon_rms * sqrt(max(fan_in, fan_out)), so that the
+    root mean square of its entries is about muon_rms (Liu et al., arXiv:2502.16982; AdamW's is about 0.2).
     """
 
     def scale(update: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def _muon_or_adam(params: Tree) -> Tree:
-    """ "muon" for the matrices inside the list of layers, "adam" for embeddings, head, norms, biases and scalars."""
+    """Labels matrices in the list of layers "muon", and embeddings, head, norms, biases and scalars "adam"."""
 
     def label(path: tuple, leaf: Any) -> str:
         in_a_layer = any(isinstance(getattr(key, "key", None), int) for key in path)
@@ -119,26 +119,26 @@ def _muon_or_adam(params: Tree) -> Tree:
     return labels
 
 
-def widened(tree: Tree) -> Tree:
-    """The tree in float32."""
+def to_float32(tree: Tree) -> Tree:
+    """Returns the tree in float32."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """Of the global norm, in float32: a sum of squares in bfloat16 stands still long before its end."""
+    """Returns a clip of the global norm in float32; a sum of many squares in bfloat16 would stop growing early."""
     clip = optax.clip_by_global_norm(norm)
 
     def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
-        return clip.update(widened(updates), state, params)
+        return clip.update(to_float32(updates), state, params)
 
     return optax.GradientTransformation(clip.init, update)
 
 
-def keep_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """`tx` with the moments of its state (`mu` and `nu`) kept in `dtype` between updates.
+def store_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """Returns `tx` with the moments of its state (`mu` and `nu`) stored in `dtype` between updates.
 
-    An update is computed in float32: gradients, parameters and moments are widened, and the moments rounded to nearest
-    on the way out.
+    An update is computed in float32: gradients, parameters and moments are cast to it, and the new moments are rounded
+    to nearest.
     """
 
     def is_moment(path: tuple) -> bool:
@@ -151,24 +151,23 @@ def keep_moments_in(tx: optax.GradientTransformation, dtype: Any) -> optax.Gradi
         return cast(tx.init(params), dtype)
 
     def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
-        updates, state = tx.update(widened(updates), cast(state, jnp.float32), widened(params))
+        updates, state = tx.update(to_float32(updates), cast(state, jnp.float32), to_float32(params))
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
 
 
 def _by_patterns(tx: optax.GradientTransformation, config) -> optax.GradientTransformation:
-    """`tx` with its updates scaled by `lr_scales`; its `init` holds all patterns against the parameters."""
+    """Returns `tx` with its updates scaled by `lr_scales`; its `init` checks all patterns against the parameters."""
 
     def factor(path: tuple) -> float:
         name = _name(path)
-        found = (scale for pattern, scale in config.lr_scales.items() if matches(pattern, name))
-        return next(found, 1.0)
+        return next((scale for pattern, scale in config.lr_scales.items() if matches(pattern, name)), 1.0)
 
     def init(params: Tree) -> Tree:
         names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-        _refuse_idle("optimizer.lr_scales", config.lr_scales, names)
-        _refuse_idle("optimizer.no_decay", config.no_decay, names)
+        _refuse_unmatched("optimizer.lr_scales", config.lr_scales, names)
+        _refuse_unmatched("optimizer.no_decay", config.no_decay, names)
         return tx.init(params)
 
     def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
@@ -181,7 +180,7 @@ def _by_patterns(tx: optax.GradientTransformation, config) -> optax.GradientTran
 
 
 def _decayed(patterns: Iterable[str]) -> Callable[[Tree], Tree] | None:
-    """A mask of the parameters that decay; None where all do."""
+    """Returns a function that masks the parameters that decay; None where all do."""
     patterns = list(patterns)
     if not patterns:
         return None
@@ -195,9 +194,9 @@ def _decayed(patterns: Iterable[str]) -> Callable[[Tree], Tree] | None:
     return mask
 
 
-def _refuse_idle(field: str, patterns: Iterable[str], names: list[str]) -> None:
-    for pattern, found in matching(list(patterns), names).items():
-        if not found:
+def _refuse_unmatched(field: str, patterns: Iterable[str], names: list[str]) -> None:
+    for pattern, matched in matching(list(patterns), names).items():
+        if not matched:
             raise UserError(
                 f"{field}: {pattern!r} matches none of the {len(names)} trained parameters; they are called like "
                 f"{names[0]} and {names[-1]}"
@@ -205,5 +204,5 @@ def _refuse_idle(field: str, patterns: Iterable[str], names: list[str]) -> None:
 
 
 def _name(path: tuple) -> str:
-    """layers/3/attn/q/kernel."""
+    """Returns a path as text, "layers/3/attn/q/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,7 +1,7 @@
-"""Which parameters of a recipe's model are trained, which are frozen, and how both are made.
+"""Which parameters of a recipe's model are trained and which are frozen, and how both are created.
 
-Without `lora:` and `train.trainable` all are trained. With `lora:` only its adapters are, and those of the model's own
-parameters that `train.trainable` names; without, only the latter. Names are paths: "layers/3/attn/q/kernel".
+Without `lora:` and `train.trainable` all are trained. `lora:` trains its adapters alone, `train.trainable` those of the
+model's own parameters that its patterns match, and both together train both. Names are paths, "layers/3/attn/q/kernel".
 """
 
 import fnmatch
@@ -31,9 +31,12 @@ ADAPTER_DTYPE = jnp.float32  # of adapters, whatever the model's own parameters 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of a model with its adapters: `graphdef`, and as ShapeDtypeStructs `trained` and `frozen`.
+    """The parameters of a model with its adapters, abstract.
 
-    The two are nested dicts; together they have every parameter of `graphdef` once. `frozen` may be {}.
+    Attributes:
+        graphdef: the model's definition.
+        trained: nested dict of ShapeDtypeStructs.
+        frozen: likewise; with `trained` it has every parameter of `graphdef` once, and may be {}.
     """
 
     graphdef: nnx.GraphDef
@@ -44,15 +47,17 @@ class Parameters:
 def abstract(
     recipe: Recipe, model_cls: type[nnx.Module], config: ModelConfig, *, mesh: Mesh | None = None, dtype: DTypeLike
 ) -> Parameters:
-    """The parameters that `recipe` trains and those it does not; nothing is computed.
+    """Returns the parameters that a recipe trains and those that it freezes; nothing is computed.
 
     Args:
+        recipe: its `lora` and `train.trainable` decide.
+        model_cls: the model's class.
         config: of the model; the recipe's own or one of the same shapes.
         mesh: if given, the leaves have their shardings on it.
         dtype: of the model's own parameters.
 
     Raises:
-        UserError: a pattern of lora.targets or train.trainable that matches nothing; axes the mesh does not divide.
+        UserError: a pattern of lora.targets or train.trainable matches nothing, or the mesh does not divide an axis.
     """
     graphdef, flat = adapted(recipe.lora, model_cls, config, mesh=mesh, dtype=dtype)
     chosen = _chosen(recipe, flat)
@@ -68,9 +73,12 @@ def adapted(
     mesh: Mesh | None = None,
     dtype: DTypeLike,
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """The structure of a model with adapters, and all of its parameters by path, abstract.
+    """Returns the definition of a model with adapters, and all of its parameters by path as ShapeDtypeStructs.
 
-    `dtype`: of the model's own parameters; adapters have ADAPTER_DTYPE. Raises UserError as `abstract`.
+    `dtype` is that of the model's own parameters; adapters have ADAPTER_DTYPE. `section` None adds no adapters.
+
+    Raises:
+        UserError: as `abstract`.
     """
     if section is None:
         graphdef, params = build.abstract_params(model_cls, config, mesh=mesh, dtype=dtype)
@@ -99,22 +107,22 @@ def create(
     mesh: Mesh | None = None,
     dtype: DTypeLike,
 ) -> dict[str, jax.Array]:
-    """The parameters of these paths, new, from the recipe's seed, where they belong on the mesh.
+    """Returns new parameters of the paths `wanted`, from the recipe's seed, sharded over the mesh.
 
-    The model's own are those of `build.create_params`, with adapters or without.
+    The model's own parameters are those of `build.create_params`, whether there are adapters or not.
     """
     wanted = set(wanted)
-    found: dict[str, jax.Array] = {}
+    created: dict[str, jax.Array] = {}
     if any(not is_adapter(path) for path in wanted):
         _, params = build.create_params(model_cls, config, recipe.train.seed, mesh=mesh, dtype=dtype)
-        found |= {path: leaf for path, leaf in build.flatten(params).items() if path in wanted}
+        created |= {path: leaf for path, leaf in build.flatten(params).items() if path in wanted}
     adapters = sorted(path for path in wanted if is_adapter(path))
     if adapters:
         _, flat = adapted(recipe.lora, model_cls, config, mesh=mesh, dtype=dtype)
         shardings = None if mesh is None else {path: flat[path].sharding for path in adapters}
 
         def make(key: jax.Array) -> dict[str, jax.Array]:
-            # The model around them is only traced; of its parameters none is computed.
+            # The model around them is only traced; none of its parameters is computed.
             model = _with_adapters(model_cls(config, key=key), recipe.lora, key)
             params = build.flatten(nnx.to_pure_dict(nnx.state(model)))
             return {path: params[path].astype(ADAPTER_DTYPE) for path in adapters}
@@ -122,12 +130,12 @@ def create(
         # The first half of the seed's key is the model's own: see `build.create_params`.
         rest = jax.random.split(jax.random.key(recipe.train.seed))[1]
         key = jax.random.fold_in(rest, zlib.crc32(b"lora"))
-        found |= jax.jit(make, out_shardings=shardings)(key)
-    return found
+        created |= jax.jit(make, out_shardings=shardings)(key)
+    return created
 
 
 def split(flat: dict[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of the paths that are chosen, and the others."""
+    """Returns the leaves of the paths that are `chosen`, and the others."""
     return (
         {path: leaf for path, leaf in flat.items() if chosen(path)},
         {path: leaf for path, leaf in flat.items() if not chosen(path)},
@@ -135,24 +143,25 @@ def split(flat: dict[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Returns whether the parameter of a path belongs to an adapter."""
     return path.split("/")[-2:-1] == ["lora"]
 
 
 def matching(patterns: Sequence[str], paths: Iterable[str]) -> dict[str, list[str]]:
-    """For each pattern the paths it matches.
+    """Returns for each pattern the paths that it matches.
 
     A pattern is a glob over the whole path, whose `*` crosses slashes ("layers/*/attn/*"); after "re:" it is a
     regular expression that is searched for ("re:^layers/(0|1)/").
 
-    Raises UserError for an expression that is none.
+    Raises:
+        UserError: a regular expression is not valid.
     """
     paths = list(paths)
     return {pattern: [path for path in paths if matches(pattern, path)] for pattern in patterns}
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether `path` is one that the pattern means; see `matching`."""
+    """Returns whether a pattern matches a path; see `matching`."""
     if not pattern.startswith("re:"):
         return fnmatch.fnmatchcase(path, pattern)
     try:
@@ -162,19 +171,19 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def _chosen(recipe: Recipe, flat: dict[str, Any]) -> set[str]:
-    """The paths of what is trained."""
+    """Returns the paths of the trained parameters."""
     patterns = recipe.train.trainable
     if patterns is None:
         return {path for path in flat if recipe.lora is None or is_adapter(path)}
     own = [path for path in flat if not is_adapter(path)]
-    found = matching(patterns, own)
-    for pattern, paths in found.items():
+    matched = matching(patterns, own)
+    for pattern, paths in matched.items():
         if not paths:
             raise UserError(
                 f"train.trainable: {pattern!r} matches no parameter of {recipe.model.name}; they are called like "
                 f"{own[0]} and {own[-1]}"
             )
-    return {path for paths in found.values() for path in paths} | {path for path in flat if is_adapter(path)}
+    return {path for paths in matched.values() for path in paths} | {path for path in flat if is_adapter(path)}
 
 
 def _with_adapters(model: nnx.Module, section: LoraSection, key: jax.Array) -> nnx.Module:

@@ -1,6 +1,6 @@
-"""What training a recipe compiles: model, optimizer and step, known from shapes alone before any array exists.
+"""The program that training a recipe compiles: model, optimizer and step, known from shapes before any array exists.
 
-The run, the plan of memory and time, and the benchmarks all take the step from here, so they speak of the same program.
+The run, the plan of memory and time, and the benchmarks all take the step from here, so it is the same in all of them.
 """
 
 import dataclasses
@@ -35,9 +35,13 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Program:
-    """The training program of `recipe` on `mesh`.
+    """The training program of a recipe on a mesh.
 
     Raises UserError, on construction or first use, where the mesh does not divide the model's axes.
+
+    Attributes:
+        recipe: the resolved recipe.
+        mesh: of attached devices, or of a topology that is compiled for ahead of time.
     """
 
     recipe: Recipe
@@ -55,12 +59,12 @@ class Program:
 
     @cached_property
     def param_dtype(self) -> Any:
-        """In which parameters are stored."""
+        """The dtype in which parameters are stored."""
         return jnp.dtype(self.recipe.train.param_dtype)
 
     @cached_property
     def compute_dtype(self) -> Any:
-        """In which the model computes."""
+        """The dtype in which the model computes."""
         return steps.compute_dtype_for(self.recipe.train.compute_dtype, self.mesh)
 
     @property
@@ -96,7 +100,7 @@ class Program:
 
     @property
     def frozen(self) -> Tree:
-        """The parameters that are not trained, likewise; {} where all are."""
+        """The parameters that are not trained, ShapeDtypeStructs with their shardings; {} where all are trained."""
         return self._parameters.frozen
 
     @cached_property
@@ -110,12 +114,12 @@ class Program:
 
     @cached_property
     def shardings(self) -> tuple[Tree, Tree]:
-        """Of the trained parameters and of the optimizer's state."""
+        """The shardings of the trained parameters and of the optimizer's state."""
         params = jax.tree.map(lambda leaf: leaf.sharding, self.params)
         return params, steps.opt_state_shardings(self.tx, self.params, params, self.mesh)
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch of `data.batch_size` rows of `data.seq_len` tokens, abstract."""
+        """Returns a batch of `data.batch_size` rows of `data.seq_len` tokens, ShapeDtypeStructs with shardings."""
         data = self.recipe.data
         rows = NamedSharding(self.mesh, P(BATCH_AXES))
         kinds = {"tokens": np.int32, "targets": np.int32, "loss_mask": np.float32}
@@ -125,16 +129,16 @@ class Program:
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of training, in rows of `seq_len` tokens: the model's own count, less what frozen weights do not cost.
+        """Returns the FLOPs of training per token of rows of `seq_len` tokens.
 
-        A weight of a product costs 2 in the forward pass, 2 for the gradient of what it reads and, only if it is
-        trained, 2 for its own. Adapters are not counted.
+        It is the model's own count, less what frozen weights save: a weight in a matrix product costs 2 in the forward
+        pass, 2 for the gradient of its input and, only if it is trained, 2 for its own. Adapters are not counted.
         """
         return self.config.flops_per_token(seq_len) - 2.0 * self._frozen_products
 
     @cached_property
     def _frozen_products(self) -> int:
-        """Frozen weights that a token meets in a matrix product: kernels, and the head whatever it is made of."""
+        """The number of frozen weights in matrix products of a token: kernels, and the head whatever its parameter."""
         if not self.frozen:
             return 0
         params = steps.merged(self.params, self.frozen)
@@ -148,7 +152,7 @@ class Program:
         kernels = (
             leaf for path, leaf in frozen.items() if path.endswith("kernel") and leaf.ndim == 2 and path not in head
         )
-        # Of a table or kernel longer than the vocabulary the logits' part alone is multiplied.
+        # Of a table or kernel longer than the vocabulary only the logits' part is multiplied.
         of_head = math.prod(traced.out_avals[0].shape) if head & frozen.keys() else 0
         return sum(leaf.size for leaf in kernels) + of_head
 
@@ -182,7 +186,7 @@ class Program:
 
     @cached_property
     def attention_kernels(self) -> list[Kernel]:
-        """What computes attention in the step, each kernel once; from a trace of the model alone."""
+        """The kernels that compute attention in the step, each once, from a trace of the model."""
 
         def hidden(params, frozen, batch):
             model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), self.compute_dtype))
@@ -196,22 +200,22 @@ class Program:
         return kernels
 
     def create(self) -> tuple[Tree, Tree]:
-        """New trained parameters and optimizer state, made where they belong on the mesh."""
+        """Returns new trained parameters and optimizer state, created on the mesh."""
         params = self.new_parameters(build.flatten(self.params))
         return build.unflatten(params), self.new_opt_state(build.unflatten(params))
 
     def create_frozen(self) -> Tree:
-        """The frozen parameters of a model that begins as nothing else, from the recipe's seed."""
+        """Returns the frozen parameters of a model without a base, from the recipe's seed."""
         return build.unflatten(self.new_parameters(build.flatten(self.frozen)))
 
     def new_parameters(self, paths: Iterable[str]) -> dict[str, jax.Array]:
-        """The parameters of these paths, new, made where they belong on the mesh."""
+        """Returns new parameters of these paths, created on the mesh."""
         return parameters.create(
             self.recipe, self.spec.model_class(), self.config, paths, mesh=self.mesh, dtype=self.param_dtype
         )
 
     def new_opt_state(self, params: Tree) -> Tree:
-        """The optimizer's state before the first update of these."""
+        """Returns the optimizer's state before the first update of the parameters."""
         return steps.init_opt_state(self.tx, params, self.shardings[1])
 
     def step(self, frozen: Tree | None = None) -> steps.TrainStep:

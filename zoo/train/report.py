@@ -1,4 +1,4 @@
-"""report.md and loss.png of a run, made from its metrics.jsonl at the end and on interruption."""
+"""A run's report.md and loss.png, written from its metrics.jsonl at the end and on interruption."""
 
 import math
 import os
@@ -20,13 +20,14 @@ def write_report(
     facts: Mapping[str, str],
     sections: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `report.md` and, once there is a logged step, `loss.png` into the run directory.
+    """Writes `report.md` and, if a step has been logged, `loss.png` into the run directory.
 
     Args:
-      title: heading of the report.
-      status: one sentence on where the run stands.
-      facts: what to list in the first table, in order: model, data, hardware, ...
-      sections: Markdown under further headings (evaluation tables, a sample).
+        run_dir: the run directory.
+        title: heading of the report.
+        status: one sentence on how far the run is.
+        facts: the first rows of the table, in order: model, data, hardware, ...
+        sections: Markdown under further headings (evaluation tables, a sample).
     """
     run_dir = Path(run_dir)
     lines = read_metrics(run_dir / "metrics.jsonl")
@@ -41,14 +42,19 @@ def write_report(
 
 @dataclass(frozen=True)
 class Report:
-    """What a report.md says: its first table, name -> text, and the Markdown under each further heading."""
+    """The content of a report.md.
+
+    Attributes:
+        facts: the rows of its first table, name -> text.
+        sections: the Markdown under each further heading.
+    """
 
     facts: dict[str, str]
     sections: dict[str, str]
 
 
 def read_report(run_dir: str | os.PathLike) -> Report:
-    """The report that `write_report` wrote; an empty one where there is none."""
+    """Returns the report that `write_report` wrote; an empty one where there is none."""
     path = Path(run_dir) / "report.md"
     if not path.is_file():
         return Report({}, {})
@@ -60,7 +66,7 @@ def read_report(run_dir: str | os.PathLike) -> Report:
 
 
 def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the lines of a metrics.jsonl say, as rows of a table: name -> text."""
+    """Returns a summary of the lines of a metrics.jsonl as rows of a table, name -> text."""
     if not lines:
         return {}
     last = lines[-1]
@@ -90,31 +96,31 @@ def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def series(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of every line that has a number under `name`."""
-    found = [(line["step"], line.get(name)) for line in lines]
-    return [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
+    """Returns (step, value) of every line that has a finite number under `name`."""
+    pairs = [(line["step"], line.get(name)) for line in lines]
+    return [(step, value) for step, value in pairs if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def heldout_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The held-out losses in the lines."""
+    """Returns the names of the held-out losses in the lines."""
     names = dict.fromkeys(name for line in lines for name in line if name.startswith("heldout"))
     return [name for name in names if series(lines, name)]
 
 
 def heldout_label(name: str) -> str:
-    """heldout_loss -> heldout."""
+    """Returns a held-out loss's name for a legend: heldout_loss -> heldout."""
     return name.replace("_loss", "").replace("_", " ")
 
 
 def final_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean loss (nats a target) of the last twentieth of the logged steps, at least one; None where none is logged."""
+    """Returns the mean loss, in nats a target, of the last twentieth of the logged steps; None where there is none."""
     losses = [loss for _, loss in series(lines, "loss")]
     tail = losses[-max(1, len(losses) // 20) :]
     return sum(tail) / len(tail) if tail else None
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the run, unbiased at its start."""
+    """Returns the exponential mean over about a twentieth of the run, without a bias at its start."""
     keep = 1 - 1 / max(1.0, len(values) / 20)
     mean, weight, smooth = 0.0, 0.0, []
     for value in values:
@@ -128,8 +134,8 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _loss_plot(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """PNG of the training loss, its running mean and the held-out loss over steps."""
-    from matplotlib.figure import Figure  # the object interface: it opens no window and needs no back end
+    """Returns a PNG of the training loss, its running mean and the held-out loss over steps."""
+    from matplotlib.figure import Figure  # unlike pyplot it opens no window and needs no back end
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

@@ -1,7 +1,7 @@
-"""One training step as a jitted function over plain dicts (host work per call is a fraction of nnx.jit's).
+"""One training step as a jitted function over plain dicts, which costs the host a fraction of what nnx.jit does.
 
-The step knows no model: it needs `hidden` and `head` of the model contract, whose parameters it merges into the graph
-definition inside the compiled function.
+The step knows no model by name. It merges the parameters into the graph definition inside the compiled function, and
+calls `hidden` and `head` of the model.
 """
 
 import copy
@@ -21,7 +21,7 @@ from zoo.layers.stack import UNROLLED, Execution, executing
 from zoo.models.build import cast_floats
 from zoo.train.losses import cross_entropy
 from zoo.train.mesh import BATCH_AXES, split_rows
-from zoo.train.optimizers import widened
+from zoo.train.optimizers import to_float32
 
 Tree = Any
 
@@ -29,12 +29,12 @@ Tree = Any
 class TrainStep:
     """`step(params, opt_state, batch, step) -> (params, opt_state, metrics)`, compiled on first use of each shape.
 
-    params and opt_state are donated: keep what comes back, not what went in. Their shardings never change. `batch` is
-    a dict of int tokens and targets and float loss_mask, each [B, T], laid on the mesh by `put_batch` (segment_ids and
-    positions are handed to the model where present); `step` counts from 0 and, with the seed, decides dropout.
+    params and opt_state are donated: use those returned, not those passed in. Their shardings never change. `batch` is
+    a dict of int tokens and targets and float loss_mask, each [B, T], placed on the mesh by `put_batch` (segment_ids
+    and positions are passed to the model where present); `step` counts from 0 and, with the seed, determines dropout.
 
     metrics are float32 scalars on the device: loss (nats a target over the global batch), grad_norm (before clipping),
-    lr (of this very update, by the optimizer's own count of them), num_targets (sum of the loss mask); and with
+    lr (of this update, by the optimizer's own count of updates), num_targets (sum of the loss mask); and with
     `skip_nonfinite` skipped, 1 where loss or grad_norm were not finite and nothing was changed, else 0.
     """
 
@@ -51,19 +51,19 @@ class TrainStep:
         )
 
     def __call__(self, params: Tree, opt_state: Tree, batch: Mapping[str, jax.Array], step) -> tuple[Tree, Tree, dict]:
-        # A Python int would be a weakly typed argument of its own, an array one with a mesh: NumPy's int32 is the one
-        # that `lower` sees, so that what was compiled ahead of time is what runs.
+        # A Python int would be weakly typed, and an array would carry a mesh: both would compile again. NumPy's int32
+        # is what `lower` sees, so that what was compiled ahead of time is what runs.
         with jax.set_mesh(self.mesh):
             return self._compiled(params, opt_state, self._frozen, dict(batch), np.int32(step))
 
     def holding(self, frozen: Tree) -> "TrainStep":
-        """The same compiled function with these frozen parameters."""
+        """Returns the same compiled function with these frozen parameters."""
         other = copy.copy(self)
         other._frozen = frozen
         return other
 
     def lower(self, params: Tree, opt_state: Tree, batch: Mapping[str, Any], step) -> jax.stages.Lowered:
-        """Trace and lower for arrays or ShapeDtypeStructs, to compile ahead of time."""
+        """Traces and lowers the step for arrays or ShapeDtypeStructs, to compile it ahead of time."""
         with jax.set_mesh(self.mesh):
             return self._compiled.lower(params, opt_state, self._frozen, dict(batch), step)
 
@@ -82,22 +82,22 @@ def make_train_step(
     skip_nonfinite: bool = False,
     execution: Execution = UNROLLED,
 ) -> TrainStep:
-    """Build the step of one model and optimizer.
+    """Returns the step of one model and optimizer.
 
     Args:
         graphdef: the model's definition.
-        frozen: the parameters that are not trained, arrays (or ShapeDtypeStructs with shardings, to lower alone) that
-            lie on the mesh; {} where all are. With `params` they make up the model, see `merged`.
+        frozen: the parameters that are not trained, arrays on the mesh (or ShapeDtypeStructs with shardings, if the
+            step is only lowered); {} where all are trained. Merged with `params` they are the model's.
         tx: the optimizer; its updates are added to the parameters.
         schedule: learning rate by step, for the metrics (tx holds its own).
         mesh: from `make_mesh`.
-        shardings: of (params, opt_state), pinned on the way out: see `opt_state_shardings`.
-        compute_dtype: parameters are cast to it once a step; gradients and updates are in the parameters' own dtype.
+        shardings: of (params, opt_state), the same for inputs and outputs: see `opt_state_shardings`.
+        compute_dtype: parameters are cast to it once a step; gradients and updates have the parameters' own dtype.
         seed: `train.seed`; the model's key of step i is fold_in(key(seed), i), and with several microbatches that of
             microbatch m of the step is fold_in(fold_in(key(seed), i), m).
         microbatches: how many parts of the batch go through the model one after the other. Loss and gradient are
-            those of the whole batch (without dropout), summed in float32; memory for activations is that of one part.
-            Rows must divide by microbatches times the (data, fsdp) shards: see `zoo.train.mesh.split_rows`.
+            those of the whole batch (without dropout), summed in float32; activations take the memory of one part.
+            The rows must be a multiple of microbatches times the (data, fsdp) shards: see `zoo.train.mesh.split_rows`.
         skip_nonfinite: whether an update whose loss or gradient norm is not finite leaves parameters and optimizer
             state as they are.
         execution: how the model's blocks are run, and what of them is saved for the backward pass.
@@ -116,11 +116,11 @@ def make_train_step(
     loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
 
     def like_params(gradients):
-        # On one device there is nothing to pin, and the pin alone would change the last bits.
+        # On one device there is nothing to constrain, and the constraint alone would change the last bits.
         return gradients if mesh.size == 1 else jax.lax.with_sharding_constraint(gradients, shardings[0])
 
     def in_parts(params, frozen, batch, key):
-        # The whole batch's: with it the parts' losses and gradients add up to the whole's.
+        # Of the whole batch: divided by it, the parts' losses and gradients add up to those of the batch.
         count = jnp.sum(batch["loss_mask"], dtype=jnp.float32)
 
         def add(sums, part):
@@ -139,7 +139,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), step)
         (loss, count), gradients = (loss_and_gradients if microbatches == 1 else in_parts)(params, frozen, batch, key)
         gradients = like_params(gradients)
-        grad_norm = optax.tree.norm(widened(gradients))
+        grad_norm = optax.tree.norm(to_float32(gradients))
         updates, new_state = tx.update(gradients, opt_state, params)
         new_params = optax.apply_updates(params, updates)
         metrics = {"loss": loss, "grad_norm": grad_norm, "num_targets": count}
@@ -163,7 +163,7 @@ def make_eval_step(
     compute_dtype: Any = jnp.float32,
     execution: Execution = UNROLLED,
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-    """`evaluate(params, batch) -> (nll, count)`: summed nats and mask of a batch, without dropout or donation."""
+    """Returns `evaluate(params, batch) -> (nll, count)`: sums of nats and mask, without dropout or donation."""
 
     @jax.jit
     def evaluate(params, frozen, batch):
@@ -182,7 +182,7 @@ def make_eval_step(
 
 
 def merged(params: Tree, frozen: Tree) -> Tree:
-    """The one nested dict whose leaves are those of both; no path is in both."""
+    """Returns the nested dict with the leaves of both; no path may be in both."""
     if not frozen:
         return params
     both = {key: merged(params[key], frozen[key]) for key in params.keys() & frozen.keys()}
@@ -190,7 +190,7 @@ def merged(params: Tree, frozen: Tree) -> Tree:
 
 
 def compute_dtype_for(name: str, mesh: Mesh) -> Any:
-    """The dtype `train.compute_dtype` stands for: auto is float32 on a CPU, bfloat16 on accelerators."""
+    """Returns the dtype that `train.compute_dtype` names: auto is float32 on a CPU, bfloat16 on accelerators."""
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
@@ -199,9 +199,9 @@ def compute_dtype_for(name: str, mesh: Mesh) -> Any:
 def opt_state_shardings(
     tx: optax.GradientTransformation, abstract_params: Tree, param_shardings: Tree, mesh: Mesh
 ) -> Tree:
-    """A sharding for every leaf of `tx.init(params)`.
+    """Returns a sharding for every leaf of `tx.init(params)`.
 
-    A leaf takes the sharding of the parameter whose path ends its own path and whose shape it has (moments do);
+    A leaf whose path ends with the path of a parameter of the same shape, as moments do, has the parameter's sharding;
     everything else (counters, factored statistics) is replicated.
     """
     known = {
@@ -224,10 +224,10 @@ def opt_state_shardings(
 
 
 def updates_done(opt_state: Tree, step: Any) -> Any:
-    """How many updates the optimizer's schedule has counted; `step` where it has none.
+    """Returns how many updates the optimizer's schedule has counted; `step` where it has no schedule.
 
-    Skipped steps are no updates: from the first one on, its schedule lags behind the number of the step, whatever the
-    policy is by now. The moments have a count of their own, which is ahead where they were taken over from another run.
+    Skipped steps are not updates: after the first one the schedule's count stays behind the step's number, whatever
+    the policy is by now. The moments' own count may be ahead, where they come from another run.
     """
 
     def is_schedule(node: Any) -> bool:
@@ -238,7 +238,7 @@ def updates_done(opt_state: Tree, step: Any) -> Any:
 
 
 def init_opt_state(tx: optax.GradientTransformation, params: Tree, shardings: Tree) -> Tree:
-    """`tx.init(params)` made in place on its devices, with `shardings` from `opt_state_shardings`."""
+    """Returns `tx.init(params)`, created on its devices with `shardings` from `opt_state_shardings`."""
     return jax.jit(tx.init, out_shardings=shardings)(params)
 
 

@@ -1,1 +1,1 @@
-"""What a run logs: metrics.jsonl (`log`), boards that mirror it, and progress on the terminal."""
+"""What a run logs: metrics.jsonl (`log`), boards that show its numbers, and progress on the terminal."""
