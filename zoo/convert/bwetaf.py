@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import msgpack
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Format, HubFiles, matching, writer
 from zoo.convert.layouts import PADDED_BIAS
 from zoo.convert.tokenizer_files import spelling, tokenizer_json
 from zoo.errors import UserError
@@ -100,11 +101,6 @@ def examine(path: str | os.PathLike) -> Published:
         rules=rules(config),
         tokenizer_path=files.existing(directory, TOKENIZER),
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(
@@ -340,3 +336,19 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif tree is not None:
         yield prefix, tree
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return matching(names, WEIGHTS, CONFIG, "stats.json", "tokenizer/*.json") if WEIGHTS in names else []
+
+
+FORMAT = Format(
+    name="bwetaf",
+    detect=detect,
+    open=examine,
+    write=writer(save),
+    model_name=MODEL_NAME,
+    hub_files=(HubFiles(10, _hub_files),),
+    tokenizer_file=TOKENIZER,
+    opened_by="BwETAF 0.6",
+)
