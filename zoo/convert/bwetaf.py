@@ -25,7 +25,7 @@ from zoo.convert.tokenizer_files import spelling, tokenizer_json
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "bwetaf-97m"
 WEIGHTS, CONFIG, OPTIMIZER = "good_stuff.pkl", "understanding_good_stuff.json", "make_stuff_better.pkl"
@@ -301,8 +301,7 @@ class _Msgpack:
                 data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
                 return dict(_leaves(msgpack.unpackb(data, ext_hook=hook, raw=False), ""))
         except Exception as error:  # msgpack raises many kinds, NumPy a few more, a map in a map in a map another
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({reason})") from None
+            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({first_line(error)})") from None
 
 
 class _Head:

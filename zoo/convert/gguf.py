@@ -26,6 +26,7 @@ from zoo.convert.llama_shaped import KODALITE_EOS, LlamaShaped, as_llama, refusa
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import first_line
 
 MODEL_NAME = "kodalite-1.3b"
 MAGIC = b"GGUF"
@@ -81,8 +82,7 @@ def examine(path: str | os.PathLike) -> Published:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{file}: cannot be read as GGUF ({reason})") from None
+        raise UserError(f"{file}: cannot be read as GGUF ({first_line(error)})") from None
     base.check_layers(config, tensors, file)
     return Published(
         kind="GGUF (llama.cpp)",

@@ -21,7 +21,7 @@ from zoo.convert.format import SAFETENSORS, Format, HubFiles, matching, writer
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 
 def detect(path: str | os.PathLike) -> bool:
@@ -130,8 +130,7 @@ def _examine_torch(file: Path) -> Published:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, ... for what it refuses or cannot read
-        lines = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{file}: refused by torch.load(weights_only=True): {lines}") from None
+        raise UserError(f"{file}: refused by torch.load(weights_only=True): {first_line(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(f"{file}: holds no 'config' of plain values beside its weights")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), None)

@@ -12,7 +12,8 @@ from zoo import convert
 from zoo.errors import UserError
 from zoo.models.spec import ModelSpec
 from zoo.tokenizers.hub import fetch as fetch_files
-from zoo.tokenizers.hub import first_line, unreachable
+from zoo.tokenizers.hub import unreachable
+from zoo.util import first_line
 
 logger = logging.getLogger(__name__)
 
