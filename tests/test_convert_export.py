@@ -235,12 +235,12 @@ def test_of_several_gguf_files_in_a_directory_one_is_read(tmp_path, koda):
     koda.export(tmp_path, "gguf", name="m")
     (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF, but not read")
     assert zoo.convert.detect_format(tmp_path) is gguf.FORMAT
-    assert gguf.examine(tmp_path).file == tmp_path / "m-F16.gguf"
+    assert gguf.FORMAT.open(tmp_path).file == tmp_path / "m-F16.gguf"
     reader = package.GGUFReader(tmp_path / "m-F16.gguf", "r+")
     reader.fields["llama.block_count"].parts[-1][0] = 1000
     del reader
     with pytest.raises(UserError, match="the config says 1000 layers"):
-        gguf.examine(tmp_path)
+        gguf.FORMAT.open(tmp_path)
     (tmp_path / "m-F16.gguf").rename(tmp_path / "m-Q5_K_M.gguf")
     with pytest.raises(UserError, match=r"holds several GGUF files; name one \(m-Q4_K_M\.gguf, m-Q5_K_M\.gguf\)"):
         zoo.convert.examine(tmp_path)
@@ -330,7 +330,7 @@ def test_mlx_as_mlx_lm_writes_it(tmp_path, koda):
     assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
     about.write_text(json.dumps(content | {"quantization_config": {"group_size": 64, "bits": 4}}))
     with pytest.raises(UserError, match="quantization_config is"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
 
 
 def test_mlx_matrices_that_are_none(tmp_path, koda):
@@ -341,11 +341,11 @@ def test_mlx_matrices_that_are_none(tmp_path, koda):
     tensors, name = load_file(file), "model.layers.0.mlp.up_proj"
     save_file(tensors | {f"{name}.weight": tensors[f"{name}.weight"].reshape(-1)}, file)
     with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj has not the weight"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
     parts = {f"{name}.{part}": np.ones((5, 1), np.float16) for part in ("scales", "biases")}
     save_file(tensors | parts, file)
     with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj: a quantised matrix"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
 
 
 def test_quantised_numbers_are_those_of_mlx():
@@ -525,7 +525,7 @@ def test_convert_verifies_and_says_so(tmp_path, capsys):
     code = main(["convert", str(GOLDEN / "bwetaf"), str(tmp_path / "out"), "--to", "bwetaf", "--verify"])
     out = capsys.readouterr().out
     assert code == 0 and "23 of 23 are bit-identical" in out and "0.00e+00" in out
-    array = bwetaf.examine(GOLDEN / "bwetaf").tensors["emb.embedding"].read()
+    array = bwetaf.FORMAT.open(GOLDEN / "bwetaf").tensors["emb.embedding"].read()
     assert f"{hashlib.sha256(array.tobytes()).hexdigest()[:16]}  emb.embedding" in out
     assert main(["convert", str(GOLDEN / "bwetaf"), str(tmp_path / "o"), "--to", "hf"]) == 2
     assert "turns the embedding" in capsys.readouterr().err

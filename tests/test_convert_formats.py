@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import zoo.convert
 from zoo import registry, tokenizers
-from zoo.convert import bwetaf, hf, koda, llama, nanochat, nanochat_names, peft, portable, tiny
+from zoo.convert import base, bwetaf, hf, koda, llama, nanochat, nanochat_names, peft, portable, tiny
+from zoo.convert.format import Exported
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.hf import HFTokenizer
+from zoo.weights.export import export
 
 GOLDEN = Path(__file__).parent / "golden"
 READ = {
@@ -32,6 +34,16 @@ READ = {
 
 def config_of(loaded):
     return registry.describe(loaded.model_name).config_class().from_dict(loaded.config)
+
+
+def exported(loaded, *, config=None, params=None, step=None, tokenizer=None):
+    config, params = config or config_of(loaded), params or loaded.params
+    return Exported("m", registry.describe(loaded.model_name), config, params, tokenizer, None, step)
+
+
+def write(format, directory, loaded, **changes):
+    directory.mkdir()
+    format.write(exported(loaded, **changes), directory)
 
 
 def assert_equal(one, other):
@@ -61,7 +73,7 @@ def test_formats_are_told_apart_and_read_whole(name):
     assert found.problems() == [] and found.step == step and found.model_name == model
     loaded = found.load()
     flat = build.flatten(loaded.params)
-    assert {path: leaf.shape for path, leaf in flat.items()} == found.wanted
+    assert {path: leaf.shape for path, leaf in flat.items()} == found.shapes
     assert all(leaf.dtype == np.float32 for leaf in flat.values())
 
 
@@ -84,7 +96,7 @@ def test_orbax_of_gelu_falls_back_on_its_metadata(tmp_path):
     assert zoo.convert.load(tmp_path).config == zoo.convert.load(GOLDEN / "gelu/orbax").config
     shutil.rmtree(tmp_path / "100/metadata")
     with pytest.raises(UserError, match=r"config\.json.*fetch it"):
-        nanochat.examine(tmp_path)
+        zoo.convert.examine(tmp_path)
 
 
 def test_both_spellings_of_a_llama_config(tmp_path):
@@ -96,12 +108,12 @@ def test_both_spellings_of_a_llama_config(tmp_path):
 
 
 SAVED = {
-    "bwetaf": ("bwetaf", bwetaf, bwetaf.FORMAT),
-    "gelu": ("gelu", nanochat, nanochat.FORMAT),
-    "kodalite": ("kodalite", llama, hf.FORMAT),
-    "koda": ("kodalite_native", koda, koda.FORMAT),
-    "koda-to-hf": ("kodalite_native", llama, hf.FORMAT),
-    "tiny": ("tiny", tiny, tiny.FORMAT),
+    "bwetaf": ("bwetaf", bwetaf.FORMAT),
+    "gelu": ("gelu", nanochat.FORMAT),
+    "kodalite": ("kodalite", hf.FORMAT),
+    "koda": ("kodalite_native", koda.FORMAT),
+    "koda-to-hf": ("kodalite_native", hf.FORMAT),
+    "tiny": ("tiny", tiny.FORMAT),
 }
 
 
@@ -122,43 +134,43 @@ def small_tokenizer():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SAVED)
 def test_round_trip_is_bit_identical(name, dtype, tmp_path):
-    place, writer, format = SAVED[name]
+    place, format = SAVED[name]
     loaded = zoo.convert.load(GOLDEN / place)
     config = config_of(loaded)
     flat = {path: leaf.astype(dtype) for path, leaf in build.flatten(loaded.params).items()}
-    writer.save(tmp_path / "out", config=config, params=build.unflatten(flat), step=7, tokenizer=small_tokenizer())
+    write(format, tmp_path / "out", loaded, params=build.unflatten(flat), step=7, tokenizer=small_tokenizer())
     assert zoo.convert.detect_format(tmp_path / "out") is format
     again = format.open(tmp_path / "out")
-    stored = {str(again.tensors[rule.theirs].dtype) for rule in again.rules.values()}
+    stored = {str(again.tensors[rule.name].dtype) for rule in again.rules.values()}
     assert stored == {"float32" if name == "tiny" else dtype}
     assert_equal(again.load().params, build.unflatten({path: leaf.astype("float32") for path, leaf in flat.items()}))
     assert config_of(again.load()).to_dict() == config.to_dict()
-    if writer is not nanochat:  # which has no place for one
+    if format is not nanochat.FORMAT:  # which has no place for one
         assert tokenizers.load(again.tokenizer_path).encode("a b a") == small_tokenizer().encode("a b a")
-    if writer is nanochat:
+    if format is nanochat.FORMAT:
         assert again.step == 7
 
 
 def test_names_of_tensors_are_those_of_the_originals(tmp_path):
     """The files written have the very tensors of the files read: names, shapes and bits."""
     for place, module, file in (
-        ("kodalite", llama, "model.safetensors"),
+        ("kodalite", hf, "model.safetensors"),
         ("kodalite_native", koda, "model.safetensors"),
     ):
         loaded = zoo.convert.load(GOLDEN / place)
-        module.save(tmp_path / place, config=config_of(loaded), params=loaded.params)
+        write(module.FORMAT, tmp_path / place, loaded)
         ours, theirs = load_file(tmp_path / place / file), load_file(GOLDEN / place / file)
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
     loaded = zoo.convert.load(GOLDEN / "bwetaf")
-    bwetaf.save(tmp_path / "b", config=config_of(loaded), params=loaded.params)
+    write(bwetaf.FORMAT, tmp_path / "b", loaded)
     ours, theirs = (
         serialization.msgpack_restore((place / "good_stuff.pkl").read_bytes())
         for place in (tmp_path / "b", GOLDEN / "bwetaf")
     )
     assert_equal(ours, theirs)
     loaded = zoo.convert.load(GOLDEN / "tiny")
-    tiny.save(tmp_path / "t", config=config_of(loaded), params=loaded.params)
+    write(tiny.FORMAT, tmp_path / "t", loaded)
     ours, theirs = np.load(tmp_path / "t/params.npz"), np.load(GOLDEN / "tiny/params.npz")
     assert set(ours) == set(theirs) and all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
@@ -175,10 +187,10 @@ def test_names_of_tensors_are_those_of_the_originals(tmp_path):
 def test_gradients_go_there_and_back(name, module, gradients):
     config = zoo.convert.load(GOLDEN / name).config
     theirs = dict(np.load(GOLDEN / name / gradients))
-    ours = module.from_original(theirs, config)
+    ours = base.from_original(module.rules(config), theirs)
     shapes = {path: leaf.shape for path, leaf in build.flatten(ours).items()}
-    assert shapes == zoo.convert.examine(GOLDEN / name).wanted
-    back = module.to_original(ours, config)
+    assert shapes == zoo.convert.examine(GOLDEN / name).shapes
+    back = base.to_original(module.rules(config), ours)
     assert back.keys() == theirs.keys()
     assert all(np.array_equal(back[key], theirs[key]) for key in theirs)
 
@@ -326,14 +338,14 @@ def test_the_published_spelling_of_flash_attention_is_read(tmp_path):
 def test_fields_that_say_what_is_so_anyway(tmp_path, changes, theta):
     target = copied("kodalite", tmp_path)
     edit_json(target / "config.json", **changes)
-    found = llama.examine(target)
+    found = zoo.convert.examine(target)
     assert found.config["rope_theta"] == theta and found.problems() == []
 
 
 def test_a_window_pattern_in_small_letters(tmp_path):
     target = copied("gelu", tmp_path)
     edit_json(target / "config.json", window_pattern="sssl")
-    assert nanochat.examine(target).config == nanochat.examine(GOLDEN / "gelu").config
+    assert zoo.convert.examine(target).config == zoo.convert.examine(GOLDEN / "gelu").config
 
 
 def test_an_orbax_config_need_not_say_whether_the_table_is_tied(tmp_path):
@@ -345,12 +357,14 @@ def test_an_orbax_config_need_not_say_whether_the_table_is_tied(tmp_path):
     head = np.ones((untied.embed_dim, untied.vocab_size), np.float32)
     params = build.unflatten({**flat, "lm_head/kernel": head})
     for number, (config, tree) in enumerate(((config_of(loaded), loaded.params), (untied, params))):
-        names = nanochat_names.to_flax(tree, config) | {name: np.ones((1, 4, 1, 2)) for name in nanochat_names.TABLES}
-        theirs = nanochat_names.their_config(config.to_dict())
+        names = base.to_original(nanochat_names.rules(config, flax=True), tree) | {
+            name: np.ones((1, 4, 1, 2)) for name in nanochat_names.TABLES
+        }
+        theirs = nanochat_names.source_config(config.to_dict())
         del theirs["tie_embeddings"]
         tree = build.unflatten({name.replace(".", "/"): array for name, array in names.items()})
         orbax_tree.save_composite(tmp_path / str(number), 3, tree, {"step": 3, "model_config": theirs})
-        found = nanochat.examine(tmp_path / str(number))
+        found = zoo.convert.examine(tmp_path / str(number))
         assert found.problems() == [] and found.config == config.to_dict()
 
 
@@ -418,7 +432,7 @@ def test_maps_in_maps_in_maps(tmp_path):
     target = copied("bwetaf", tmp_path)
     (target / bwetaf.WEIGHTS).write_bytes(b"\x81\xa6params" + b"\x81\xa1a" * 1000 + b"\xc0")
     with pytest.raises(UserError, match=r"good_stuff\.pkl: cannot be read as Flax msgpack"):
-        bwetaf.examine(target)
+        zoo.convert.examine(target)
 
 
 def halved(params):
@@ -428,7 +442,7 @@ def halved(params):
 
 def optimizer_state(**more):
     loaded = zoo.convert.load(GOLDEN / "bwetaf")
-    flat = bwetaf.to_original(halved(loaded.params), loaded.config)
+    flat = base.to_original(bwetaf.rules(loaded.config), halved(loaded.params))
     moments = {
         key: {"params": build.unflatten({name.replace(".", "/"): array for name, array in flat.items()})}
         for key in ("mu", "nu")
@@ -527,20 +541,20 @@ def test_a_torch_file_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "changes", "named"),
+    ("name", "format", "changes", "named"),
     [
-        ("bwetaf", bwetaf, {"norm_eps": 1e-6}, "norm_eps"),
-        ("bwetaf", bwetaf, {"embed_rope": False}, "embed_rope"),
-        ("gelu", nanochat, {"smear": False}, "smear"),
-        ("gelu", nanochat, {"activation": "relu_squared"}, "activation"),
-        ("kodalite_native", koda, {"norm_eps": 1e-5}, "norm_eps"),
-        ("kodalite", llama, {"rope_dtype": "bfloat16"}, "rope_dtype"),
-        ("tiny", tiny, {"norm_eps": 1e-6}, "norm_eps"),
+        ("bwetaf", "bwetaf", {"norm_eps": 1e-6}, "norm_eps"),
+        ("bwetaf", "bwetaf", {"embed_rope": False}, "embed_rope"),
+        ("gelu", "nanochat", {"smear": False}, "smear"),
+        ("gelu", "nanochat", {"activation": "relu_squared"}, "activation"),
+        ("kodalite_native", "koda", {"norm_eps": 1e-5}, "norm_eps"),
+        ("kodalite", "hf", {"rope_dtype": "bfloat16"}, "rope_dtype"),
+        ("tiny", "tiny", {"norm_eps": 1e-6}, "norm_eps"),
     ],
 )
-def test_what_a_format_cannot_say_is_not_written(tmp_path, name, module, changes, named):
+def test_what_a_format_cannot_say_is_not_written(tmp_path, name, format, changes, named):
     loaded = zoo.convert.load(GOLDEN / name)
     config = registry.describe(loaded.model_name).config_class().from_dict(loaded.config | changes)
     with pytest.raises(UserError, match=named):
-        module.save(tmp_path / "out", config=config, params=loaded.params)
+        export(exported(loaded, config=config), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()

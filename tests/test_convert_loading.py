@@ -404,7 +404,8 @@ def write_llama(directory, layers, width, mlp, vocab):
     _, abstract = build.abstract_params(registry.describe("kodalite-1.3b").model_class(), config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), abstract)
-    llama.save(directory, config=config, params=params)
+    directory.mkdir()
+    llama.save(directory, config, params)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

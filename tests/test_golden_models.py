@@ -16,6 +16,7 @@ from flax import nnx
 
 import zoo.convert
 from zoo import registry
+from zoo.convert import base
 from zoo.convert.base import Loaded
 from zoo.layers.rotary import rotary_tables
 from zoo.layers.segments import split_at
@@ -107,7 +108,7 @@ def mean_nll(logits, targets):
 def check_gradients(golden: Fixture, grads, file: str) -> None:
     """Against the file's, by the original's names and with its layouts; all of them and no other."""
     converter = importlib.import_module(f"zoo.convert.{CONVERTERS[golden.folder]}")
-    found = converter.to_original(grads, golden.loaded.config)
+    found = base.to_original(converter.rules(golden.loaded.config), grads)
     with np.load(GOLDEN / golden.folder / f"{file}.npz") as expected:
         left = {bare(name): name for name in expected.files}
         for name, actual in found.items():

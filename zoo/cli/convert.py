@@ -39,8 +39,8 @@ def convert(
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype").name
     format = find_format(to)
     to = format.name
-    found = resolve.find(source)
-    stored = Counter(tensor.dtype.name for tensor in found.tensors()).most_common(1)[0][0]
+    tensors = resolve.find(source).tensors()
+    stored = Counter(tensor.dtype.name for tensor in tensors).most_common(1)[0][0]
     stored = stored if stored in DTYPES else "float32"
     lm = load(source)
     if wanted is None and not format.own_dtypes:
@@ -61,7 +61,7 @@ def _verify(lm, target: Path, to: str, dtype: str | None, stored: str) -> None:
 
 
 def print_checks(checks) -> None:
-    """Print each as it comes; exit with 1 at the end if one is not well."""
+    """Prints each check as it comes. Exits with code 1 at the end if one has failed."""
     well = True
     for check in checks:
         print(f"{'ok ' if check.ok else 'BAD'}  {check.what}: {check.found}", flush=True)

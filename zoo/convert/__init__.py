@@ -1,8 +1,8 @@
 """Published formats: one module each, which ends in its `FORMAT`, and one table of them, `FORMATS`.
 
 Formats are told apart by what is in the files, not by their names. The originals' own names for parameters
-and config fields occur in these modules only; `to_original` and `from_original` of each carry parameters, and
-gradients, from one naming to the other. Listing the names imports none of the modules.
+and config fields occur in these modules only: `rules` of each say where parameters stand, `base.to_original` and
+`base.from_original` carry them, or gradients, over. Listing the names imports none of the modules.
 """
 
 import importlib

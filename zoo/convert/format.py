@@ -70,7 +70,7 @@ class Format:
 
     Attributes:
         name: the format's module in `zoo.convert`, and what `zoo convert --to` calls it.
-        detect: whether a path holds this format; reads no more than it must and never raises.
+        detect: whether a path holds this format; reads no more than it must.
         open: opens the files at a path without reading arrays; raises UserError where they do not fit. Returns a
             `Published`, or a `zoo.convert.peft.Adapter` where `adapters`.
         aliases: other names by which it is asked for.
@@ -119,13 +119,3 @@ class Format:
         if isinstance(config, kind):
             return None
         return f"is no {kind.__name__.removesuffix('Config')}, of which this format is"
-
-
-def writer(save: Callable[..., Any]) -> Callable[..., None]:
-    """Returns the `Format.write` for a module's `save(directory, *, config, params, step, tokenizer)`."""
-
-    def write(model: Exported, directory: Path) -> None:
-        step = model.step or 0
-        save(directory, config=model.config, params=model.params, step=step, tokenizer=model.tokenizer)
-
-    return write

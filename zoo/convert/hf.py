@@ -24,7 +24,7 @@ def write(model: Exported, directory: Path) -> None:
 
 def save_llama(directory: Path, model: LlamaShaped) -> None:
     """Writes the directory of a LlamaForCausalLM. Raises UserError for what transformers' Llama does not compute."""
-    llama.save(directory, config=model.config, params=model.params, extra_config=model.token_ids())
+    llama.save(directory, model.config, model.params, extra_config=model.token_ids())
     stop = {"stop_strings": list(model.stop_strings)} if model.stop_strings else {}
     save_text_files(
         directory,
@@ -49,7 +49,7 @@ def _usage(config: ModelConfig) -> str:
 FORMAT = Format(
     name="hf",
     detect=llama.detect,
-    open=llama.examine,
+    open=llama.open_published,
     aliases=("llama",),
     write=write,
     accepts=_refusal,

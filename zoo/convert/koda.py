@@ -2,32 +2,28 @@
 
 Flax safetensors keyed by the path of each variable, `['blocks'][0]['attention']['q_proj']['kernel'].value`,
 and Orbax `step_NNNNNN.orbax`, the whole NNX state with random states and rotary tables. Rotary pairs are
-neighbours in a head there and halves of it here, so q and k are permuted. The published Hugging Face directory
-is read by `zoo.convert.llama`.
+neighbours in a head there and halves of it in zoo, so q and k are permuted. The published Hugging Face directory
+is read by `zoo.convert.hf`.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zoo.convert import base, files
 from zoo.convert.base import Published, Rule, Rules, Tensor
-from zoo.convert.format import SAFETENSORS, Format, HubFiles, writer
+from zoo.convert.format import SAFETENSORS, Exported, Format, HubFiles
 from zoo.convert.layouts import interleaved
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
-from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write
 
 MODEL_NAME = "kodalite-1.3b"
 MLP_MULTIPLE = 64
 
-# their config field -> ours
+# Koda's config field -> zoo's
 CONFIG_NAMES = {
     "maxlen": "max_seq_len",
     "vocab_size": "vocab_size",
@@ -36,9 +32,9 @@ CONFIG_NAMES = {
     "num_kv_heads": "num_kv_heads",
     "num_blocks": "num_layers",
 }
-IGNORED_CONFIG = ("dropout_rate",)  # never active in their training
+IGNORED_CONFIG = ("dropout_rate",)  # never active in its training
 
-# their module -> ours
+# Koda's variable -> zoo's
 TOP_NAMES = {
     "token_emb.embedding": "embed/embedding",
     "norm_final.scale": "final_norm/scale",
@@ -60,19 +56,19 @@ _RANDOM = re.compile(r"\.rngs(\..+)?\.(count|key)(\.value)?$")
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a directory with either, or the Orbax checkpoint itself."""
+    """Returns whether `path` is a directory with either, or the Orbax checkpoint itself."""
     path = Path(path)
     return _is_flax(path) or _orbax(path) is not None
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path` (safetensors first where both do); no array is read. UserError if it does not fit."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`, of both the safetensors; no array is read. Raises UserError where it does not fit."""
     path = Path(path)
     if _is_flax(path):
         file, tensors = files.open_sharded(path)
         tensors = {_dotted(name): tensor for name, tensor in tensors.items()}
-        about = files.safe_join(path, "config.json")
-        config = _config(files.read_json(about), about, tensors)
+        config_file = files.safe_join(path, "config.json")
+        config = _read_config(files.read_json(config_file), config_file)
         return _published("KodaLite, Flax safetensors", file, config, tensors, path)
     checkpoint = _orbax(path)
     if checkpoint is None:
@@ -80,63 +76,39 @@ def examine(path: str | os.PathLike) -> Published:
     from zoo.convert import orbax_tree
 
     tensors = orbax_tree.open_tree(checkpoint)
-    about = files.existing(checkpoint.parent, "config.json")
-    config = (
-        _config_of_tables(checkpoint, tensors) if about is None else _config(files.read_json(about), about, tensors)
-    )
+    config_file = files.existing(checkpoint.parent, "config.json")
+    if config_file is None:
+        config = _config_of_tables(checkpoint, tensors)
+    else:
+        config = _read_config(files.read_json(config_file), config_file)
     step = re.fullmatch(r"step_(\d+)\.orbax", checkpoint.name)
     return _published(
         "KodaLite, Orbax state", checkpoint, config, tensors, checkpoint.parent, int(step[1]) if step else None
     )
 
 
-def save(
-    directory: str | os.PathLike,
-    *,
-    config: Any,
-    params: Any,
-    step: int | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> Path:
-    """Write Flax safetensors and config.json (and tokenizer.json where given); returns the weights' path.
+def write(model: Exported, directory: Path) -> None:
+    """Writes Flax safetensors, config.json and, where the model has one, tokenizer.json. Parameters keep their dtype.
 
-    The parameters keep their dtype; `step` has no place in the format. UserError for a Llama that Koda does
-    not compute.
+    The format has no place for the step. Raises UserError for a Llama that Koda does not compute.
     """
-    theirs = _their_config(config.to_dict())
-    tensors = {_keyed(name): array for name, array in to_original(params, config.to_dict()).items()}
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict()
+    source_config = _source_config(config)
+    tensors = {_keyed(name): array for name, array in base.to_original(rules(config), model.params).items()}
     files.save_safetensors(directory / files.SINGLE, tensors)
-    atomic_write(directory / "config.json", json.dumps(theirs, indent=2) + "\n")
-    if tokenizer is not None:
-        atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
-    return directory / files.SINGLE
+    files.write_json(directory / "config.json", source_config)
+    if model.tokenizer is not None:
+        atomic_write(directory / "tokenizer.json", tokenizer_json(model.tokenizer))
 
 
 def rules(config: Mapping[str, Any]) -> Rules:
-    """Where each parameter stands, by names such as "blocks.0.attention.q_proj.kernel"."""
-    found = {ours: Rule(theirs) for theirs, ours in TOP_NAMES.items()}
-    rotated = interleaved(config["head_dim"])
-    for i in range(config["num_layers"]):
-        for theirs, ours in LAYER_NAMES.items():
-            name = f"blocks.{i}.{theirs}"
-            found[f"layers/{i}/{ours}"] = Rule(name, rotated) if ours[:6] in ("attn/q", "attn/k") else Rule(name)
-    return found
-
-
-def to_original(params: Any, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters or gradients by native names ("blocks.0.attention.q_proj.kernel") and in native order."""
-    return base.to_original(rules(config), params)
-
-
-def from_original(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[Any, Any]:
-    """Our nested parameters or gradients from native ones, keyed with dots or as in the safetensors file."""
-    return base.from_original(rules(config), {_dotted(name): array for name, array in tensors.items()})
+    """Returns where each parameter stands, by names such as "blocks.0.attention.q_proj.kernel"."""
+    layouts = dict.fromkeys(("attn/q/kernel", "attn/k/kernel"), interleaved(config["head_dim"]))
+    return base.layered_rules(TOP_NAMES, LAYER_NAMES, "blocks.{}.", config["num_layers"], layouts)
 
 
 def mlp_dim(ff_dim: int) -> int:
-    """The width of their SwiGLU: two thirds of ff_dim, rounded up to a multiple of 64."""
+    """Returns the width of Koda's SwiGLU: two thirds of ff_dim, rounded up to a multiple of 64."""
     return -(-int(2 * ff_dim / 3) // MLP_MULTIPLE) * MLP_MULTIPLE
 
 
@@ -148,7 +120,7 @@ def _published(kind, file, config, tensors, directory, step=None) -> Published:
         model_name=MODEL_NAME,
         config=config,
         tensors=tensors,
-        rules={ours: Rule(_stored(rule.theirs, tensors), rule.layout) for ours, rule in rules(config).items()},
+        rules={path: Rule(_stored(rule.name, tensors), rule.layout) for path, rule in rules(config).items()},
         tokenizer_path=files.existing(directory, "tokenizer.json"),
         step=step,
         ignored=frozenset(name for name in tensors if _TABLES.search(name) or _RANDOM.search(name)),
@@ -156,7 +128,7 @@ def _published(kind, file, config, tensors, directory, step=None) -> Published:
 
 
 def _stored(name: str, tensors: dict[str, Tensor]) -> str:
-    """Orbax of an nnx.State has a level `value` below each variable, a pure dict has none."""
+    """Returns the tensor's name in the file: Orbax of an nnx.State has a level `value` below each variable."""
     return f"{name}.value" if f"{name}.value" in tensors else name
 
 
@@ -172,12 +144,12 @@ def _orbax(path: Path) -> Path | None:
         return None
     if _is_state(path):
         return path
-    found = [step for step in path.iterdir() if re.fullmatch(r"step_\d+\.orbax", step.name) and _is_state(step)]
-    return max(found, key=lambda step: int(step.name[5:-6]), default=None)
+    steps = [step for step in path.iterdir() if re.fullmatch(r"step_\d+\.orbax", step.name) and _is_state(step)]
+    return max(steps, key=lambda step: int(step.name[5:-6]), default=None)
 
 
 def _is_state(path: Path) -> bool:
-    """An Orbax tree with their names: the file of its names is JSON, so it can be asked for them."""
+    """Returns whether it is an Orbax tree with Koda's names; the file that lists them is JSON."""
     try:
         text = (path / "_METADATA").read_text(encoding="utf-8") if (path / "_METADATA").is_file() else ""
     except (OSError, ValueError):
@@ -186,36 +158,31 @@ def _is_state(path: Path) -> bool:
 
 
 def _dotted(name: str) -> str:
-    """ "['blocks'][0]['norm1']['scale'].value" as "blocks.0.norm1.scale"; other names as they are."""
+    """Returns "['blocks'][0]['norm1']['scale'].value" as "blocks.0.norm1.scale", and other names as they are."""
     if not name.startswith("["):
         return name
     return ".".join(part.strip("'") for part in re.findall(r"\[([^\[\]]+)\]", name))
 
 
 def _keyed(name: str) -> str:
-    """The inverse of `_dotted`."""
+    """Returns the name that `_dotted` was given."""
     return "".join(f"[{part}]" if part.isdigit() else f"['{part}']" for part in name.split(".")) + ".value"
 
 
-def _config(theirs: dict[str, Any], file: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    for name in theirs:
-        if name not in CONFIG_NAMES and name not in (*IGNORED_CONFIG, "ff_dim"):
-            raise UserError(f"{file}: field {name!r} is not one of Koda's")
-    missing = sorted({*CONFIG_NAMES, "ff_dim"} - set(theirs))
-    if missing:
-        raise UserError(f"{file}: lacks {', '.join(missing)}")
-    for name in (*CONFIG_NAMES, "ff_dim"):
-        if type(theirs[name]) is not int or theirs[name] < 1:
-            raise UserError(f"{file}: {name} is {theirs[name]!r}, not a whole number")
-    if theirs["embed_dim"] % theirs["num_heads"]:
-        raise UserError(f"{file}: embed_dim {theirs['embed_dim']} is no multiple of num_heads {theirs['num_heads']}")
-    ours = {field: theirs[name] for name, field in CONFIG_NAMES.items()}
-    ours |= {"head_dim": ours["embed_dim"] // ours["num_heads"], "mlp_dim": mlp_dim(theirs["ff_dim"])}
-    return base.full_config(MODEL_NAME, ours)
+def _read_config(source_config: dict[str, Any], file: Path) -> dict[str, Any]:
+    sizes = (*CONFIG_NAMES, "ff_dim")
+    base.check_fields(source_config, file, sizes, known=(*sizes, *IGNORED_CONFIG), program="Koda")
+    base.check_sizes({name: source_config[name] for name in sizes}, file)
+    width, heads = source_config["embed_dim"], source_config["num_heads"]
+    if width % heads:
+        raise UserError(f"{file}: embed_dim {width} is no multiple of num_heads {heads}")
+    config = {field: source_config[name] for name, field in CONFIG_NAMES.items()}
+    config |= {"head_dim": width // heads, "mlp_dim": mlp_dim(source_config["ff_dim"])}
+    return base.full_config(MODEL_NAME, config)
 
 
 def _config_of_tables(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The config that an Orbax state tells of itself: its rotary tables have [maxlen, head_dim / 2]."""
+    """Returns the config that an Orbax state tells by its shapes; its rotary tables are [maxlen, head_dim / 2]."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         tensor = tensors.get(_stored(name, tensors))
@@ -225,7 +192,7 @@ def _config_of_tables(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
     (vocab, width), (length, half) = shape("token_emb.embedding", 2), shape("blocks.0.attention.rope_cos", 2)
     layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    ours = {
+    config = {
         "vocab_size": vocab,
         "num_layers": len(layers),
         "embed_dim": width,
@@ -235,12 +202,13 @@ def _config_of_tables(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "mlp_dim": shape("blocks.0.ffn.up.kernel", 2)[1],
         "max_seq_len": length,
     }
-    return base.full_config(MODEL_NAME, ours)
+    return base.full_config(MODEL_NAME, config)
 
 
-def _their_config(ours: Mapping[str, Any]) -> dict[str, Any]:
+def _source_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config by Koda's names. Raises UserError for a Llama that it does not compute."""
     fixed = {
-        "head_dim": ours["embed_dim"] // ours["num_heads"],
+        "head_dim": config["embed_dim"] // config["num_heads"],
         "rope_theta": 10000.0,
         "rope_ntk_factor": 1.0,
         "norm_eps": 1e-6,
@@ -249,16 +217,14 @@ def _their_config(ours: Mapping[str, Any]) -> dict[str, Any]:
         "attention_out_bias": False,
         "mlp_bias": False,
     }
-    for name, value in fixed.items():
-        if ours[name] != value:
-            raise UserError(f"model.{name}: Koda computes with {value} alone, this model has {ours[name]}")
-    if ours["mlp_dim"] % MLP_MULTIPLE:
-        raise UserError(f"model.mlp_dim: Koda's are multiples of {MLP_MULTIPLE}, this model has {ours['mlp_dim']}")
-    # Several ff_dim give the same width; theirs is four times the model's, where that is one of them.
-    usual = 4 * ours["embed_dim"]
-    theirs = {name: ours[field] for name, field in CONFIG_NAMES.items()}
-    theirs["ff_dim"] = usual if mlp_dim(usual) == ours["mlp_dim"] else ours["mlp_dim"] * 3 // 2
-    return {**theirs, "dropout_rate": 0.0}
+    base.check_fixed(config, fixed, "Koda")
+    width = config["mlp_dim"]
+    if width % MLP_MULTIPLE:
+        raise UserError(f"model.mlp_dim: Koda's are multiples of {MLP_MULTIPLE}, this model has {width}")
+    # Several ff_dim give the same width; Koda's is four times the model's, where that is one of them.
+    usual = 4 * config["embed_dim"]
+    ff_dim = usual if mlp_dim(usual) == width else width * 3 // 2
+    return {**{name: config[field] for name, field in CONFIG_NAMES.items()}, "ff_dim": ff_dim, "dropout_rate": 0.0}
 
 
 def _hub_states(names: Sequence[str]) -> list[str]:
@@ -270,9 +236,9 @@ def _hub_states(names: Sequence[str]) -> list[str]:
 FORMAT = Format(
     name="koda",
     detect=detect,
-    open=examine,
+    open=open_published,
     aliases=("kodalite",),
-    write=writer(save),
+    write=write,
     model_name=MODEL_NAME,
     hub_files=(SAFETENSORS, HubFiles(70, _hub_states)),
     opened_by="Koda-v0.1",

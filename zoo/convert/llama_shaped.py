@@ -113,11 +113,11 @@ def as_llama(model: Exported) -> LlamaShaped:
 
 
 def _cronica_as_llama(config: CronicaConfig, params: Any) -> tuple[LlamaConfig, Any]:
-    ours = config.to_dict()
-    fields = {name: ours[name] for name in LlamaConfig().to_dict() if name in ours}
+    given = config.to_dict()
+    fields = {name: given[name] for name in LlamaConfig().to_dict() if name in given}
     fields |= {"num_kv_heads": config.num_heads, "tie_embeddings": True}
     flat = build.flatten(params)
-    reorder = interleaved(config.head_dim).to_ours
+    reorder = interleaved(config.head_dim).from_file
     for i in range(config.num_layers):
         for name in ("q", "k"):
             path = f"layers/{i}/attn/{name}/kernel"

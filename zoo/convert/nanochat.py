@@ -5,10 +5,8 @@ the Orbax composite `<run>/<step>/{model,optimizer,metadata}` with `<run>/config
 `.pt` file of config and state_dict.
 """
 
-import json
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,98 +15,79 @@ import numpy as np
 
 from zoo.convert import base, files, nanochat_hf, nanochat_names
 from zoo.convert.base import Published, Tensor
-from zoo.convert.format import SAFETENSORS, Format, HubFiles, matching, writer
+from zoo.convert.format import SAFETENSORS, Exported, Format, HubFiles, matching
 from zoo.errors import UserError
 from zoo.models import build
-from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, first_line
+from zoo.util import first_line
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is one of the three: a directory, a run or step of Orbax, or a file of torch.save."""
+    """Returns whether `path` is one of the three: a directory, a run or step of Orbax, or a file of torch.save."""
     path = Path(path)
     return nanochat_hf.detect(path) or _orbax_step(path) is not None or _is_torch(path)
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is read. UserError if it is not what `detect` says or does not fit."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`; no array is read. Raises UserError where it does not fit."""
     path = Path(path)
     if nanochat_hf.detect(path):
-        return nanochat_hf.examine(path)
+        return nanochat_hf.open_published(path)
     step = _orbax_step(path)
-    if step is not None:
-        return _examine_orbax(step)
-    return _examine_torch(path)
+    return _open_torch(path) if step is None else _open_orbax(step)
 
 
-def save(
-    directory: str | os.PathLike,
-    *,
-    config: Any,
-    params: Any,
-    step: int | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> Path:
-    """Write the Orbax composite: `config.json` and `<step>/{model,metadata}`; returns the step's directory.
+def write(model: Exported, directory: Path) -> None:
+    """Writes the Orbax composite: `config.json` and `<step>/{model,metadata}`. The parameters keep their dtype.
 
-    The parameters keep their dtype; the format has no place for a tokenizer. UserError for a model that
-    flaxchat does not compute, and where that step is already there.
+    The format has no place for a tokenizer. Raises UserError for a model that flaxchat does not compute, and where
+    that step is already there.
     """
     from zoo.convert import orbax_tree
 
-    theirs = {"model": {**nanochat_names.their_config(config.to_dict()), "use_scan": False}}
+    config, step = model.config, model.step or 0
+    source_config = {**nanochat_names.source_config(config.to_dict()), "use_scan": False}
     for name in ("rope_base", "pad_vocab_size_to", "mlp"):  # hard-coded in the program that reads these
-        theirs["model"].pop(name)
+        source_config.pop(name)
     if config.rope_theta != 100000.0 or config.vocab_pad_multiple != 64:
         raise UserError("model.rope_theta, model.vocab_pad_multiple: the Orbax format knows 100000 and 64 alone")
     if config.activation != "gelu_tanh":
         raise UserError("model.activation: the Orbax format does not say it, and is read as gelu_tanh")
-    directory, step = Path(directory), 0 if step is None else step
     if (directory / str(step)).exists():
         raise UserError(f"{directory / str(step)} is already there; choose another directory")
-    tree = build.unflatten(
-        {name.replace(".", "/"): array for name, array in nanochat_names.to_flax(params, config).items()}
-    )
-    directory.mkdir(parents=True, exist_ok=True)
-    orbax_tree.save_composite(directory, step, tree, {"step": step, "model_config": theirs["model"]})
-    atomic_write(directory / "config.json", json.dumps(theirs, indent=2) + "\n")
-    return directory / str(step)
+    arrays = base.to_original(nanochat_names.rules(config, flax=True), model.params)
+    tree = build.unflatten({name.replace(".", "/"): array for name, array in arrays.items()})
+    orbax_tree.save_composite(directory, step, tree, {"step": step, "model_config": source_config})
+    files.write_json(directory / "config.json", {"model": source_config})
 
 
 def _orbax_step(path: Path) -> Path | None:
-    """The directory of a step: `path` itself, or the highest one in it or in the runs it holds."""
+    """Returns the directory of a step: `path` itself, or the highest one in it or in the runs it holds."""
     if not path.is_dir():
         return None
     if (path / "model" / "_METADATA").is_file():
         return path
-    found = (file.parents[1] for depth in ("*", "*/*") for file in path.glob(f"{depth}/model/_METADATA"))
-    return max((step for step in found if step.name.isdecimal()), key=lambda step: int(step.name), default=None)
+    steps = (file.parents[1] for depth in ("*", "*/*") for file in path.glob(f"{depth}/model/_METADATA"))
+    return max((step for step in steps if step.name.isdecimal()), key=lambda step: int(step.name), default=None)
 
 
 def _is_torch(path: Path) -> bool:
-    """Whether it is a zip that torch.save wrote."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+    """Returns whether it is a zip that torch.save wrote."""
+    return path.is_file() and any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in files.zip_names(path))
 
 
-def _examine_orbax(step: Path) -> Published:
+def _open_orbax(step: Path) -> Published:
     from zoo.convert import orbax_tree
 
-    about = files.safe_join(step.parent, "config.json")
-    if about.is_file():
-        theirs = files.read_json(about).get("model")
+    config_file = files.safe_join(step.parent, "config.json")
+    if config_file.is_file():
+        source_config = files.read_json(config_file).get("model")
     else:
-        about = files.safe_join(step, "metadata/metadata")
-        theirs = files.read_json(about).get("model_config") if about.is_file() else None
-    if not isinstance(theirs, dict):
+        config_file = files.safe_join(step, "metadata/metadata")
+        source_config = files.read_json(config_file).get("model_config") if config_file.is_file() else None
+    if not isinstance(source_config, dict):
         raise UserError(f"{step.parent / 'config.json'}: is missing, or has no section 'model'; fetch it as well")
     tensors = orbax_tree.open_tree(step / "model")
-    config = nanochat_names.read_config(theirs, about, tensors)
+    config = nanochat_names.read_config(source_config, config_file, tensors)
     base.check_layers(config, tensors, step / "model")
     return Published(
         kind="gelu-d12, Orbax composite",
@@ -122,7 +101,7 @@ def _examine_orbax(step: Path) -> Published:
     )
 
 
-def _examine_torch(file: Path) -> Published:
+def _open_torch(file: Path) -> Published:
     try:
         import torch
     except ImportError:
@@ -187,8 +166,8 @@ def _hub_torch(listed: Sequence[str]) -> list[str]:
 FORMAT = Format(
     name="nanochat",
     detect=detect,
-    open=examine,
-    write=writer(save),
+    open=open_published,
+    write=write,
     model_name=nanochat_names.MODEL_NAME,
     hub_files=(SAFETENSORS, HubFiles(60, _hub_steps), HubFiles(80, _hub_torch)),
     opened_by="flaxchat",

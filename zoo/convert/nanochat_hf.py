@@ -3,7 +3,7 @@
 transformers has no class for it, so the directory brings PyTorch code along (`zoo/convert/gelu_gpt/`).
 """
 
-import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo import registry
 from zoo.convert import base, files, nanochat_names
-from zoo.convert.base import Published, Rule
+from zoo.convert.base import Published
 from zoo.convert.format import Exported
 from zoo.convert.tokenizer_files import save_text_files
 from zoo.models.nanochat import NanochatConfig
@@ -30,20 +30,19 @@ def detect(path: Path) -> bool:
     return known and files.has_safetensors(path)
 
 
-def examine(path: Path) -> Published:
-    """Returns what lies at `path`; no array is read. Raises UserError where the files do not fit."""
+def open_published(path: Path) -> Published:
+    """Opens what lies at `path`; no array is read. Raises UserError where the files do not fit."""
     file, tensors = files.open_sharded(path)
     config_file = files.safe_join(path, "config.json")
     config = nanochat_names.read_config(files.read_json(config_file), config_file, tensors)
     base.check_layers(config, tensors, file)
-    rules = nanochat_names.rules(config)
     return Published(
         kind="gelu-d12, Hugging Face directory (safetensors)",
         file=file,
         model_name=nanochat_names.MODEL_NAME,
         config=config,
         tensors=tensors,
-        rules={ours: Rule(PREFIX + rule.theirs, rule.layout, rule.index) for ours, rule in rules.items()},
+        rules={path: replace(rule, name=PREFIX + rule.name) for path, rule in nanochat_names.rules(config).items()},
         tokenizer_path=files.existing(path, "tokenizer.json") or files.existing(path, "tokenizer.model"),
         ignored=frozenset(name for name in tensors if name.removeprefix(PREFIX) in nanochat_names.TABLES),
     )
@@ -55,8 +54,8 @@ def write(model: Exported, directory: Path) -> None:
     The tensors, rotary tables included, are those that the published directory has. Raises UserError for a model that
     this code does not compute.
     """
-    theirs = nanochat_names.their_config(model.config.to_dict())
-    tensors = nanochat_names.to_original(model.params, model.config)
+    source_config = nanochat_names.source_config(model.config.to_dict())
+    tensors = base.to_original(nanochat_names.rules(model.config), model.params)
     dtype = next(iter(tensors.values())).dtype.name
     tensors |= dict(zip(nanochat_names.TABLES, _rotary_tables(model.config), strict=True))
     prefixed = {PREFIX + name: array for name, array in tensors.items()}
@@ -71,17 +70,17 @@ def write(model: Exported, directory: Path) -> None:
             "AutoModelForCausalLM": "modeling_gelu_gpt.GeluGPTForCausalLM",
         },
         "model_type": "gelu_gpt",
-        "hidden_size": theirs["n_embd"],
-        "num_attention_heads": theirs["n_head"],
-        "num_key_value_heads": theirs["n_kv_head"],
-        "num_hidden_layers": theirs["n_layer"],
-        "max_position_embeddings": 10 * theirs["sequence_len"],
-        "tie_word_embeddings": theirs["tie_embeddings"],
+        "hidden_size": source_config["n_embd"],
+        "num_attention_heads": source_config["n_head"],
+        "num_key_value_heads": source_config["n_kv_head"],
+        "num_hidden_layers": source_config["n_layer"],
+        "max_position_embeddings": 10 * source_config["sequence_len"],
+        "tie_word_embeddings": source_config["tie_embeddings"],
         "torch_dtype": dtype,
-        **theirs,
+        **source_config,
         **ids,
     }
-    atomic_write(directory / "config.json", json.dumps(content, indent=2) + "\n")
+    files.write_json(directory / "config.json", content)
     for name in CODE:
         atomic_write(directory / name, resources.files("zoo.convert.gelu_gpt").joinpath(name).read_bytes())
     sampling = registry.describe(nanochat_names.MODEL_NAME).sampling

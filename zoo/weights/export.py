@@ -31,11 +31,11 @@ def export(
     quantization: str | None = None,
     bits: int | None = None,
 ) -> Path:
-    """Write `model` into `directory`, which is created and must hold nothing yet; returns it.
+    """Writes `model` into `directory`, which is created and must hold nothing yet; returns it.
 
     Args:
         format: a name or alias of `zoo.convert.FORMATS`.
-        dtype: of the tensors written, None: as they are. gguf and mlx have their own.
+        dtype: of the tensors written; None leaves them as they are. gguf and mlx have types of their own.
         quantization: of gguf: F16 (the default), Q8_0 or Q4_K_M.
         bits: of mlx: 8 or 4; None is float16.
 

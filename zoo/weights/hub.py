@@ -34,7 +34,7 @@ ALWAYS = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` reads as owner/repository."""
+    """Returns whether `name` reads as owner/repository."""
     return HUB_NAME.fullmatch(name) is not None
 
 
@@ -55,7 +55,7 @@ def needed(names: Iterable[str]) -> list[str]:
 
 
 def fetch(repo: str, revision: str | None, *, what: str) -> Path:
-    """The directory with the needed files of a repository, out of the cache or downloaded.
+    """Returns the directory with the needed files of a repository, out of the cache or downloaded.
 
     Raises:
         UserError: no network and not in the cache, no such repository or revision, nothing there that zoo
