@@ -26,11 +26,11 @@ def merge(
     from zoo.weights import resolve
 
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype")
-    weights = resolve.find(source)
-    if weights.lora is None:
+    found = resolve.find(source)
+    if found.lora is None:
         raise UserError(f"{source}: has no adapters to merge; `zoo convert` writes it in other formats")
     if out.exists():
         raise UserError(f"{out} is there already; choose another directory")
-    stored = weights.recipe.train.param_dtype if isinstance(weights, resolve.RunWeights) else "float32"
-    load(source).save(out, dtype=wanted or stored)  # merged in float32, rounded once
-    print(f"{out}: written, adapters of rank {weights.lora.rank} merged")
+    kept = found.recipe.train.param_dtype if isinstance(found, resolve.RunWeights) else "float32"
+    load(source).save(out, dtype=wanted or kept)  # merged in float32, rounded once
+    print(f"{out}: written, adapters of rank {found.lora.rank} merged")

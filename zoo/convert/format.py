@@ -1,6 +1,7 @@
 """What a published format is: one `Format` object at the end of each format's module."""
 
 import fnmatch
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,8 @@ class Format:
     """A published format: how its files are recognised, opened, written, fetched and described.
 
     Attributes:
-        name: the format's module in `zoo.convert`, and what `zoo convert --to` calls it.
-        detect: whether a path holds this format; reads no more than it must.
+        name: the name of the format's module in `zoo.convert`, by which `zoo convert --to` asks for it.
+        detect: returns whether a path holds this format, and reads no more than it must for that.
         open: opens the files at a path without reading arrays; raises UserError where they do not fit. Returns a
             `Published`, or a `zoo.convert.peft.Adapter` where `adapters`.
         aliases: other names by which it is asked for.
@@ -92,8 +93,8 @@ class Format:
     """
 
     name: str
-    detect: Callable[[Any], bool]
-    open: Callable[[Any], Any]
+    detect: Callable[[str | os.PathLike], bool]
+    open: Callable[[str | os.PathLike], Any]
     aliases: tuple[str, ...] = ()
     write: Callable[..., None] | None = None
     model_name: str | None = None
