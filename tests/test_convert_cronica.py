@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 import zoo.convert
+from zoo import registry
 from zoo.convert import cronica, safe_pickle
+from zoo.convert.format import Exported
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.cronica import CronicaConfig
 from zoo.tasks.cronica import tokens as cronica_tokens
+from zoo.weights.export import export
 
 GOLDEN = Path(__file__).parent / "golden" / "cronica"
 
@@ -39,7 +42,7 @@ def test_directory_and_file_give_the_same():
 
 def test_content_decides_not_the_name(tmp_path):
     shutil.copy(GOLDEN / "ckpt_002000.pkl", tmp_path / "weights.bin")
-    assert zoo.convert.detect_format(tmp_path / "weights.bin") is cronica
+    assert zoo.convert.detect_format(tmp_path / "weights.bin") is cronica.FORMAT
     write(tmp_path / "ckpt_009999.pkl", ["something", "else"])
     shutil.copy(GOLDEN / "ckpt_002000.pkl", tmp_path / "ckpt_000003.pkl")
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -54,13 +57,18 @@ def test_highest_number_is_read(tmp_path):
     assert zoo.convert.load(tmp_path).step == 1_000_000
 
 
+def exported(config, params, tokenizer=None, step=None):
+    return Exported("m", registry.describe("cronica-5m"), config, params, tokenizer, None, step)
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_round_trip(tmp_path, protocol):
     loaded = zoo.convert.load(write(tmp_path / "in.pkl", content(), protocol))
     config = CronicaConfig(**loaded.config)
     tokenizer = cronica_tokens.train(["El partido"] * 9, 276)
-    file = cronica.save(tmp_path / "out", config=config, params=loaded.params, step=7, tokenizer=tokenizer)
-    assert file.name == "ckpt_000007.pkl"
+    (tmp_path / "out").mkdir()
+    cronica.write(exported(config, loaded.params, tokenizer, 7), tmp_path / "out")
+    file = tmp_path / "out" / "ckpt_000007.pkl"
     ours, theirs = pickle.loads(file.read_bytes()), content()
     their_fields = {k: v for k, v in theirs["config"].items() if k != "args"}
     assert ours["config"] == their_fields == json.loads((tmp_path / "out" / "config.json").read_text())
@@ -201,5 +209,5 @@ def test_another_norm_eps_is_not_written(tmp_path):
     loaded = zoo.convert.load(GOLDEN)
     config = CronicaConfig(**{**loaded.config, "norm_eps": 1e-6})
     with pytest.raises(UserError, match="norm_eps"):
-        cronica.save(tmp_path / "out", config=config, params=loaded.params)
+        export(exported(config, loaded.params), tmp_path / "out", "cronica")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import zoo
 from zoo.cli.main import main
-from zoo.convert import bwetaf, gguf, huggingface, mlx
+from zoo.convert import bwetaf, gguf, llama_shaped, mlx, nanochat_hf
 from zoo.errors import UserError
 from zoo.evaluate import verification
 from zoo.language_model import LanguageModel
@@ -233,7 +233,7 @@ def test_gguf_says_what_llama_cpp_asks_for(tmp_path, koda):
     reader = package.GGUFReader(tmp_path / "out" / "small-F16.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == "llama" and fields["llama.attention.head_count_kv"] == 2
-    assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["tokenizer.chat_template"] == huggingface.KODALITE_CHAT
+    assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["tokenizer.chat_template"] == llama_shaped.KODALITE_CHAT
     assert len(fields["tokenizer.ggml.tokens"]) == koda.config.vocab_size
     assert fields["tokenizer.ggml.eos_token_id"] == koda.tokenizer.eos_id
     modelfile = (tmp_path / "out" / "Modelfile").read_text()
@@ -265,13 +265,13 @@ def test_of_several_gguf_files_in_a_directory_one_is_read(tmp_path, koda):
     package = pytest.importorskip("gguf")
     koda.export(tmp_path, "gguf", name="m")
     (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF, but not read")
-    assert zoo.convert.detect_format(tmp_path) is gguf
-    assert gguf.examine(tmp_path).file == tmp_path / "m-F16.gguf"
+    assert zoo.convert.detect_format(tmp_path) is gguf.FORMAT
+    assert gguf.FORMAT.open(tmp_path).file == tmp_path / "m-F16.gguf"
     reader = package.GGUFReader(tmp_path / "m-F16.gguf", "r+")
     reader.fields["llama.block_count"].parts[-1][0] = 1000
     del reader
     with pytest.raises(UserError, match="the config says 1000 layers"):
-        gguf.examine(tmp_path)
+        gguf.FORMAT.open(tmp_path)
     (tmp_path / "m-F16.gguf").rename(tmp_path / "m-Q5_K_M.gguf")
     with pytest.raises(UserError, match=r"holds several GGUF files; name one \(m-Q4_K_M\.gguf, m-Q5_K_M\.gguf\)"):
         zoo.convert.examine(tmp_path)
@@ -353,15 +353,15 @@ def test_mlx_as_mlx_lm_writes_it(tmp_path, koda):
     """Its config.json has the block twice; the two may not differ."""
     koda.export(tmp_path / "out", "mlx", bits=8)
     about = tmp_path / "out" / "config.json"
-    plain, content = mlx.load(tmp_path / "out"), json.loads(about.read_text())
+    plain, content = zoo.convert.load(tmp_path / "out"), json.loads(about.read_text())
     about.write_text(json.dumps(content | {"quantization_config": content["quantization"]}))
-    again = mlx.load(tmp_path / "out")
+    again = zoo.convert.load(tmp_path / "out")
     assert again.config == plain.config
     one, other = build.flatten(again.params), build.flatten(plain.params)
     assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
     about.write_text(json.dumps(content | {"quantization_config": {"group_size": 64, "bits": 4}}))
     with pytest.raises(UserError, match="quantization_config is"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
 
 
 def test_mlx_matrices_that_are_none(tmp_path, koda):
@@ -372,11 +372,11 @@ def test_mlx_matrices_that_are_none(tmp_path, koda):
     tensors, name = load_file(file), "model.layers.0.mlp.up_proj"
     save_file(tensors | {f"{name}.weight": tensors[f"{name}.weight"].reshape(-1)}, file)
     with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj has not the weight"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
     parts = {f"{name}.{part}": np.ones((5, 1), np.float16) for part in ("scales", "biases")}
     save_file(tensors | parts, file)
     with pytest.raises(UserError, match=r"model\.safetensors: model\.layers\.0\.mlp\.up_proj: a quantised matrix"):
-        mlx.examine(tmp_path / "out")
+        mlx.FORMAT.open(tmp_path / "out")
 
 
 def test_quantised_numbers_are_those_of_mlx():
@@ -556,7 +556,7 @@ def test_convert_verifies_and_says_so(tmp_path, capsys):
     code = main(["convert", str(GOLDEN / "bwetaf"), str(tmp_path / "out"), "--to", "bwetaf", "--verify"])
     out = capsys.readouterr().out
     assert code == 0 and "23 of 23 are bit-identical" in out and "0.00e+00" in out
-    array = bwetaf.examine(GOLDEN / "bwetaf").tensors["emb.embedding"].read()
+    array = bwetaf.FORMAT.open(GOLDEN / "bwetaf").tensors["emb.embedding"].read()
     assert f"{hashlib.sha256(array.tobytes()).hexdigest()[:16]}  emb.embedding" in out
     assert main(["convert", str(GOLDEN / "bwetaf"), str(tmp_path / "o"), "--to", "hf"]) == 2
     assert "turns the embedding" in capsys.readouterr().err
@@ -586,7 +586,7 @@ def test_a_wrong_export_is_found(tmp_path):
 
 
 def test_the_code_for_torch_imports_nothing_of_zoo():
-    for name in huggingface.GELU_FILES:
+    for name in nanochat_hf.CODE:
         tree = ast.parse((Path(gguf.__file__).parent / "gelu_gpt" / name).read_text())
         imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         imported += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

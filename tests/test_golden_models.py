@@ -16,6 +16,8 @@ from flax import nnx
 
 import zoo.convert
 from zoo import registry
+from zoo.convert import base
+from zoo.convert.base import Loaded
 from zoo.layers.rotary import rotary_tables
 from zoo.layers.segments import split_at
 from zoo.models import build
@@ -29,7 +31,7 @@ class Fixture:
     """A published model as loaded, and the arrays its original gave."""
 
     folder: str
-    loaded: zoo.convert.Loaded
+    loaded: Loaded
     graphdef: nnx.GraphDef
     params: dict
 
@@ -45,7 +47,7 @@ class Fixture:
         return nnx.merge(graphdef, self.params if params is None else params)
 
 
-def structure(loaded: zoo.convert.Loaded, **overrides) -> nnx.GraphDef:
+def structure(loaded: Loaded, **overrides) -> nnx.GraphDef:
     spec = registry.describe(loaded.model_name)
     config = spec.config_class().from_dict({**loaded.config, **overrides})
     return build.abstract_params(spec.model_class(), config)[0]
@@ -73,7 +75,7 @@ NAMES = {
     "bwetaf": {name: f"{name}_f32" for name in WITH_DTYPE},
     "tiny": {"logits": "raw_logits"},
 }
-CONVERTERS = {"gelu": "nanochat", "kodalite": "llama", "tiny": "tiny", "bwetaf": "bwetaf"}
+CONVERTERS = {"gelu": "nanochat_names", "kodalite": "llama", "tiny": "tiny", "bwetaf": "bwetaf"}
 
 
 def named(golden: Fixture, name: str) -> str:
@@ -106,7 +108,7 @@ def mean_nll(logits, targets):
 def check_gradients(golden: Fixture, grads, file: str) -> None:
     """Against the file's, by the original's names and with its layouts; all of them and no other."""
     converter = importlib.import_module(f"zoo.convert.{CONVERTERS[golden.folder]}")
-    found = converter.to_original(grads, golden.loaded.config)
+    found = base.to_original(converter.rules(golden.loaded.config), grads)
     with np.load(GOLDEN / golden.folder / f"{file}.npz") as expected:
         left = {bare(name): name for name in expected.files}
         for name, actual in found.items():

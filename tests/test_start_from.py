@@ -25,6 +25,7 @@ from zoo.checkpoints.manager import Checkpoints
 from zoo.cli.main import main as zoo_main
 from zoo.cli.train import main as train
 from zoo.convert import bwetaf
+from zoo.convert.base import to_original
 from zoo.data.text import TextData
 from zoo.errors import UserError
 from zoo.layers import lora
@@ -146,7 +147,7 @@ def test_bwetafs_own_optimizer_state_is_read(tmp_path):
     moments["mu"]["layers"][1]["attn"]["q"]["kernel"][0, 1] = 7.0
     theirs = {
         name: build.unflatten(
-            {f"params/{key.replace('.', '/')}": x for key, x in bwetaf.to_original(tree, config).items()}
+            {f"params/{key.replace('.', '/')}": x for key, x in to_original(bwetaf.rules(config), tree).items()}
         )
         for name, tree in moments.items()
     }

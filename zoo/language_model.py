@@ -396,7 +396,7 @@ class LanguageModel:
             path,
             step,
             official=self.origin is not None and self.origin.official,
-            foreign=self.foreign,
+            is_community_model=self.foreign,
         )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 

@@ -27,19 +27,19 @@ def inspect(
     from zoo.weights import resolve
 
     try:
-        found = resolve.find(path)
-        tensors, problems = found.tensors(), found.problems()
+        weights = resolve.find(path)
+        tensors, problems = weights.tensors(), weights.problems()
     except UserError as error:
         print(f"zoo inspect: would not load: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(f"{found.path}: {found.kind}")
-    tokenizer = found.tokenizer_path or "none lies with the weights"
-    step = "not stated" if found.step is None else str(found.step)
-    print_columns([("  model", found.spec.name), ("  step", step), ("  tokenizer", str(tokenizer))])
+    print(f"{weights.path}: {weights.kind}")
+    tokenizer = weights.tokenizer_path or "none lies with the weights"
+    step = "not stated" if weights.step is None else str(weights.step)
+    print_columns([("  model", weights.spec.name), ("  step", step), ("  tokenizer", str(tokenizer))])
     print("config")
-    print_columns([(f"  {name}", str(value)) for name, value in found.config.to_dict().items()])
+    print_columns([(f"  {name}", str(value)) for name, value in weights.config.to_dict().items()])
     print("tensors")
-    ignored = found.published.ignored if found.published else frozenset()
+    ignored = weights.published.ignored if weights.published else frozenset()
     rows = [("  name", "shape", "dtype", "bytes")]
     for tensor in tensors:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
@@ -49,8 +49,8 @@ def inspect(
     number = sum(tensor.elements for tensor in tensors if tensor.name not in ignored)
     print(f"{len(tensors)} tensors, {number:,} parameters, {sum(tensor.bytes for tensor in tensors):,} bytes")
     if problems:
-        print(f"would not load as {found.spec.name}:", file=sys.stderr)
+        print(f"would not load as {weights.spec.name}:", file=sys.stderr)
         for problem in problems:
             print(f"  {problem}", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"would load as {found.spec.name}")
+    print(f"would load as {weights.spec.name}")

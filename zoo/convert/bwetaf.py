@@ -6,11 +6,10 @@ optimizer's state in `make_stuff_better.pkl` (the same msgpack).
 """
 
 import contextlib
-import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,34 @@ import msgpack
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rules, Tensor
+from zoo.convert.format import Exported, Format, HubFiles, matching
 from zoo.convert.layouts import PADDED_BIAS
 from zoo.convert.tokenizer_files import spelling, tokenizer_json
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "bwetaf-97m"
 WEIGHTS, CONFIG, OPTIMIZER = "good_stuff.pkl", "understanding_good_stuff.json", "make_stuff_better.pkl"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer/yap.json", "tokenizer/understanding_yap.json"
 
-# Fields that say how to compute, not what, or that their program reads and does not use.
+# Fields that say how to compute, not what, or that BwETAF reads and does not use.
 IGNORED_CONFIG = (
     "possible_opt_path",
     "attn_chunks",
     "use_flash_attention",
-    "use_fash_attention",  # their spelling of the field; the published card has the other
+    "use_fash_attention",  # the program's spelling of the field; the published card has the other
     "res_scale",
     "emb_scaling_factor",
     "dtype",  # the card lists it; zoo.load says which to compute in
 )
-KNOWN_CONFIG = (
-    "num_heads",
-    "attention_dim",
-    "vocab_size",
-    "num_blocks",
-    "ff_dim",
-    "dropout_rate",
-    "max_len",
-    "gqa_repeats",
-    "emb_init_range",
-    "param_init_rage",  # sic
-)
-INIT_STD = 0.002  # of their weights, where the config does not say
+SIZES = ("num_heads", "attention_dim", "vocab_size", "num_blocks", "ff_dim")
+OPTIONAL_CONFIG = ("dropout_rate", "max_len", "gqa_repeats", "emb_init_range", "param_init_rage")  # "rage" is theirs
+INIT_STD = 0.002  # of the weights, where the config does not say
 
+# BwETAF's parameter -> zoo's
 TOP_NAMES = {"emb.embedding": "embed/embedding"}
 LAYER_NAMES = {
     "ln1.scale": "attn_norm/scale",
@@ -71,7 +62,7 @@ LAYER_NAMES = {
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a directory with BwETAF weights, or the weights file in one."""
+    """Returns whether `path` is a directory with BwETAF weights, or the weights file in one."""
     file = _weights(Path(path))
     if file is None or not (file.parent / CONFIG).is_file():
         return False
@@ -80,16 +71,15 @@ def detect(path: str | os.PathLike) -> bool:
     return b"params" in head and head[0] & 0xF0 == 0x80  # a msgpack map of at most 15 entries
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is kept. UserError if it is not what `detect` says or does not fit."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`; no array is kept. Raises UserError where it does not fit."""
     file = _weights(Path(path))
     if file is None:
         raise UserError(f"{path}: holds no {WEIGHTS}")
     directory = file.parent
     files.safe_join(directory, file.name)
-    config = _config(files.read_json(files.safe_join(directory, CONFIG)), directory / CONFIG)
-    reading = _Msgpack(file)
-    tensors = {name.removeprefix("params."): leaf for name, leaf in reading.tensors().items()}
+    config = _read_config(files.read_json(files.safe_join(directory, CONFIG)), directory / CONFIG)
+    tensors = {name.removeprefix("params."): tensor for name, tensor in _Msgpack(file).tensors().items()}
     base.check_layers(config, tensors, file)
     return Published(
         kind=f"BwETAF ({WEIGHTS}, Flax msgpack)",
@@ -102,93 +92,62 @@ def examine(path: str | os.PathLike) -> Published:
     )
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
+def write(model: Exported, directory: Path) -> None:
+    """Writes weights, config, stats.json and, where the model has one, tokenizer/. The parameters keep their dtype.
 
-
-def save(
-    directory: str | os.PathLike,
-    *,
-    config: Any,
-    params: Any,
-    step: int | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> Path:
-    """Write weights, config, stats.json and, where given, tokenizer/; returns the path of the weights.
-
-    The parameters keep their dtype. `step` has no place in the format. UserError for a model that BwETAF
-    does not compute.
+    The format has no place for the step. Raises UserError for a model that BwETAF does not compute.
     """
     from flax import serialization
 
-    theirs = _their_config(config.to_dict())
-    flat = to_original(params, config.to_dict())
+    config = model.config.to_dict()
+    source_config = _source_config(config)
+    flat = base.to_original(rules(config), model.params)
     nested = build.unflatten({f"params/{name.replace('.', '/')}": array for name, array in flat.items()})
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / WEIGHTS
-    atomic_write(file, serialization.msgpack_serialize(nested))
-    atomic_write(directory / CONFIG, json.dumps(theirs, indent=2) + "\n")
+    atomic_write(directory / WEIGHTS, serialization.msgpack_serialize(nested))
+    files.write_json(directory / CONFIG, source_config)
     stats = {"name": directory.name, "num_params": sum(math.prod(array.shape) for array in flat.values())}
-    atomic_write(directory / "stats.json", json.dumps(stats, indent=2) + "\n")
-    if tokenizer is not None:
-        _save_tokenizer(directory, tokenizer)
-    return file
+    files.write_json(directory / "stats.json", stats)
+    if model.tokenizer is not None:
+        _save_tokenizer(directory, model.tokenizer)
 
 
 def rules(config: Mapping[str, Any]) -> Rules:
-    """Where each parameter of a model of this config stands in `good_stuff.pkl`."""
-    found = {ours: Rule(theirs) for theirs, ours in TOP_NAMES.items()}
-    for i in range(config["num_layers"]):
-        for theirs, ours in LAYER_NAMES.items():
-            name = f"blocks_{i}.{theirs}"
-            found[f"layers/{i}/{ours}"] = Rule(name, PADDED_BIAS) if ours.endswith("bias") else Rule(name)
-    return found
-
-
-def to_original(params: Any, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters or gradients by BwETAF's names ("blocks_0.attn.q_dense.w") and shapes."""
-    return base.to_original(rules(config), params)
-
-
-def from_original(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[Any, Any]:
-    """Our nested parameters or gradients from BwETAF's."""
-    return base.from_original(rules(config), tensors)
+    """Returns where each parameter of a model of this config stands, such as "blocks_0.attn.q_dense.w"."""
+    layouts = {path: PADDED_BIAS for path in LAYER_NAMES.values() if path.endswith("bias")}
+    return base.layered_rules(TOP_NAMES, LAYER_NAMES, "blocks_{}.", config["num_layers"], layouts)
 
 
 def load_optimizer(path: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The AdamW state in `make_stuff_better.pkl`: {"count": int, "mu": params, "nu": params}, moments float32.
+    """Returns the AdamW state in `make_stuff_better.pkl`: {"count": int, "mu": params, "nu": params}, moments float32.
 
-    `path` is the file or its directory. UserError for any other optimizer's state.
+    `path` is the file or its directory. Raises UserError for any other optimizer's state.
     """
     file = Path(path)
     file = files.safe_join(file, OPTIMIZER) if file.is_dir() else file
-    leaves = _Msgpack(file).tensors()
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
-    counts = []
-    for name, tensor in leaves.items():
+    steps = set()
+    for name, tensor in _Msgpack(file).tensors().items():
         parts = name.split(".")
         kind = next((part for part in parts if part in moments), None)
         if parts[-1] == "count" and tensor.shape == () and tensor.dtype.kind in "iu":
-            counts.append((len(parts), name, tensor))
+            steps.add(int(tensor.read()))
         elif kind is not None and tensor.dtype.name in base.FLOATS:
             rest = ".".join(parts[parts.index(kind) + 1 :]).removeprefix("params.")
             moments[kind][rest] = np.asarray(tensor.read(), np.float32)
         else:
             raise UserError(f"{file}: {name} belongs to no AdamW (count, mu, nu); go on without the optimizer")
-    names = {rule.theirs for rule in rules(config).values()}
-    for kind, found in moments.items():
-        if set(found) != names or not counts:
-            odd = sorted(set(found) ^ names) or ["count"]
+    table = rules(config)
+    names = {rule.name for rule in table.values()}
+    for kind, arrays in moments.items():
+        if set(arrays) != names or not steps:
+            odd = sorted(set(arrays) ^ names) or ["count"]
             raise UserError(f"{file}: {kind} does not fit the model ({odd[0]}); go on without the optimizer")
-    steps = {int(tensor.read()) for _, _, tensor in counts}
     if len(steps) > 1:
         raise UserError(f"{file}: its counts disagree ({sorted(steps)}); go on without the optimizer")
     count = steps.pop()
     if not 0 <= count < 2**31:  # the widest that optax counts with
         raise UserError(f"{file}: its count is {count}, which is none of steps; go on without the optimizer")
-    return {"count": count, **{kind: from_original(found, config) for kind, found in moments.items()}}
+    return {"count": count, **{kind: base.from_original(table, arrays) for kind, arrays in moments.items()}}
 
 
 def _weights(path: Path) -> Path | None:
@@ -196,41 +155,34 @@ def _weights(path: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def _config(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
-    for name in theirs:
-        if name not in KNOWN_CONFIG and name not in IGNORED_CONFIG:
-            raise UserError(f"{file}: field {name!r} is not one of BwETAF's")
-    missing = sorted({"num_heads", "attention_dim", "vocab_size", "num_blocks", "ff_dim"} - set(theirs))
-    if missing:
-        raise UserError(f"{file}: lacks {', '.join(missing)}")
-    heads = theirs["num_heads"]
-    if isinstance(heads, list) and heads and heads == heads[:1] * len(heads) and len(heads) == theirs["num_blocks"]:
-        theirs = {**theirs, "num_heads": heads[0]}  # their model also takes a list with the number of each block
-    heads, width, repeats = theirs["num_heads"], theirs["attention_dim"], theirs.get("gqa_repeats", 1)
-    for name in ("num_heads", "attention_dim", "vocab_size", "num_blocks", "ff_dim"):
-        if type(theirs[name]) is not int or theirs[name] < 1:
-            raise UserError(f"{file}: {name} is {theirs[name]!r}; zoo reads one whole number")
+def _read_config(source_config: dict[str, Any], file: Path) -> dict[str, Any]:
+    base.check_fields(source_config, file, SIZES, known=(*SIZES, *OPTIONAL_CONFIG, *IGNORED_CONFIG), program="BwETAF")
+    sizes = {name: source_config[name] for name in SIZES}
+    heads = sizes["num_heads"]
+    if isinstance(heads, list) and heads and heads == heads[:1] * len(heads) and len(heads) == sizes["num_blocks"]:
+        sizes["num_heads"] = heads[0]  # the program also takes a list with the number of each block
+    base.check_sizes(sizes, file)
+    heads, width, repeats = sizes["num_heads"], sizes["attention_dim"], source_config.get("gqa_repeats", 1)
     if type(repeats) is not int or repeats < 1 or width % heads or heads % repeats:
         raise UserError(f"{file}: attention_dim {width}, num_heads {heads}, gqa_repeats {repeats!r} do not divide")
-    ours = {
-        "vocab_size": theirs["vocab_size"],
-        "num_layers": theirs["num_blocks"],
+    config = {
+        "vocab_size": sizes["vocab_size"],
+        "num_layers": sizes["num_blocks"],
         "embed_dim": width,
         "num_heads": heads,
         "num_kv_heads": heads // repeats,
         "head_dim": width // heads,
-        "mlp_dim": theirs["ff_dim"],
-        "embed_init_std": theirs.get("emb_init_range") or width**-0.5,
-        "init_std": theirs.get("param_init_rage") or INIT_STD,
+        "mlp_dim": sizes["ff_dim"],
+        "embed_init_std": source_config.get("emb_init_range") or width**-0.5,
+        "init_std": source_config.get("param_init_rage") or INIT_STD,
     }
-    if "max_len" in theirs:
-        ours["max_seq_len"] = theirs["max_len"]
-    if "dropout_rate" in theirs:
-        ours["dropout"] = theirs["dropout_rate"]
-    return base.full_config(MODEL_NAME, ours)
+    optional = {"max_len": "max_seq_len", "dropout_rate": "dropout"}
+    config |= {field: source_config[name] for name, field in optional.items() if name in source_config}
+    return base.full_config(MODEL_NAME, config)
 
 
-def _their_config(ours: dict[str, Any]) -> dict[str, Any]:
+def _source_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config by BwETAF's names. Raises UserError for a model that it does not compute."""
     fixed = {
         "rope_theta": 10000.0,
         "norm_eps": 1e-8,
@@ -238,24 +190,22 @@ def _their_config(ours: dict[str, Any]) -> dict[str, Any]:
         "final_norm": False,
         "tie_embeddings": True,
         "restart_positions": False,
-        "head_dim": ours["embed_dim"] // ours["num_heads"],
+        "head_dim": config["embed_dim"] // config["num_heads"],
     }
-    for name, value in fixed.items():
-        if ours[name] != value:
-            raise UserError(f"model.{name}: BwETAF computes with {value} alone, this model has {ours[name]}")
+    base.check_fixed(config, fixed, "BwETAF")
     return {
-        "num_heads": ours["num_heads"],
-        "attention_dim": ours["embed_dim"],
-        "vocab_size": ours["vocab_size"],
-        "num_blocks": ours["num_layers"],
-        "ff_dim": ours["mlp_dim"],
-        "dropout_rate": ours["dropout"],
+        "num_heads": config["num_heads"],
+        "attention_dim": config["embed_dim"],
+        "vocab_size": config["vocab_size"],
+        "num_blocks": config["num_layers"],
+        "ff_dim": config["mlp_dim"],
+        "dropout_rate": config["dropout"],
         "possible_opt_path": "",
-        "max_len": ours["max_seq_len"],
+        "max_len": config["max_seq_len"],
         "attn_chunks": 1,
-        "gqa_repeats": ours["num_heads"] // ours["num_kv_heads"],
-        "emb_init_range": ours["embed_init_std"],
-        "param_init_rage": ours["init_std"],
+        "gqa_repeats": config["num_heads"] // config["num_kv_heads"],
+        "emb_init_range": config["embed_init_std"],
+        "param_init_rage": config["init_std"],
     }
 
 
@@ -263,21 +213,21 @@ def _save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     content = tokenizer_json(tokenizer)
     (directory / "tokenizer").mkdir(exist_ok=True)
     atomic_write(directory / TOKENIZER, content)
-    about = {
+    settings = {
         "name": directory.name,
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": list(tokenizer.special_tokens),
         "eos_token": spelling(tokenizer, "eos"),
         "uk_token": next((text for text in tokenizer.special_tokens if "UK" in text.upper()), None),
     }
-    atomic_write(directory / TOKENIZER_CONFIG, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    files.write_json(directory / TOKENIZER_CONFIG, settings, ascii=False)
 
 
 class _Msgpack:
     """A file of Flax's msgpack: a nested map whose leaves are arrays, each an extension of type 1.
 
-    The file stays mapped; finding the arrays' heads keeps none of them, and the first `read` decodes them
-    all, which is the only way msgpack offers.
+    Listing the tensors decodes the arrays' heads alone; the first `read` decodes all arrays, which is the only way
+    msgpack offers.
     """
 
     def __init__(self, file: Path):
@@ -305,8 +255,7 @@ class _Msgpack:
                 data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
                 return dict(_leaves(msgpack.unpackb(data, ext_hook=hook, raw=False), ""))
         except Exception as error:  # msgpack raises many kinds, NumPy a few more, a map in a map in a map another
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({reason})") from None
+            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({first_line(error)})") from None
 
 
 class _Head:
@@ -340,3 +289,19 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif tree is not None:
         yield prefix, tree
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return matching(names, WEIGHTS, CONFIG, "stats.json", "tokenizer/*.json") if WEIGHTS in names else []
+
+
+FORMAT = Format(
+    name="bwetaf",
+    detect=detect,
+    open=open_published,
+    write=write,
+    model_name=MODEL_NAME,
+    hub_files=(HubFiles(10, _hub_files),),
+    tokenizer_file=TOKENIZER,
+    opened_by="BwETAF 0.6",
+)

@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
+from zoo.util import atomic_write, first_line
 
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,7 +36,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def safe_join(directory: Path, name: str) -> Path:
-    """The file `name` of `directory`; UserError if the name or a symbolic link leads out of it.
+    """Returns the path of `name` in `directory`. Raises UserError if the name or a symbolic link leads out of it.
 
     The hub's cache keeps a snapshot's files as links into the `blobs` beside it: those are inside.
     """
@@ -51,50 +53,64 @@ def safe_join(directory: Path, name: str) -> Path:
 
 
 def existing(directory: Path, name: str) -> Path | None:
-    """`inside`, or None where there is no such file."""
+    """Returns `safe_join`, or None where there is no such file."""
     path = safe_join(directory, name)
     return path if path.is_file() or path.is_symlink() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. UserError if it cannot be read or is none."""
+    """Returns the object in a JSON file. Raises UserError if the file cannot be read or holds none."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB, which no such file is")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not an object with fields")
     return content
 
 
 def peek_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} if there is none: for telling formats apart."""
+    """Returns the object in a JSON file, {} if there is none: for telling formats apart."""
     try:
         return read_json(path) if path.is_file() else {}
     except UserError:
         return {}
 
 
-def open_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Reading one gives a view of the mapped file, which takes no memory.
+def write_json(path: Path, content: Mapping[str, Any], *, ascii: bool = True) -> None:
+    """Writes an object as indented JSON, atomically; `ascii` escapes all other characters."""
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=ascii) + "\n")
 
-    UserError if the file is damaged or is none.
+
+def zip_names(path: Path) -> list[str]:
+    """Returns the names in a zip archive, [] where the file is none or its list is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return []
+
+
+def open_safetensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file. Reading one gives a view of the mapped file, which takes no memory.
+
+    Raises UserError if the file is damaged or is none.
     """
     try:
         with safe_open(path, framework="np") as file:  # checks the head: sizes, overlaps, the file's length
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             kinds = {
                 name: (tuple(part.get_shape()), np.dtype(_SAFETENSORS_DTYPES.get(part.get_dtype(), "V1")))
-                for name, part in found.items()
+                for name, part in slices.items()
             }
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             head = json.loads(stream.read(length))
         content = np.memmap(path, np.uint8, "r")[8 + length :] if kinds else np.empty(0, np.uint8)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as safetensors ({first_line(error)})") from None
     return {
         name: Tensor(shape, dtype, _reader(content, head[name]["data_offsets"], shape, dtype))
         for name, (shape, dtype) in kinds.items()
@@ -107,10 +123,10 @@ def _reader(content, offsets, shape, dtype):
 
 
 def open_sharded(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The tensors of `model.safetensors`, or of all files that `model.safetensors.index.json` lists.
+    """Returns the tensors of `model.safetensors`, or of all files that `model.safetensors.index.json` lists.
 
-    Also gives the file that errors about them should name. UserError if neither is there, or the index names
-    files or tensors that are not.
+    Before them it returns the file that errors about them should name. Raises UserError if neither is there, or the
+    index names files or tensors that are not.
     """
     single, index = existing(directory, SINGLE), existing(directory, INDEX)
     if single is not None:
@@ -125,21 +141,19 @@ def open_sharded(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         if existing(directory, name) is None:
             raise UserError(f"{index}: lists {name}, which is not there; fetch it as well")
         shards[name] = open_safetensors(safe_join(directory, name))
-    found = {}
     for tensor, name in where.items():
         if tensor not in shards[name]:
             raise UserError(f"{directory / name}: lacks {tensor}, which {index.name} says it holds")
-        found[tensor] = shards[name][tensor]
-    return index, found
+    return index, {tensor: shards[name][tensor] for tensor, name in where.items()}
 
 
 def has_safetensors(directory: Path) -> bool:
-    """Whether the directory holds weights as `open_sharded` reads them."""
+    """Returns whether the directory holds weights as `open_sharded` reads them."""
     return any((directory / name).exists() for name in (SINGLE, INDEX))
 
 
 def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name and rename it."""
+    """Writes a safetensors file under a temporary name and renames it."""
     from safetensors.numpy import save_file
 
     temporary = path.with_name(f".{path.name}.tmp")
@@ -152,11 +166,12 @@ MAX_EXPANSION = 20  # weights shrink by a tenth or so; hundreds of times is a bo
 
 
 def open_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of an .npz file. Only heads are read.
+    """Returns the arrays of an .npz file, of which only heads are read.
 
-    UserError if the file is damaged, and for object arrays, lengths that do not agree, and sizes that no weights have.
+    Raises UserError if the file is damaged, and for object arrays, lengths that do not agree, and sizes that no
+    weights have.
     """
-    found = {}
+    tensors = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -168,13 +183,13 @@ def open_npz(path: Path) -> dict[str, Tensor]:
                 if dtype.hasobject or info.file_size != head + math.prod(shape) * dtype.itemsize:
                     raise ValueError(f"{info.filename} is no plain array of the length it says")
                 name = info.filename.removesuffix(".npy")
-                found[name] = Tensor(tuple(shape), dtype, _npz_reader(path, name))
+                tensors[name] = Tensor(tuple(shape), dtype, _npz_reader(path, name))
             claimed, stored = sum(info.file_size for info in archive.infolist()), path.stat().st_size
             if claimed > max(MAX_EXPANSION * stored, 1 << 28):
                 raise ValueError(f"{stored:,} bytes that claim to unpack to {claimed:,}: no trained weights do")
     except Exception as error:  # NumPy gives a head to Python's own tokenizer and parser, which raise their own
-        raise UserError(f"{path}: cannot be read as npz ({_first_line(error)})") from None
-    return found
+        raise UserError(f"{path}: cannot be read as npz ({first_line(error)})") from None
+    return tensors
 
 
 def _npz_reader(path, name):
@@ -183,7 +198,3 @@ def _npz_reader(path, name):
             return archive[name]
 
     return read
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

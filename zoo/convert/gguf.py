@@ -11,19 +11,23 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
-from zoo.convert.huggingface import LlamaShaped
-from zoo.convert.layouts import TRANSPOSED, Layout, interleaved
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Exported, Format, HubFiles
+from zoo.convert.layouts import AS_IS, TRANSPOSED, Layout, interleaved
+from zoo.convert.llama_shaped import LlamaShaped, as_llama, refusal
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
+from zoo.layers.rotary import ntk_theta
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import first_line
 
 MODEL_NAME = "kodalite-1.3b"
 MAGIC = b"GGUF"
@@ -49,16 +53,16 @@ TEMPLATE \"\"\"{{{{- range .Messages }}}}{{{{ if eq .Role "user" }}}}<|user|>
 {{{{ .Content }}}}
 <|assistant|>
 {{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}<|endoftext|>{{{{ end }}}}{{{{ end }}}}\"\"\"
-PARAMETER stop "<|end|>"
+PARAMETER stop "{stop}"
 PARAMETER stop "<|endoftext|>"
-PARAMETER temperature 0.7
-PARAMETER top_k 40
+PARAMETER temperature {temperature}
+PARAMETER top_k {top_k}
 PARAMETER num_ctx {context}
 """
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a GGUF file, or a directory with such files and no safetensors."""
+    """Returns whether `path` is a GGUF file, or a directory with such files and no safetensors."""
     path = Path(path)
     if path.is_dir():
         return not files.has_safetensors(path) and any(path.glob("*.gguf"))
@@ -68,19 +72,18 @@ def detect(path: str | os.PathLike) -> bool:
         return stream.read(4) == MAGIC
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is read. UserError if it is no Llama or does not fit."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`; no array is read. Raises UserError if it is no Llama or does not fit."""
     gguf = _package()
     file = _file(Path(path))
     try:
         reader = gguf.GGUFReader(file)
         tensors = {item.name: _tensor(item, gguf) for item in reader.tensors}
-        config = _config(reader, file, tensors)
+        config = _read_config(reader, file, tensors)
     except UserError:
         raise
     except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{file}: cannot be read as GGUF ({reason})") from None
+        raise UserError(f"{file}: cannot be read as GGUF ({first_line(error)})") from None
     base.check_layers(config, tensors, file)
     return Published(
         kind="GGUF (llama.cpp)",
@@ -92,43 +95,38 @@ def examine(path: str | os.PathLike) -> Published:
     )
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read, quantised ones as the numbers they stand for."""
-    return examine(path).load()
+def write(model: Exported, directory: Path, *, quantization: str | None = None) -> None:
+    """Writes `<name>-<quantization>.gguf`, and a Modelfile where there is a chat template.
 
-
-def save(directory: Path, model: LlamaShaped, *, name: str, kind: str = "F16") -> Path:
-    """Write `<name>-<kind>.gguf` (and a Modelfile where there is a chat template); returns the file.
-
-    kind: one of TYPES; norms and biases stay float32. UserError for what llama.cpp does not compute.
+    `quantization` is one of TYPES, F16 by default; norms and biases stay float32. Raises UserError for what llama.cpp
+    does not compute.
     """
-    gguf = _package()
+    gguf, kind, llama = _package(), quantization or "F16", as_llama(model)
     if kind not in TYPES:
         raise UserError(f"gguf: there is no type {kind!r} here; known: {', '.join(TYPES)}")
     quantise = _quantiser() if kind == "Q4_K_M" else None
-    ours = model.config.to_dict()
-    if ours["mlp_bias"]:
+    if llama.config.mlp_bias:
         raise UserError("model.mlp_bias: llama.cpp's Llama has no biases in its MLP")
-    if ours["rope_dtype"] != "float32":
+    if llama.config.rope_dtype != "float32":
         raise UserError("model.rope_dtype: llama.cpp computes rotary angles in float32; load with rope_dtype='float32'")
-    file = directory / f"{name}-{kind}.gguf"
+    file = directory / f"{model.name}-{kind}.gguf"
     if quantise is None:
-        _write(gguf, file, model, kind, name)
+        _write(gguf, file, llama, kind)
     else:
-        unquantised = directory / f"{name}-F16.gguf"
-        _write(gguf, unquantised, model, "F16", name)
+        unquantised = directory / f"{model.name}-F16.gguf"
+        _write(gguf, unquantised, llama, "F16")
         failure = quantise(unquantised, file)
         unquantised.unlink()
         if failure is not None:
             raise UserError(f"gguf: llama.cpp could not quantise the model: {failure}; take Q8_0 or F16")
-    if model.chat_template is not None:
-        text = MODELFILE.format(file=file.name, context=model.config.max_seq_len)
+    if llama.chat_template is not None:
+        settings = {**llama.sampling, "stop": llama.stop_strings[0]}
+        text = MODELFILE.format(file=file.name, context=llama.config.max_seq_len, **settings)
         (directory / "Modelfile").write_text(text, encoding="utf-8")
-    return file
 
 
 def _quantiser() -> Callable[[Path, Path], str | None]:
-    """llama.cpp's own quantiser to Q4_K_M, as a program or a library: (source, target) -> the failure, or None."""
+    """Returns llama.cpp's quantiser to Q4_K_M, a program or a library: (source, target) -> the failure, or None."""
     program = shutil.which(QUANTISER)
     if program is not None:
 
@@ -155,23 +153,22 @@ def _quantiser() -> Callable[[Path, Path], str | None]:
 
 
 def rules(config: Mapping[str, Any]) -> Rules:
-    """Where each parameter of a Llama of this config stands."""
-    found = {ours: Rule(theirs) for ours, theirs in TOP_NAMES.items()}
+    """Returns where each parameter of a Llama of this config stands, such as "blk.0.attn_q.weight"."""
+    table = {path: Rule(name) for path, name in TOP_NAMES.items()}
     with_bias = {module for switch, modules in BIASES.items() if config[switch] for module in modules}
     pairs = interleaved(config["head_dim"])
-    turned = Layout(lambda x: pairs.to_ours(x.T), lambda x: pairs.to_theirs(x).T, lambda shape: shape[::-1])
+    turned = Layout(lambda x: pairs.from_file(x.T), lambda x: pairs.to_file(x).T, lambda shape: shape[::-1])
     for i in range(config["num_layers"]):
-        for ours, theirs in LAYER_NORMS.items():
-            found[f"layers/{i}/{ours}"] = Rule(f"blk.{i}.{theirs}")
-        for ours, theirs in LAYER_LINEARS.items():
-            rotated = ours in ("attn/q", "attn/k")
-            found[f"layers/{i}/{ours}/kernel"] = Rule(f"blk.{i}.{theirs}.weight", turned if rotated else TRANSPOSED)
-            if ours in with_bias:
-                name = f"blk.{i}.{theirs}.bias"
-                found[f"layers/{i}/{ours}/bias"] = Rule(name, pairs) if rotated else Rule(name)
+        for path, name in LAYER_NORMS.items():
+            table[f"layers/{i}/{path}"] = Rule(f"blk.{i}.{name}")
+        for path, name in LAYER_LINEARS.items():
+            rotated = path in ("attn/q", "attn/k")
+            table[f"layers/{i}/{path}/kernel"] = Rule(f"blk.{i}.{name}.weight", turned if rotated else TRANSPOSED)
+            if path in with_bias:
+                table[f"layers/{i}/{path}/bias"] = Rule(f"blk.{i}.{name}.bias", pairs if rotated else AS_IS)
     if not config["tie_embeddings"]:
-        found["lm_head/kernel"] = Rule("output.weight", TRANSPOSED)
-    return found
+        table["lm_head/kernel"] = Rule("output.weight", TRANSPOSED)
+    return table
 
 
 def _package() -> Any:
@@ -183,12 +180,12 @@ def _package() -> Any:
 
 
 def choose(names: Iterable[str]) -> str | None:
-    """The one GGUF file among `names`; of several the one in F16, else in Q8_0. None where neither tells them apart."""
-    found = [name for name in names if name.lower().endswith(".gguf")]
-    if len(found) == 1:
-        return found[0]
+    """Returns the one GGUF file among `names`; of several the one in F16, else in Q8_0; else None."""
+    candidates = [name for name in names if name.lower().endswith(".gguf")]
+    if len(candidates) == 1:
+        return candidates[0]
     for kind in ("f16", "q8_0"):
-        alike = [name for name in found if re.search(rf"(^|[-_.]){kind}\.gguf$", name.lower())]
+        alike = [name for name in candidates if re.search(rf"(^|[-_.]){kind}\.gguf$", name.lower())]
         if alike:
             return alike[0] if len(alike) == 1 else None
     return None
@@ -217,7 +214,7 @@ def _tensor(item: Any, gguf: Any) -> Tensor:
     return Tensor(shape, np.dtype(np.float16 if half else np.float32), read)
 
 
-def _config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _read_config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     if fields.get("general.architecture") != "llama":
         raise UserError(f"{file}: general.architecture is {fields.get('general.architecture')!r}; zoo reads llama")
@@ -225,7 +222,7 @@ def _config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str,
     if scaling != "none":
         raise UserError(f"{file}: llama.rope.scaling.type is {scaling!r}; zoo's Llama has no such thing")
     heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
-    ours = {
+    config = {
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "num_layers": fields["llama.block_count"],
         "embed_dim": width,
@@ -240,35 +237,35 @@ def _config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in tensors,
     }
-    return base.full_config(MODEL_NAME, ours)
+    return base.full_config(MODEL_NAME, config)
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that is this float32: GGUF stores no wider ones."""
+    """Returns the shortest decimal that is this float32: GGUF stores no wider ones."""
     return float(str(np.float32(value)))
 
 
-def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str, name: str) -> None:
-    ours = model.config.to_dict()
+def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
+    config = model.config
     writer = gguf.GGUFWriter(file, "llama")
-    writer.add_name(name)
-    writer.add_vocab_size(ours["vocab_size"])
-    writer.add_context_length(ours["max_seq_len"])
-    writer.add_embedding_length(ours["embed_dim"])
-    writer.add_block_count(ours["num_layers"])
-    writer.add_feed_forward_length(ours["mlp_dim"])
-    writer.add_head_count(ours["num_heads"])
-    writer.add_head_count_kv(ours["num_kv_heads"])
-    writer.add_key_length(ours["head_dim"])
-    writer.add_value_length(ours["head_dim"])
-    writer.add_rope_dimension_count(ours["head_dim"])
-    writer.add_rope_freq_base(_stretched(ours))
-    writer.add_layer_norm_rms_eps(ours["norm_eps"])
+    writer.add_name(model.name)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.embed_dim)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.mlp_dim)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(ntk_theta(config.rope_theta, config.rope_ntk_factor, config.head_dim))
+    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "Q8_0" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if model.tokenizer is not None:
         _write_tokenizer(gguf, writer, model.tokenizer, model)
-    for tensor, array in base.to_original(rules(ours), model.params).items():
+    for tensor, array in base.to_original(rules(config.to_dict()), model.params).items():
         array = np.asarray(array, np.float32)
         if array.ndim == 1:
             writer.add_tensor(tensor, array)
@@ -283,14 +280,6 @@ def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str, name: str) -> N
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _stretched(ours: Mapping[str, Any]) -> float:
-    if ours["rope_ntk_factor"] == 1:
-        return ours["rope_theta"]
-    from zoo.layers.rotary import ntk_theta
-
-    return ntk_theta(ours["rope_theta"], ours["rope_ntk_factor"], ours["head_dim"])
 
 
 def _write_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaShaped) -> None:
@@ -327,3 +316,24 @@ def _write_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaS
     writer.add_add_bos_token(tokenizer.bos_id is not None)
     if model.chat_template is not None:
         writer.add_chat_template(model.chat_template)
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    chosen = choose(name for name in names if "/" not in name)
+    return [] if chosen is None else [chosen]
+
+
+FORMAT = Format(
+    name="gguf",
+    detect=detect,
+    open=open_published,
+    write=write,
+    accepts=partial(refusal, "gguf"),
+    options=("quantization",),
+    own_dtypes=True,
+    official=False,
+    community=True,
+    hub_files=(HubFiles(40, _hub_files),),
+    tokenizer_file=None,
+    opened_by="llama.cpp, Ollama (with the Modelfile, where there is one) and what builds on them",
+)

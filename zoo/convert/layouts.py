@@ -14,10 +14,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """`to_ours` and `to_theirs` undo each other; `shape` gives their shape for ours."""
+    """How a parameter of zoo lies in a file's tensor.
 
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
+    Attributes:
+        from_file, to_file: carry an array over, and undo each other.
+        shape: returns the shape in the file for the parameter's shape.
+    """
+
+    from_file: Callable[[np.ndarray], np.ndarray]
+    to_file: Callable[[np.ndarray], np.ndarray]
     shape: Callable[[Shape], Shape]
 
 
@@ -28,12 +33,10 @@ def _same(x):
 AS_IS = Layout(_same, _same, _same)
 
 TRANSPOSED = Layout(np.transpose, np.transpose, lambda shape: shape[::-1])
-"""(in, out) here, (out, in) there, as PyTorch's Linear keeps it."""
+"""[in, out] in zoo, [out, in] in the file, as PyTorch's Linear keeps it."""
 
-PADDED_BIAS = Layout(
-    lambda theirs: theirs.reshape(-1), lambda ours: ours.reshape(1, 1, -1), lambda shape: (1, 1, *shape)
-)
-"""[F] here, [1, 1, F] there."""
+PADDED_BIAS = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1), lambda shape: (1, 1, *shape))
+"""[F] in zoo, [1, 1, F] in the file."""
 
 
 def _halves(head_dim: int) -> np.ndarray:
@@ -42,21 +45,24 @@ def _halves(head_dim: int) -> np.ndarray:
 
 
 def _permute_heads(x: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The features of the last axis reordered within each head."""
+    """Returns `x` with the features of its last axis reordered within each head."""
     return x.reshape(*x.shape[:-1], -1, order.size)[..., order].reshape(x.shape)
 
 
 @cache
 def interleaved(head_dim: int) -> Layout:
-    """A q or k kernel [in, heads * head_dim], or its bias: rotary pairs are halves of a head here, neighbours there."""
-    there = _halves(head_dim)
-    here = np.argsort(there)
-    return Layout(lambda x: _permute_heads(x, there), lambda x: _permute_heads(x, here), _same)
+    """Returns the layout of a q or k kernel [in, heads * head_dim], or its bias, in a file with interleaved pairs.
+
+    A rotary pair is two halves of a head in zoo and two neighbours in the file.
+    """
+    to_halves = _halves(head_dim)
+    to_neighbours = np.argsort(to_halves)
+    return Layout(lambda x: _permute_heads(x, to_halves), lambda x: _permute_heads(x, to_neighbours), _same)
 
 
 @cache
 def head_last(num_heads: int) -> Layout:
-    """[in, heads * head_dim] here, column n * H + h; [in, head_dim, heads] there."""
+    """Returns the layout of [in, heads * head_dim], column n * H + h, that is [in, head_dim, heads] in the file."""
     return Layout(
         lambda x: x.transpose(0, 2, 1).reshape(x.shape[0], -1),
         lambda x: x.reshape(x.shape[0], num_heads, -1).transpose(0, 2, 1),

@@ -4,24 +4,24 @@ They are Hugging Face directories with float16 weights; with 8 or 4 bits, each m
 scale and a bias for every 64 numbers of a row: w = scale * q + bias, as MLX computes it.
 """
 
-import json
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from zoo.convert import files, huggingface, llama
-from zoo.convert.base import Loaded, Published, Tensor
-from zoo.convert.huggingface import LlamaShaped
+from zoo.convert import files, hf, llama, llama_shaped
+from zoo.convert.base import Published, Tensor
+from zoo.convert.format import SAFETENSORS, Exported, Format
 from zoo.errors import UserError
-from zoo.util import atomic_write
 
 GROUP = 64
 BITS = (4, 8)
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a quantised directory of MLX. One that is not quantised is an ordinary Hugging Face one."""
+    """Returns whether `path` is a quantised directory of MLX; others of MLX are Hugging Face directories."""
     path = Path(path)
     if not path.is_dir() or not files.has_safetensors(path):
         return False
@@ -29,45 +29,40 @@ def detect(path: str | os.PathLike) -> bool:
     return isinstance(quantisation, dict) and {"group_size", "bits"} <= quantisation.keys()
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`, its tensors as the numbers they stand for; no array is read.
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`, with its tensors as the numbers they stand for; no array is read.
 
-    UserError for other bits than BITS, parts that do not fit together, and what `zoo.convert.llama` refuses.
+    Raises UserError for other bits than BITS, parts that do not fit together, and what `zoo.convert.llama` refuses.
     """
     path = Path(path)
-    about = files.safe_join(path, "config.json")
-    theirs = files.read_json(about)
-    quantisation = theirs["quantization"]
+    config_file = files.safe_join(path, "config.json")
+    source_config = files.read_json(config_file)
+    quantisation = source_config["quantization"]
     group, bits = quantisation["group_size"], quantisation["bits"]
     if type(group) is not int or group < 1 or type(bits) is not int or bits not in BITS:
-        raise UserError(f"{about}: quantization is {quantisation}; zoo reads {BITS} bits in groups")
-    if theirs.get("quantization_config") == quantisation:  # mlx-lm writes it twice, for transformers as well
-        del theirs["quantization_config"]
-    found = llama.examine(path, theirs=theirs)
-    tensors = dict(found.tensors)
-    for name in [name for name in found.tensors if name.endswith(".scales")]:
+        raise UserError(f"{config_file}: quantization is {quantisation}; zoo reads {BITS} bits in groups")
+    if source_config.get("quantization_config") == quantisation:  # mlx-lm writes it twice, for transformers as well
+        del source_config["quantization_config"]
+    stored = llama.open_published(path, source_config=source_config)
+    tensors = dict(stored.tensors)
+    for name in [name for name in stored.tensors if name.endswith(".scales")]:
         module = name.removesuffix(".scales")
         parts = [tensors.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
         matrices = None not in parts and all(len(part.shape) == 2 for part in parts)
         if not matrices or parts[0].dtype != np.uint32 or parts[1].shape != parts[2].shape:
-            raise UserError(f"{found.file}: {module} has not the weight, scales and biases of a quantised matrix")
-        tensors[f"{module}.weight"] = _dequantised(*parts, group, bits, f"{found.file}: {module}")
-    return Published(**{**vars(found), "tensors": tensors, "kind": f"MLX directory, {bits} bits"})
+            raise UserError(f"{stored.file}: {module} has not the weight, scales and biases of a quantised matrix")
+        tensors[f"{module}.weight"] = _dequantised(*parts, group, bits, f"{stored.file}: {module}")
+    return replace(stored, tensors=tensors, kind=f"MLX directory, {bits} bits")
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
+def write(model: Exported, directory: Path, *, bits: int | None = None) -> None:
+    """Writes the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest.
 
-
-def save(directory: Path, model: LlamaShaped, *, bits: int | None = None) -> None:
-    """Write the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest.
-
-    UserError for other bits, numbers beyond float16, and what transformers' Llama does not compute.
+    Raises UserError for other bits, numbers beyond float16, and what transformers' Llama does not compute.
     """
     if bits is not None and bits not in BITS:
         raise UserError(f"mlx: bits is {bits}; there are {BITS}")
-    huggingface.save_llama(directory, model)
+    hf.save_llama(directory, llama_shaped.as_llama(model))
     tensors = {
         name: _half(name, item.read()) for name, item in files.open_safetensors(directory / files.SINGLE).items()
     }
@@ -78,13 +73,13 @@ def save(directory: Path, model: LlamaShaped, *, bits: int | None = None) -> Non
             module = name.removesuffix(".weight")
             tensors[name], tensors[f"{module}.scales"], tensors[f"{module}.biases"] = quantise(tensors[name], bits)
     files.save_safetensors(directory / files.SINGLE, tensors, {"format": "mlx"})
-    atomic_write(directory / "config.json", json.dumps(config, indent=2) + "\n")
+    files.write_json(directory / "config.json", config)
 
 
 def quantise(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Packed uint32 [out, in * bits / 32], scales and biases float16 [out, in / 64] of a float16 matrix [out, in].
+    """Quantises a float16 matrix [out, in] by MLX's rule (github.com/ml-explore/mlx); 64 must divide `in`.
 
-    By MLX's rule (github.com/ml-explore/mlx); 64 must divide `in`.
+    Returns packed uint32 [out, in * bits / 32], and scales and biases, float16 [out, in / 64].
     """
     groups = weight.astype(np.float32).reshape(weight.shape[0], -1, GROUP)
     low, high = groups.min(-1), groups.max(-1)
@@ -126,3 +121,18 @@ def _dequantised(weight: Tensor, scales: Tensor, biases: Tensor, group: int, bit
         return (q * scale + bias).reshape(shape)
 
     return Tensor(shape, np.dtype(np.float32), read)
+
+
+FORMAT = Format(
+    name="mlx",
+    detect=detect,
+    open=open_published,
+    write=write,
+    accepts=partial(llama_shaped.refusal, "mlx"),
+    options=("bits",),
+    own_dtypes=True,
+    official=False,
+    community=True,
+    hub_files=(SAFETENSORS,),
+    opened_by="mlx-lm",
+)

@@ -13,17 +13,13 @@ import orbax.checkpoint as ocp
 from zoo.convert import files
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
-
-
-def is_tree(path: Path) -> bool:
-    """Whether the directory holds a tree of arrays that Orbax wrote."""
-    return (path / "_METADATA").is_file() and ((path / "manifest.ocdbt").exists() or (path / "_sharding").exists())
+from zoo.util import first_line
 
 
 def open_tree(path: Path) -> dict[str, Tensor]:
-    """The arrays of a checkpoint, named by their keys joined with dots; each is read when it is asked for.
+    """Returns the arrays of a checkpoint, named by their keys joined with dots; each is read when it is asked for.
 
-    UserError if what describes them cannot be read.
+    Raises UserError if what describes them cannot be read.
     """
     path = path.absolute()
     for file in path.rglob("*"):
@@ -33,18 +29,17 @@ def open_tree(path: Path) -> dict[str, Tensor]:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
         leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))[0]
-        found = {}
+        tensors = {}
         for keys, leaf in leaves:
             parts = tuple(key.key for key in keys)
             if leaf.shape is None or leaf.dtype is None:
                 continue
-            found[".".join(map(str, parts))] = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, parts))
+            tensors[".".join(map(str, parts))] = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, parts))
     except Exception as error:  # Orbax and what lies below it raise whatever comes to hand
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({reason})") from None
-    if not found:
+        raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({first_line(error)})") from None
+    if not tensors:
         raise UserError(f"{path}: the Orbax checkpoint holds no arrays")
-    return found
+    return tensors
 
 
 def _reader(path: Path, parts: tuple[Any, ...]):
@@ -67,9 +62,9 @@ def _reader(path: Path, parts: tuple[Any, ...]):
 
 
 def save_composite(directory: Path, step: int, model: Any, metadata: dict[str, Any]) -> None:
-    """Write `<directory>/<step>/{model,metadata}` as a CheckpointManager of two items would.
+    """Writes `<directory>/<step>/{model,metadata}` as a CheckpointManager of two items would.
 
-    `model` is a nested dict of arrays, `metadata` what JSON can say. UserError where Orbax does not write it.
+    `model` is a nested dict of arrays, `metadata` what JSON can hold. Raises UserError where Orbax does not write it.
     """
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     names = ("model", "metadata")

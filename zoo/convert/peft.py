@@ -1,7 +1,7 @@
 """Adapters in the directory format of PEFT (github.com/huggingface/peft), for models of the Llama class.
 
 adapter_config.json and adapter_model.safetensors with "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-[rank, in] and lora_B [out, rank]: ours, transposed. zoo's Llama keeps q and k as transformers does (rotary pairs are
+[rank, in] and lora_B [out, rank]: zoo's, transposed. zoo's Llama keeps q and k as transformers does (rotary pairs are
 halves of a head), so nothing is permuted.
 """
 
@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from zoo.convert import base, files
+from zoo.convert.format import Format, HubFiles
 from zoo.convert.llama import LAYER_LINEARS
 from zoo.errors import UserError
-from zoo.util import atomic_write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -55,8 +55,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 class Adapter:
     """Adapters read from, or to be written into, such a directory.
 
-    arrays: {"layers/0/attn/q/lora/a": [in, rank], ".../lora/b": [rank, out]}, by our paths. base: the model they are
-    for, a path or a name, with its revision on the hub; None where nothing says. directory: where they were read.
+    Attributes:
+        arrays: {"layers/0/attn/q/lora/a": [in, rank], ".../lora/b": [rank, out]}, by zoo's paths.
+        base: a path or a name of the model that they are for; None where nothing says.
+        revision: the base's, on the hub.
+        directory: where they were read.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -69,11 +72,11 @@ class Adapter:
 
     @property
     def targets(self) -> list[str]:
-        """The paths of the adapted projections, in order: "layers/0/attn/q", ..."""
+        """The paths of the adapted projections in order, such as "layers/0/attn/q"."""
         return list(dict.fromkeys(path.rpartition("/lora/")[0] for path in self.arrays))
 
     def check(self, model_cls: type, config: Any) -> None:
-        """Raise UserError unless they fit a model of that class and config."""
+        """Raises UserError unless they fit a model of that class and config."""
         shapes = _shapes(model_cls, config)
         for path, array in self.arrays.items():
             target, _, factor = path.rpartition("/lora/")
@@ -83,45 +86,45 @@ class Adapter:
             wanted = (wide, self.rank) if factor == "a" else (self.rank, wide)
             if array.shape != wanted:
                 raise UserError(
-                    f"{self.directory / WEIGHTS}: {_their_name(path)} has shape {array.shape[::-1]}, the base and "
+                    f"{self.directory / WEIGHTS}: {_peft_name(path)} has shape {array.shape[::-1]}, the base and "
                     f"rank {self.rank} want {wanted[::-1]}"
                 )
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a directory with adapters and no whole model."""
+    """Returns whether `path` is a directory with adapters and no whole model."""
     path = Path(path)
     return path.is_dir() and (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def load(path: str | os.PathLike) -> Adapter:
-    """The adapters in a directory, float32.
+    """Reads the adapters in a directory, as float32.
 
     Raises UserError, naming the field or tensor, for a method other than plain LoRA, for adapters of anything but a
     Llama's projections, and for files that are damaged or do not agree.
     """
     directory = Path(path)
-    about = files.safe_join(directory, CONFIG)
-    content = files.read_json(about)
-    rank, alpha = _plain(content, about)
+    config_file = files.safe_join(directory, CONFIG)
+    content = files.read_json(config_file)
+    rank, alpha = _rank_and_alpha(content, config_file)
     weights = files.existing(directory, WEIGHTS)
     if weights is None:
         raise UserError(f"{directory / WEIGHTS}: is missing; PEFT keeps the adapters there")
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in files.open_safetensors(weights).items():
-        path_here = _our_path(name)
-        if path_here is None:
+        target = _zoo_path(name)
+        if target is None:
             raise UserError(f"{weights}: {name} is no adapter of a Llama's projections, the ones zoo reads")
         if tensor.dtype.name not in base.FLOATS or len(tensor.shape) != 2:
             raise UserError(f"{weights}: {name} is no matrix of floating-point numbers")
         array = np.array(tensor.read(), np.float32).T
         if not base.all_finite(array):
             raise UserError(f"{weights}: {name} holds NaN or infinity; the adapters are damaged")
-        arrays[path_here] = array
+        arrays[target] = array
     for name in arrays:
         other = name[:-1] + ("b" if name.endswith("a") else "a")
         if other not in arrays:
-            raise UserError(f"{weights}: {_their_name(other)} is missing")
+            raise UserError(f"{weights}: {_peft_name(other)} is missing")
     if not arrays:
         raise UserError(f"{weights}: holds no adapters")
     return Adapter(
@@ -136,13 +139,12 @@ def load(path: str | os.PathLike) -> Adapter:
 
 
 def save(directory: str | os.PathLike, adapter: Adapter, *, num_layers: int) -> Path:
-    """Write both files, as PeftModel.from_pretrained reads them; returns the path of the weights.
+    """Writes both files, as PeftModel.from_pretrained reads them; returns the path of the weights.
 
-    `num_layers` is the model's.
-
-    Raises UserError for adapters of a model that is no Llama, and for a directory that holds something else.
+    `num_layers` is the model's. Raises UserError for adapters of a model that is no Llama, and for a directory that
+    holds something else.
     """
-    tensors = {_their_name(path): np.asarray(x, np.float32).T for path, x in adapter.arrays.items()}
+    tensors = {_peft_name(path): np.asarray(x, np.float32).T for path, x in adapter.arrays.items()}
     directory = Path(directory)
     if directory.exists() and not detect(directory) and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no {CONFIG}; choose another directory")
@@ -155,67 +157,67 @@ def save(directory: str | os.PathLike, adapter: Adapter, *, num_layers: int) -> 
         "r": adapter.rank,
         "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": _their_targets(adapter, num_layers),
+        "target_modules": _target_modules(adapter, num_layers),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
     }
     files.save_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
-    atomic_write(directory / CONFIG, json.dumps(content, indent=2) + "\n")
+    files.write_json(directory / CONFIG, content)
     return directory / WEIGHTS
 
 
-def _plain(content: Mapping[str, Any], about: Path) -> tuple[int, float]:
-    """Rank and alpha. UserError, naming the field, unless the config describes plain LoRA."""
+def _rank_and_alpha(content: Mapping[str, Any], config_file: Path) -> tuple[int, float]:
+    """Returns rank and alpha. Raises UserError, naming the field, unless the config describes plain LoRA."""
     kind = content.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{about}: peft_type is {kind!r}; zoo reads LORA")
+        raise UserError(f"{config_file}: peft_type is {kind!r}; zoo reads LORA")
     for name, neutral in NEUTRAL.items():
         value = content.get(name, neutral[0])
         if value not in neutral:
             raise UserError(
-                f"{about}: {name} is {json.dumps(value)[:80]}, and zoo reads plain LoRA on the base as it is; merge "
-                f"them in PEFT (merge_and_unload, save_pretrained) and load the whole model"
+                f"{config_file}: {name} is {json.dumps(value)[:80]}, and zoo reads plain LoRA on the base as it is; "
+                "merge them in PEFT (merge_and_unload, save_pretrained) and load the whole model"
             )
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if type(rank) is not int or rank < 1:
-        raise UserError(f"{about}: r is {rank!r}, not a whole number of at least 1")
+        raise UserError(f"{config_file}: r is {rank!r}, not a whole number of at least 1")
     if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise UserError(f"{about}: lora_alpha is {alpha!r}, not a number above 0")
+        raise UserError(f"{config_file}: lora_alpha is {alpha!r}, not a number above 0")
     dropout = content.get("lora_dropout") or 0.0
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise UserError(f"{about}: lora_dropout is {dropout!r}, not a number from 0 to 1")
+        raise UserError(f"{config_file}: lora_dropout is {dropout!r}, not a number from 0 to 1")
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(content.get(name), str | None):
-            raise UserError(f"{about}: {name} is {str(content[name])[:80]!r}, not a name")
+            raise UserError(f"{config_file}: {name} is {str(content[name])[:80]!r}, not a name")
     return rank, float(alpha)
 
 
-def _our_path(name: str) -> str | None:
+def _zoo_path(name: str) -> str | None:
     match = _NAME.fullmatch(name)
     if match is None or match[2] not in LAYER_LINEARS:
         return None
     return f"layers/{int(match[1])}/{LAYER_LINEARS[match[2]]}/lora/{match[3].lower()}"
 
 
-def _their_name(path: str) -> str:
-    """PEFT's name of an adapter's matrix. UserError where the model is no Llama."""
+def _peft_name(path: str) -> str:
+    """Returns PEFT's name of an adapter's matrix. Raises UserError where the model is no Llama."""
     target, _, factor = path.rpartition("/lora/")
-    return f"{PREFIX}{_their_module(target)}.lora_{factor.upper()}.weight"
+    return f"{PREFIX}{_peft_module(target)}.lora_{factor.upper()}.weight"
 
 
-def _their_module(target: str) -> str:
+def _peft_module(target: str) -> str:
     _, number, *rest = target.split("/")
-    theirs = {ours: name for name, ours in LAYER_LINEARS.items()}.get("/".join(rest))
-    if not target.startswith("layers/") or theirs is None:
+    module = {path: name for name, path in LAYER_LINEARS.items()}.get("/".join(rest))
+    if not target.startswith("layers/") or module is None:
         raise UserError(f"{target}: PEFT's format is written of Llamas alone, and they have no such projection")
-    return f"layers.{number}.{theirs}"
+    return f"layers.{number}.{module}"
 
 
-def _their_targets(adapter: Adapter, num_layers: int) -> list[str]:
-    """`target_modules`: names of modules where every layer has them adapted, else whole paths."""
-    modules = [_their_module(target) for target in adapter.targets]
+def _target_modules(adapter: Adapter, num_layers: int) -> list[str]:
+    """Returns `target_modules`: names of modules where every layer has them adapted, else whole paths."""
+    modules = [_peft_module(target) for target in adapter.targets]
     names: dict[str, int] = {}
     for module in modules:
         name = module.rpartition(".")[2]
@@ -235,3 +237,20 @@ def _shapes(model_cls: type, config: Any) -> dict[str, tuple[int, ...]]:
 def _order(item: tuple[str, Any]) -> tuple[int, str]:
     _, number, rest = item[0].split("/", 2)
     return int(number), rest
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return sorted({CONFIG, WEIGHTS}) if {CONFIG, WEIGHTS} <= set(names) else []
+
+
+FORMAT = Format(
+    name="peft",
+    detect=detect,
+    open=load,
+    own_dtypes=True,
+    adapters=True,
+    official=False,
+    community=True,
+    hub_files=(HubFiles(50, _hub_files),),
+    opened_by="`peft.PeftModel.from_pretrained`",
+)

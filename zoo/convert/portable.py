@@ -6,6 +6,8 @@ tensors are named by the parameters' paths, "layers/0/attn/q/kernel".
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,22 @@ import numpy as np
 
 from zoo import registry
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule
+from zoo.convert.base import Published, Rule
+from zoo.convert.format import Exported, Format, HubFiles, matching
 from zoo.errors import UserError
 from zoo.models import build
-from zoo.util import atomic_write
 
-FORMAT = 1
+VERSION = 1
 CONFIG_FILE, TOKENIZER_DIR = "zoo.json", "tokenizer"
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is a directory with a zoo.json."""
+    """Returns whether `path` is a directory with a zoo.json."""
     return (Path(path) / CONFIG_FILE).is_file()
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is read. UserError for another version or a config that is none."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`; no array is read. Raises UserError for another version or a config that is none."""
     directory = Path(path)
     file = files.safe_join(directory, CONFIG_FILE)
     content = files.read_json(file)
@@ -36,8 +38,8 @@ def examine(path: str | os.PathLike) -> Published:
     if missing:
         raise UserError(f"{file}: lacks {', '.join(missing)}; it does not describe a portable model")
     version, name, values = content["format"], content["model"], content["config"]
-    if version != FORMAT:
-        raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
+    if version != VERSION:
+        raise UserError(f"{file}: format {version!r}; this version reads {VERSION}: install the zoo that wrote it")
     if not isinstance(name, str):
         raise UserError(f"{file}: its model is {json.dumps(name)[:80]}, not a name")
     if not isinstance(values, dict):
@@ -50,7 +52,7 @@ def examine(path: str | os.PathLike) -> Published:
     if name in registry.BUILT_IN:  # others may keep all layers in one tensor
         base.check_layers(config, tensors, weights)
     tokenizer = content.get("tokenizer")
-    described = Published(
+    published = Published(
         kind="zoo's portable directory",
         file=weights,
         model_name=name,
@@ -59,12 +61,7 @@ def examine(path: str | os.PathLike) -> Published:
         rules={},
         tokenizer_path=files.safe_join(directory, str(tokenizer)) if tokenizer else None,
     )
-    return described.with_rules({path: Rule(path) for path in described.wanted})
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
+    return replace(published, rules={path: Rule(path) for path in published.shapes})
 
 
 def save(
@@ -76,11 +73,17 @@ def save(
     tokenizer: Any = None,
     foreign: bool = False,
 ) -> None:
-    """Write the directory. The parameters keep their dtype; `tokenizer` is a zoo tokenizer.
+    """Writes the directory. The parameters keep their dtype.
 
-    foreign: a Llama that is neither the registry's nor zoo's; zoo.json then says so.
+    Args:
+        directory: is created; may hold an older portable model.
+        name: the registered model's.
+        config, params: of that model's class.
+        tokenizer: a `zoo.tokenizers.base.Tokenizer` or None.
+        foreign: whether it is a Llama that is neither the registry's nor zoo's; zoo.json then says so.
 
-    UserError if there is something else in the directory.
+    Raises:
+        UserError: there is something else in the directory.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -94,10 +97,38 @@ def save(
     if tokenizer is not None:
         tokenizer.save(directory / TOKENIZER_DIR)
     content = {
-        "format": FORMAT,
+        "format": VERSION,
         "model": registry.describe(name).name,
         "config": config.to_dict(),
         "tokenizer": None if tokenizer is None else TOKENIZER_DIR,
         **({"foreign": True} if foreign else {}),
     }
-    atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+    files.write_json(directory / CONFIG_FILE, content)
+
+
+def _write(model: Exported, directory: Path) -> None:
+    save(
+        directory,
+        name=model.spec.name,
+        config=model.config,
+        params=model.params,
+        tokenizer=model.tokenizer,
+        foreign=model.is_community_model,
+    )
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return matching(names, CONFIG_FILE, files.SINGLE, f"{TOKENIZER_DIR}/*") if CONFIG_FILE in names else []
+
+
+FORMAT = Format(
+    name="portable",
+    detect=detect,
+    open=open_published,
+    write=_write,
+    official=False,
+    hub_files=(HubFiles(0, _hub_files),),
+    tokenizer_file=f"{TOKENIZER_DIR}/tokenizer.json",
+    opened_by="`zoo.load`",
+    library="zoo",
+)

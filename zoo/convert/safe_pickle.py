@@ -61,7 +61,7 @@ class _Array(np.ndarray):
 
 
 def _empty_array(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """What every pickled array begins as; its shape and data come with its state."""
+    """Returns what every pickled array begins as; its shape and data come with its state."""
     if kind is not _ARRAY or shape != (0,):
         raise _RefusedError(f"an array of shape {shape} without data")
     return _Array((0,), "b")
@@ -80,7 +80,7 @@ class _RefusedError(Exception):
 
 
 def _check_operations(data: bytes) -> None:
-    """Raise ValueError for what would cost far more than the length of the file.
+    """Raises ValueError for what would cost far more than the length of the file.
 
     The unpickler makes room for as many remembered objects, and for as long a text, as a number in the file says.
     """
@@ -92,9 +92,9 @@ def _check_operations(data: bytes) -> None:
 
 
 def loads(data: bytes, source: str) -> Any:
-    """Unpickle `data`, which may hold NumPy arrays and scalars, dicts, lists, tuples, numbers and text.
+    """Unpickles `data`, which may hold NumPy arrays and scalars, dicts, lists, tuples, numbers and text.
 
-    UserError, naming `source`, for a damaged pickle and for one that asks for any other object; nothing the
+    Raises UserError, naming `source`, for a damaged pickle and for one that asks for any other object; nothing the
     pickle names has then been imported or called.
     """
     try:

@@ -3,10 +3,8 @@
 A directory with params.npz (and perhaps config.json), or one such file: its shapes are enough.
 """
 
-import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rules, Tensor
+from zoo.convert.format import Exported, Format
 from zoo.convert.layouts import head_last
 from zoo.errors import UserError
-from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
 
 MODEL_NAME = "tiny-lm"
 WEIGHTS = "params.npz"
 
-# their config field -> ours; the other fields of a config.json are about training
+# the original's config field -> zoo's; the other fields of a config.json are about training
 CONFIG_NAMES = {
     "context_len": "max_seq_len",
     "embed_dim": "embed_dim",
@@ -32,6 +29,7 @@ CONFIG_NAMES = {
     "alphabet_size": "vocab_size",
 }
 
+# the original's parameter -> zoo's
 TOP_NAMES = {
     "token_embedding": "embed/embedding",
     "position_embedding": "position/embedding",
@@ -57,32 +55,25 @@ LAYER_NAMES = {
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Whether `path` is such an .npz, or a directory with one."""
+    """Returns whether `path` is such an .npz, or a directory with one."""
     file = _weights(Path(path))
-    if file is None or not zipfile.is_zipfile(file):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return {"token_embedding.npy", "blocks.0.attn.Wq.npy"} <= set(archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+    return file is not None and {"token_embedding.npy", "blocks.0.attn.Wq.npy"} <= set(files.zip_names(file))
 
 
-def examine(path: str | os.PathLike) -> Published:
-    """What lies at `path`; no array is read. UserError if it is not what `detect` says or does not fit."""
+def open_published(path: str | os.PathLike) -> Published:
+    """Opens what lies at `path`; no array is read. Raises UserError where it does not fit."""
     file = _weights(Path(path))
     if file is None:
         raise UserError(f"{path}: holds no {WEIGHTS}")
     tensors = files.open_npz(files.safe_join(file.parent, file.name))
-    config = _config(tensors, file)
-    about = files.existing(file.parent, "config.json")
-    if about is not None:
-        theirs = files.read_json(about)
-        for name, ours in CONFIG_NAMES.items():
-            if name in theirs and theirs[name] != config[ours]:
-                raise UserError(
-                    f"{about}: {name} is {theirs[name]!r}, but the arrays of {file.name} say {config[ours]}"
-                )
+    config = _config_of_shapes(tensors, file)
+    config_file = files.existing(file.parent, "config.json")
+    source_config = {} if config_file is None else files.read_json(config_file)
+    for name, field in CONFIG_NAMES.items():
+        if name in source_config and source_config[name] != config[field]:
+            raise UserError(
+                f"{config_file}: {name} is {source_config[name]!r}, but the arrays of {file.name} say {config[field]}"
+            )
     return Published(
         kind="tiny-lm (npz)",
         file=file,
@@ -94,62 +85,29 @@ def examine(path: str | os.PathLike) -> Published:
     )
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
+def write(model: Exported, directory: Path) -> None:
+    """Writes params.npz (float32), config.json and, where the model has one, the tokenizer.
 
-
-def save(
-    directory: str | os.PathLike,
-    *,
-    config: Any,
-    params: Any,
-    step: int | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> Path:
-    """Write params.npz (float32) and config.json (and the tokenizer where given); returns the .npz's path.
-
-    `step` has no place in the format. UserError for a model that the original does not compute.
+    The format has no place for the step. Raises UserError for a model that the original does not compute.
     """
-    ours = config.to_dict()
-    fixed = {"norm_eps": 1e-5, "tie_embeddings": False, "head_dim": ours["embed_dim"] // ours["num_heads"]}
-    fixed["mlp_dim"] = 4 * ours["embed_dim"]
-    for name, value in fixed.items():
-        if ours[name] != value:
-            raise UserError(f"model.{name}: the npz is of models with {value}, this one has {ours[name]}")
-    tensors = {name: np.asarray(array, np.float32) for name, array in to_original(params, ours).items()}
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict()
+    fixed = {"norm_eps": 1e-5, "tie_embeddings": False, "head_dim": config["embed_dim"] // config["num_heads"]}
+    base.check_fixed(config, {**fixed, "mlp_dim": 4 * config["embed_dim"]}, "the original")
+    tensors = base.to_original(rules(config), model.params)
     temporary = directory / f".{WEIGHTS}.tmp"
     with temporary.open("wb") as stream:
-        np.savez(stream, **tensors)
+        np.savez(stream, **{name: np.asarray(array, np.float32) for name, array in tensors.items()})
     temporary.replace(directory / WEIGHTS)
-    theirs = {name: ours[field] for name, field in CONFIG_NAMES.items()}
-    atomic_write(directory / "config.json", json.dumps(theirs, indent=2) + "\n")
-    if tokenizer is not None:
-        tokenizer.save(directory)
-    return directory / WEIGHTS
+    source_config = {name: config[field] for name, field in CONFIG_NAMES.items()}
+    files.write_json(directory / "config.json", source_config)
+    if model.tokenizer is not None:
+        model.tokenizer.save(directory)
 
 
 def rules(config: Mapping[str, Any]) -> Rules:
-    """Where each parameter of a model of this config stands in the .npz."""
-    found = {ours: Rule(theirs) for theirs, ours in TOP_NAMES.items()}
-    heads = head_last(config["num_heads"])
-    for i in range(config["num_layers"]):
-        for theirs, ours in LAYER_NAMES.items():
-            name = f"blocks.{i}.{theirs}"
-            found[f"layers/{i}/{ours}"] = Rule(name, heads) if theirs in HEADS else Rule(name)
-    return found
-
-
-def to_original(params: Any, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters or gradients by the original's names ("blocks.0.attn.Wq") and shapes."""
-    return base.to_original(rules(config), params)
-
-
-def from_original(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[Any, Any]:
-    """Our nested parameters or gradients from the original's."""
-    return base.from_original(rules(config), tensors)
+    """Returns where each parameter of a model of this config stands in the .npz, such as "blocks.0.attn.Wq"."""
+    layouts = dict.fromkeys(HEADS.values(), head_last(config["num_heads"]))
+    return base.layered_rules(TOP_NAMES, LAYER_NAMES, "blocks.{}.", config["num_layers"], layouts)
 
 
 def _weights(path: Path) -> Path | None:
@@ -157,8 +115,8 @@ def _weights(path: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def _config(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """The sizes, from the shapes."""
+def _config_of_shapes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    """Returns the config that the tensors' shapes tell."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) != rank:
@@ -167,7 +125,7 @@ def _config(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
 
     layers = {match[1] for match in (re.match(r"blocks\.(\d+)\.", name) for name in tensors) if match}
     vocab, width = shape("token_embedding", 2)
-    ours = {
+    config = {
         "vocab_size": vocab,
         "num_layers": len(layers),
         "embed_dim": width,
@@ -176,4 +134,15 @@ def _config(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
         "mlp_dim": shape("blocks.0.ffwd.fc1.W", 2)[1],
         "max_seq_len": shape("position_embedding", 2)[0],
     }
-    return base.full_config(MODEL_NAME, ours)
+    return base.full_config(MODEL_NAME, config)
+
+
+FORMAT = Format(
+    name="tiny",
+    detect=detect,
+    open=open_published,
+    write=write,
+    model_name=MODEL_NAME,
+    tokenizer_file="characters.json",
+    opened_by="any program that reads NumPy's npz",
+)

@@ -4,15 +4,20 @@ import base64
 import itertools
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.convert import files
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import atomic_write
+
+SAMPLING = ("temperature", "top_k", "top_p", "max_new_tokens")  # settings that transformers calls the same
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The tokenizer as the text of a tokenizer.json. UserError for a kind that has no such form."""
+    """Returns the content of a tokenizer.json. Raises UserError for a kind of tokenizer that has no such form."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save(directory)
         plain, ranks = Path(directory, "tokenizer.json"), Path(directory, "tokenizer.tiktoken")
@@ -30,13 +35,13 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 
 def spelling(tokenizer: Tokenizer, part: str) -> str | None:
-    """How the token that plays `part` (bos, eos, pad) is spelt; None where there is none."""
+    """Returns the text of the token that plays `part` (bos, eos, pad); None where there is none."""
     wanted = getattr(tokenizer, f"{part}_id")
     return next((text for text, i in tokenizer.special_tokens.items() if i == wanted), None)
 
 
 def tokenizer_config(tokenizer: Tokenizer, max_len: int, chat_template: str | None) -> dict[str, Any]:
-    """tokenizer_config.json for transformers."""
+    """Returns the content of tokenizer_config.json for transformers."""
     parts = {f"{part}_token": spelling(tokenizer, part) for part in ("bos", "eos", "pad")}
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -47,8 +52,44 @@ def tokenizer_config(tokenizer: Tokenizer, max_len: int, chat_template: str | No
     return content | ({"chat_template": chat_template} if chat_template else {})
 
 
+def save_text_files(
+    directory: Path,
+    tokenizer: Tokenizer | None,
+    max_len: int,
+    *,
+    sampling: Mapping[str, Any] | None,
+    generation: Mapping[str, Any],
+    chat_template: str | None = None,
+    only_token: str | None = None,
+) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Args:
+        directory: exists.
+        tokenizer: None where only the settings of generation are written.
+        max_len: tokens that a row may have.
+        sampling: the published settings, by the names of `zoo.generate.settings.Settings`; None where there are none.
+        generation: further fields of generation_config.json.
+        chat_template: in Jinja.
+        only_token: a special token that plays the parts of BOS and PAD too.
+
+    Raises:
+        UserError: the tokenizer has no form as tokenizer.json.
+    """
+    if tokenizer is not None:
+        atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
+        settings = tokenizer_config(tokenizer, max_len, chat_template)
+        if only_token is not None:
+            settings = {"bos_token": only_token, "pad_token": only_token, **settings}
+        files.write_json(directory / "tokenizer_config.json", settings, ascii=False)
+    content = dict(generation)
+    if sampling:
+        content |= {"do_sample": True, **{name: sampling[name] for name in SAMPLING if name in sampling}}
+    files.write_json(directory / "generation_config.json", content)
+
+
 def _of_ranks(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> str:
-    """Byte-level BPE from the ranks of its tokens: each was merged from two that come before it."""
+    """Returns the tokenizer.json of byte-level BPE whose tokens, by rank, were each merged from two of lower rank."""
     import tokenizers
     from tokenizers import Regex, decoders, pre_tokenizers
 
@@ -79,7 +120,7 @@ def _of_ranks(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, i
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts that `token` was merged from: what its bytes become with the ranks before its own."""
+    """Returns the two parts that `token` was merged from: what its bytes become with the ranks before its own."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(one + other, len(ranks)) for one, other in itertools.pairwise(parts)]
@@ -91,8 +132,8 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def _byte_letters() -> dict[int, str]:
-    """The printable letter that stands for each byte in byte-level vocabularies (GPT-2's table)."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = {byte: chr(byte) for byte in kept}
+    """Returns the printable letter that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {byte: chr(byte) for byte in printable}
     others = (byte for byte in range(256) if byte not in letters)
     return letters | {byte: chr(256 + number) for number, byte in enumerate(others)}

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 from zoo import registry
+from zoo.convert import FORMATS
+from zoo.convert.format import Exported, Format
 from zoo.train.logging.log import read_metrics
 from zoo.train.report import read_report, summary
 from zoo.util import atomic_write
@@ -37,24 +39,18 @@ PUBLISHED = {
 }
 USE = "These files are for "  # begins a line of every card, by which zoo knows its own exports again
 PLAIN = ("loss", "perplexity", "accuracy")  # metrics that an evaluation gives as bare numbers
-PROGRAMS = {
-    "hf": "`transformers.AutoModelForCausalLM.from_pretrained`",
-    "gguf": "llama.cpp, Ollama (with the Modelfile, where there is one) and what builds on them",
-    "mlx": "mlx-lm",
-    "cronica": "cronica-jax",
-    "bwetaf": "BwETAF 0.6",
-    "nanochat": "flaxchat",
-    "koda": "Koda-v0.1",
-    "tiny": "any program that reads NumPy's npz",
-}
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run directory tells of the training, as far as it has come.
+    """What a run directory holds of the training, as far as it has come.
 
-    recipe: its recipe.yaml as plain data. rows: a table, name -> text. result: of result.json, {} before the end.
-    evaluation: Markdown or None. plot: loss.png, where there is one. Result and evaluation are those of the weights.
+    Attributes:
+        recipe: its recipe.yaml as plain data.
+        rows: a table, name -> text.
+        result: of result.json, where it is of these weights; {} elsewhere.
+        evaluation: in Markdown, where it is of these weights; None elsewhere.
+        plot: loss.png, where there is one.
     """
 
     recipe: dict[str, Any]
@@ -64,14 +60,14 @@ class TrainingRun:
     plot: Path | None
 
 
-def write(directory: Path, model: Any, format: str) -> None:
-    """Write README.md for a `zoo.weights.export.Exported`, for the hub, and its run's loss.png, if any."""
-    run = _training_run(model.path, model.step)
+def write(directory: Path, model: Exported, format: str) -> None:
+    """Writes README.md for the hub, with the loss.png of the model's run where there is one.
+
+    `format` is a name of `zoo.convert.FORMATS`.
+    """
+    chosen, run = FORMATS[format], _training_run(model.path, model.step)
     published = run is None and model.official and model.config == model.spec.make_config()
-    head: dict[str, Any] = {
-        "library_name": "transformers" if format == "hf" else format,
-        "pipeline_tag": "text-generation",
-    }
+    head: dict[str, Any] = {"library_name": chosen.library or chosen.name, "pipeline_tag": "text-generation"}
     if published and model.spec.licence != registry.NOT_STATED:
         head["license"] = model.spec.licence.lower()
     datasets = [] if run is None else _hub_datasets(run.recipe)
@@ -83,11 +79,11 @@ def write(directory: Path, model: Any, format: str) -> None:
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
         shutil.copyfile(run.plot, directory / PLOT)
-    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, format, run, published)}")
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
 
 
 def written_by_zoo(path: Path) -> bool:
-    """Whether the weights at `path`, a file or a directory, are an export of zoo: its card lies beside or above."""
+    """Returns whether the weights at `path`, a file or a directory, are an export of zoo, with its card."""
     for directory in (path, path.parent):
         try:
             text = (directory / "README.md").read_text(encoding="utf-8")
@@ -98,12 +94,12 @@ def written_by_zoo(path: Path) -> bool:
     return False
 
 
-def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> str:
+def _text(model: Exported, format: Format, run: TrainingRun | None, published: bool) -> str:
     import jax
 
     spec, count = model.spec, sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    about = f"{model.name}: a Llama" if model.foreign else f"{spec.name}: {spec.summary}"
-    lines = [f"# {model.name}", "", f"{about}.", ""]
+    sentence = f"{model.name}: a Llama" if model.is_community_model else f"{spec.name}: {spec.summary}"
+    lines = [f"# {model.name}", "", f"{sentence}.", ""]
     facts = [("parameters", f"{count:,}"), ("step", "not stated" if model.step is None else str(model.step))]
     if published:
         given = {"source": spec.source, "licence": spec.licence, "dataset": spec.dataset, "tokenizer": spec.tokenizer}
@@ -116,16 +112,9 @@ def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> 
     lines += [] if run is None else _training(run)
     lines += ["## Config", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in model.config.to_dict().items()]
-    lines += ["", "## Use", "", f"{USE}{PROGRAMS[format]}.", ""]
-    if format == "hf":
-        remote = ", trust_remote_code=True" if (type(model.config).__name__ == "NanochatConfig") else ""
-        lines += [
-            "```python",
-            "from transformers import AutoModelForCausalLM",
-            f'model = AutoModelForCausalLM.from_pretrained("."{remote})',
-            "```",
-            "",
-        ]
+    lines += ["", "## Use", "", f"{USE}{format.opened_by}.", ""]
+    if format.usage is not None:
+        lines += ["```python", format.usage(model.config), "```", ""]
     sample = None if run is None else run.result.get("sample")
     if sample:
         lines += ["## Sample", "", *_sample(sample, run.recipe), ""]
@@ -141,7 +130,7 @@ def _training(run: TrainingRun) -> list[str]:
 
 
 def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
-    """A sample of result.json: a crónica behind its match, a text behind its prompt, or the reply to it."""
+    """Returns the lines of a sample in result.json: a crónica after its match, a text or a reply after its prompt."""
     if "cronica" in sample:
         return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
     reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
@@ -154,7 +143,7 @@ def _cell(text: str) -> str:
 
 
 def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
-    """What the run directory `path` tells of its training up to `step`; None where `path` is no run."""
+    """Returns what the run directory `path` holds of its training up to `step`; None where `path` is no run."""
     if path is None or not (path / "recipe.yaml").is_file():
         return None
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
@@ -175,7 +164,7 @@ def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
 
 
 def _recipe_rows(recipe: dict[str, Any]) -> dict[str, str]:
-    """What a recipe says of the training, in words."""
+    """Returns what a recipe says of the training, label -> text."""
     rows = {"Recipe": ": ".join(str(recipe[key]) for key in ("name", "description") if recipe.get(key))}
     start = recipe.get("from")
     if start:
@@ -194,7 +183,7 @@ def _recipe_rows(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
-    """The data sets of the hub that a recipe trains on."""
+    """Returns the names of the hub's datasets that a recipe trains on."""
     data = recipe.get("data") or {}
     sources = data.get("sources") or [data]
     paths = (source.get("path") for source in sources if source.get("source") == "hub")
@@ -202,24 +191,24 @@ def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
 
 
 def _published_results(spec: registry.ModelSpec) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for label, (dataset, metric) in PUBLISHED.items():
         number = re.search(r"\d+(\.\d+)?", spec.facts.get(label, ""))
         if number:
-            found.append(_result(dataset, metric, float(number[0]), f"{label}, as its authors publish it"))
-    return found
+            results.append(_result(dataset, metric, float(number[0]), f"{label}, as its authors publish it"))
+    return results
 
 
 def _run_results(run: TrainingRun | None) -> list[dict[str, Any]]:
-    """The rates, losses and perplexities of the run's evaluation on each of its sets."""
-    found = []
+    """Returns the rates, losses and perplexities of the run's evaluation on each of its sets."""
+    results = []
     evaluation = None if run is None else run.result.get("evaluation")
     for dataset, content in ((evaluation or {}).get("sets") or {}).items():
         for metric, value in content.get("generated", content).items():
             value = value.get("value") if isinstance(value, dict) else value if metric in PLAIN else None
             if isinstance(value, int | float):
-                found.append(_result(dataset, metric, value, f"{metric}, measured by zoo at the end of the run"))
-    return found
+                results.append(_result(dataset, metric, value, f"{metric}, measured by zoo at the end of the run"))
+    return results
 
 
 def _result(dataset: str, metric: str, value: float, name: str) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from zoo.checkpoints import storage
 from zoo.checkpoints.manager import Checkpoints
 from zoo.convert import files, peft
 from zoo.convert.base import Published
-from zoo.convert.huggingface import KODALITE_CHAT
+from zoo.convert.llama_shaped import KODALITE_CHAT
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.config import ModelConfig
+from zoo.models.spec import HUB
 from zoo.recipe import Recipe, load_recipe
 from zoo.recipe.training import LoraSection
 from zoo.rundir import mirror
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
 
 RECIPE_FILE, CHECKPOINTS = "recipe.yaml", "checkpoints"
-
-# Formats that hold Llamas of anybody.
-LLAMA_FORMATS = ("llama", "gguf", "mlx")
 
 
 @dataclass(frozen=True)
@@ -347,7 +345,7 @@ def find(
     if name in registry.list_models():
         return _find_published(registry.describe(name), revision, overrides or {})
     if hub.is_hub_name(name):
-        what = f"{name}: is no path here, and on the hub it is {hub.PREFIX}{name}"
+        what = f"{name}: is no path here, and on the hub it is {HUB}{name}"
         return _find_snapshot(hub.fetch(name, revision, what=what), name, revision, overrides or {})
     near = nearest(name, registry.list_models())
     hint = f"did you mean {near!r}?" if near else f"models are: {', '.join(registry.list_models())}"
@@ -374,17 +372,16 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         raise UserError(f"{path}: is no run directory, and steps are of the checkpoints of a run")
     if peft.detect(path):
         return _find_adapter(path, overrides)
-    module = convert.detect_format(path)
-    if module is None:
+    format = convert.detect_format(path)
+    if format is None:
         raise UserError(
             f"{path} is no run directory ({RECIPE_FILE}), no portable one ({CONFIG_FILE}) and in no published "
             f"format that zoo reads ({', '.join(convert.FORMATS)})"
         )
-    published = module.examine(path)
+    published = format.open(path)
     spec = registry.describe(published.model_name)
     usual = published.config == spec.make_config().to_dict()
-    kind = module.__name__.rpartition(".")[2]
-    if kind == "portable":
+    if format.name == "portable":
         foreign = bool(files.read_json(path / CONFIG_FILE).get("foreign"))
     else:
         # A tokenizer without KodaLite's template was not made for it; bare weights of another size may well be its.
@@ -392,7 +389,7 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         other = path.is_file() or (
             tokenizer.is_file() and files.peek_json(tokenizer).get("chat_template") != KODALITE_CHAT
         )
-        foreign = kind in LLAMA_FORMATS and not usual and other
+        foreign = format.community and not usual and other
     if overrides:
         published = published.with_config(overrides)
     return Weights(
@@ -403,7 +400,7 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         step=published.step,
         tokenizer_path=published.tokenizer_path,
         published=published,
-        official=usual and kind not in ("portable", "gguf", "mlx") and not model_card.written_by_zoo(path),
+        official=usual and format.official and not model_card.written_by_zoo(path),
         foreign=foreign,
         title=path.resolve().stem if path.is_file() else path.resolve().name,
     )
@@ -472,7 +469,7 @@ def _find_adapter(path: Path, overrides: Mapping[str, Any]) -> AdapterWeights:
 
 def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: Mapping[str, Any]) -> Weights:
     wanted = f"{spec.name}: its weights are in {spec.source} (files: {spec.facts.get('files', registry.NOT_STATED)})"
-    repo, random = hub.repository(spec), f"zoo.create({spec.name!r}), which has random weights"
+    repo, random = next(iter(spec.repositories), None), f"zoo.create({spec.name!r}), which has random weights"
     if repo is None:
         raise UserError(f"{spec.name}: zoo knows of no published weights; train it with zoo-train, or take {random}")
     try:
@@ -486,9 +483,9 @@ def _find_snapshot(directory: Path, repo: str, revision: str | None, overrides: 
     found = replace(_find_path(directory, overrides), place=repo, revision=revision)
     if isinstance(found, AdapterWeights):
         return found
-    official = repo in hub.repositories(found.spec)
+    official = repo in found.spec.repositories
     found = replace(found, official=official, foreign=found.foreign and not official, title=repo.rpartition("/")[2])
-    return found if found.tokenizer_path else replace(found, tokenizer_path=hub.fetch_tokenizer(repo))
+    return found if found.tokenizer_path else replace(found, tokenizer_path=hub.fetch_tokenizer(found.spec, repo))
 
 
 def _place(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
