@@ -16,7 +16,8 @@ from zoo.models import build
 from zoo.train.parameters import Parameters
 from zoo.train.program import Program
 from zoo.train.trainer import TrainState
-from zoo.weights import initialize, resolve
+from zoo.weights import initialize
+from zoo.weights.sources import RunWeights, Weights
 
 Tree = Any
 
@@ -78,12 +79,12 @@ def restore_or_initialize(
     return RestoredRun(TrainState(params, opt_state), frozen, begun.base)
 
 
-def _moments(program: Program, source: resolve.Weights, opt_state: Tree) -> Tree:
+def _moments(program: Program, source: Weights, opt_state: Tree) -> Tree:
     """The optimizer's state as the source left it; the schedule of the recipe begins at its first step.
 
     Raises UserError where the source has none, or that of another optimizer or of other parameters.
     """
-    if isinstance(source, resolve.RunWeights):
+    if isinstance(source, RunWeights):
         found = source.checkpoints().restore(program.params, program.opt_state, step=source.step)
         return _at_first_step(found.opt_state)
     if source.published is None or not (source.published.file.parent / bwetaf.OPTIMIZER).is_file():

@@ -44,7 +44,7 @@ class Exported:
 
     name: of the files and the card. params: nested dict of arrays, in the dtype to be written. path: where it was
     loaded from, None for random weights. step: of training, where known. official, foreign: as
-    `zoo.weights.resolve.Weights` has them.
+    `zoo.weights.sources.Weights` has them (`is_community_model`).
     """
 
     name: str
