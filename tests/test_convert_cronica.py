@@ -39,7 +39,7 @@ def test_directory_and_file_give_the_same():
 
 def test_content_decides_not_the_name(tmp_path):
     shutil.copy(GOLDEN / "ckpt_002000.pkl", tmp_path / "weights.bin")
-    assert zoo.convert.detect_format(tmp_path / "weights.bin") is cronica
+    assert zoo.convert.detect_format(tmp_path / "weights.bin") is cronica.FORMAT
     write(tmp_path / "ckpt_009999.pkl", ["something", "else"])
     shutil.copy(GOLDEN / "ckpt_002000.pkl", tmp_path / "ckpt_000003.pkl")
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import zoo
 from zoo.cli.main import main
-from zoo.convert import bwetaf, gguf, huggingface, mlx
+from zoo.convert import bwetaf, gguf, llama_shaped, mlx, nanochat_hf
 from zoo.errors import UserError
 from zoo.evaluate import verification
 from zoo.language_model import LanguageModel
@@ -202,7 +202,7 @@ def test_gguf_says_what_llama_cpp_asks_for(tmp_path, koda):
     reader = package.GGUFReader(tmp_path / "out" / "small-F16.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == "llama" and fields["llama.attention.head_count_kv"] == 2
-    assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["tokenizer.chat_template"] == huggingface.KODALITE_CHAT
+    assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["tokenizer.chat_template"] == llama_shaped.KODALITE_CHAT
     assert len(fields["tokenizer.ggml.tokens"]) == koda.config.vocab_size
     assert fields["tokenizer.ggml.eos_token_id"] == koda.tokenizer.eos_id
     modelfile = (tmp_path / "out" / "Modelfile").read_text()
@@ -234,7 +234,7 @@ def test_of_several_gguf_files_in_a_directory_one_is_read(tmp_path, koda):
     package = pytest.importorskip("gguf")
     koda.export(tmp_path, "gguf", name="m")
     (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF, but not read")
-    assert zoo.convert.detect_format(tmp_path) is gguf
+    assert zoo.convert.detect_format(tmp_path) is gguf.FORMAT
     assert gguf.examine(tmp_path).file == tmp_path / "m-F16.gguf"
     reader = package.GGUFReader(tmp_path / "m-F16.gguf", "r+")
     reader.fields["llama.block_count"].parts[-1][0] = 1000
@@ -322,9 +322,9 @@ def test_mlx_as_mlx_lm_writes_it(tmp_path, koda):
     """Its config.json has the block twice; the two may not differ."""
     koda.export(tmp_path / "out", "mlx", bits=8)
     about = tmp_path / "out" / "config.json"
-    plain, content = mlx.load(tmp_path / "out"), json.loads(about.read_text())
+    plain, content = zoo.convert.load(tmp_path / "out"), json.loads(about.read_text())
     about.write_text(json.dumps(content | {"quantization_config": content["quantization"]}))
-    again = mlx.load(tmp_path / "out")
+    again = zoo.convert.load(tmp_path / "out")
     assert again.config == plain.config
     one, other = build.flatten(again.params), build.flatten(plain.params)
     assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
@@ -555,7 +555,7 @@ def test_a_wrong_export_is_found(tmp_path):
 
 
 def test_the_code_for_torch_imports_nothing_of_zoo():
-    for name in huggingface.GELU_FILES:
+    for name in nanochat_hf.CODE:
         tree = ast.parse((Path(gguf.__file__).parent / "gelu_gpt" / name).read_text())
         imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         imported += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import zoo.convert
 from zoo import registry, tokenizers
-from zoo.convert import bwetaf, kodalite, llama, nanochat, peft, portable, tiny
+from zoo.convert import bwetaf, hf, koda, llama, nanochat, nanochat_names, peft, portable, tiny
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.hf import HFTokenizer
@@ -23,9 +23,9 @@ READ = {
     "gelu": ("gelu", nanochat, "gelu-d12", None),
     "gelu-orbax": ("gelu/orbax", nanochat, "gelu-d12", 100),
     "gelu-orbax-step": ("gelu/orbax/100", nanochat, "gelu-d12", 100),
-    "kodalite": ("kodalite", llama, "kodalite-1.3b", None),
-    "koda-safetensors": ("kodalite_native", kodalite, "kodalite-1.3b", None),
-    "koda-orbax": ("kodalite_native/step_000100.orbax", kodalite, "kodalite-1.3b", 100),
+    "kodalite": ("kodalite", hf, "kodalite-1.3b", None),
+    "koda-safetensors": ("kodalite_native", koda, "kodalite-1.3b", None),
+    "koda-orbax": ("kodalite_native/step_000100.orbax", koda, "kodalite-1.3b", 100),
     "tiny": ("tiny", tiny, "tiny-lm", None),
 }
 
@@ -56,7 +56,7 @@ def edit_json(file, **changes):
 @pytest.mark.parametrize("name", READ)
 def test_formats_are_told_apart_and_read_whole(name):
     place, module, model, step = READ[name]
-    assert zoo.convert.detect_format(GOLDEN / place) is module
+    assert zoo.convert.detect_format(GOLDEN / place) is module.FORMAT
     found = zoo.convert.examine(GOLDEN / place)
     assert found.problems() == [] and found.step == step and found.model_name == model
     loaded = found.load()
@@ -66,22 +66,22 @@ def test_formats_are_told_apart_and_read_whole(name):
 
 
 def test_the_two_files_of_a_model_hold_the_same():
-    assert_equal(nanochat.load(GOLDEN / "gelu").params, nanochat.load(GOLDEN / "gelu/orbax").params)
+    assert_equal(zoo.convert.load(GOLDEN / "gelu").params, zoo.convert.load(GOLDEN / "gelu/orbax").params)
     native = GOLDEN / "kodalite_native"
-    flax, orbax = kodalite.load(native), kodalite.load(native / "step_000100.orbax")
+    flax, orbax = zoo.convert.load(native), zoo.convert.load(native / "step_000100.orbax")
     assert_equal(flax.params, orbax.params)
     assert flax.config == orbax.config
 
 
 def test_koda_state_alone_tells_its_config(tmp_path):
     shutil.copytree(GOLDEN / "kodalite_native/step_000100.orbax", tmp_path / "step_000100.orbax")
-    alone, beside = kodalite.load(tmp_path), kodalite.load(GOLDEN / "kodalite_native")
+    alone, beside = zoo.convert.load(tmp_path), zoo.convert.load(GOLDEN / "kodalite_native")
     assert alone.config == beside.config and alone.step == 100
 
 
 def test_orbax_of_gelu_falls_back_on_its_metadata(tmp_path):
     shutil.copytree(GOLDEN / "gelu/orbax/100", tmp_path / "100")
-    assert nanochat.load(tmp_path).config == nanochat.load(GOLDEN / "gelu/orbax").config
+    assert zoo.convert.load(tmp_path).config == zoo.convert.load(GOLDEN / "gelu/orbax").config
     shutil.rmtree(tmp_path / "100/metadata")
     with pytest.raises(UserError, match=r"config\.json.*fetch it"):
         nanochat.examine(tmp_path)
@@ -89,19 +89,19 @@ def test_orbax_of_gelu_falls_back_on_its_metadata(tmp_path):
 
 def test_both_spellings_of_a_llama_config(tmp_path):
     target = copied("kodalite", tmp_path)
-    older = llama.load(target)
+    older = zoo.convert.load(target)
     (target / "config_transformers5.json").rename(target / "config.json")
-    assert llama.load(target).config == older.config
+    assert zoo.convert.load(target).config == older.config
     assert older.config["rope_theta"] == 10000.0 and older.config["norm_eps"] == 1e-6
 
 
 SAVED = {
-    "bwetaf": ("bwetaf", bwetaf, bwetaf),
-    "gelu": ("gelu", nanochat, nanochat),
-    "kodalite": ("kodalite", llama, llama),
-    "koda": ("kodalite_native", kodalite, kodalite),
-    "koda-to-hf": ("kodalite_native", kodalite, llama),
-    "tiny": ("tiny", tiny, tiny),
+    "bwetaf": ("bwetaf", bwetaf, bwetaf.FORMAT),
+    "gelu": ("gelu", nanochat, nanochat.FORMAT),
+    "kodalite": ("kodalite", llama, hf.FORMAT),
+    "koda": ("kodalite_native", koda, koda.FORMAT),
+    "koda-to-hf": ("kodalite_native", llama, hf.FORMAT),
+    "tiny": ("tiny", tiny, tiny.FORMAT),
 }
 
 
@@ -122,13 +122,13 @@ def small_tokenizer():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SAVED)
 def test_round_trip_is_bit_identical(name, dtype, tmp_path):
-    place, reader, writer = SAVED[name]
-    loaded = reader.load(GOLDEN / place)
+    place, writer, format = SAVED[name]
+    loaded = zoo.convert.load(GOLDEN / place)
     config = config_of(loaded)
     flat = {path: leaf.astype(dtype) for path, leaf in build.flatten(loaded.params).items()}
     writer.save(tmp_path / "out", config=config, params=build.unflatten(flat), step=7, tokenizer=small_tokenizer())
-    assert zoo.convert.detect_format(tmp_path / "out") is writer
-    again = writer.examine(tmp_path / "out")
+    assert zoo.convert.detect_format(tmp_path / "out") is format
+    again = format.open(tmp_path / "out")
     stored = {str(again.tensors[rule.theirs].dtype) for rule in again.rules.values()}
     assert stored == {"float32" if name == "tiny" else dtype}
     assert_equal(again.load().params, build.unflatten({path: leaf.astype("float32") for path, leaf in flat.items()}))
@@ -143,21 +143,21 @@ def test_names_of_tensors_are_those_of_the_originals(tmp_path):
     """The files written have the very tensors of the files read: names, shapes and bits."""
     for place, module, file in (
         ("kodalite", llama, "model.safetensors"),
-        ("kodalite_native", kodalite, "model.safetensors"),
+        ("kodalite_native", koda, "model.safetensors"),
     ):
-        loaded = module.load(GOLDEN / place)
+        loaded = zoo.convert.load(GOLDEN / place)
         module.save(tmp_path / place, config=config_of(loaded), params=loaded.params)
         ours, theirs = load_file(tmp_path / place / file), load_file(GOLDEN / place / file)
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
-    loaded = bwetaf.load(GOLDEN / "bwetaf")
+    loaded = zoo.convert.load(GOLDEN / "bwetaf")
     bwetaf.save(tmp_path / "b", config=config_of(loaded), params=loaded.params)
     ours, theirs = (
         serialization.msgpack_restore((place / "good_stuff.pkl").read_bytes())
         for place in (tmp_path / "b", GOLDEN / "bwetaf")
     )
     assert_equal(ours, theirs)
-    loaded = tiny.load(GOLDEN / "tiny")
+    loaded = zoo.convert.load(GOLDEN / "tiny")
     tiny.save(tmp_path / "t", config=config_of(loaded), params=loaded.params)
     ours, theirs = np.load(tmp_path / "t/params.npz"), np.load(GOLDEN / "tiny/params.npz")
     assert set(ours) == set(theirs) and all(np.array_equal(ours[key], theirs[key]) for key in ours)
@@ -167,17 +167,17 @@ def test_names_of_tensors_are_those_of_the_originals(tmp_path):
     ("name", "module", "gradients"),
     [
         ("bwetaf", bwetaf, "grads_f32.npz"),
-        ("gelu", nanochat, "grads.npz"),
+        ("gelu", nanochat_names, "grads.npz"),
         ("kodalite", llama, "grads.npz"),
         ("tiny", tiny, "grads.npz"),
     ],
 )
 def test_gradients_go_there_and_back(name, module, gradients):
-    config = module.load(GOLDEN / name).config
+    config = zoo.convert.load(GOLDEN / name).config
     theirs = dict(np.load(GOLDEN / name / gradients))
     ours = module.from_original(theirs, config)
     shapes = {path: leaf.shape for path, leaf in build.flatten(ours).items()}
-    assert shapes == module.examine(GOLDEN / name).wanted
+    assert shapes == zoo.convert.examine(GOLDEN / name).wanted
     back = module.to_original(ours, config)
     assert back.keys() == theirs.keys()
     assert all(np.array_equal(back[key], theirs[key]) for key in theirs)
@@ -194,19 +194,19 @@ def test_sharded_directory(tmp_path):
     index = target / "model.safetensors.index.json"
     weight_map = {name: file for file, held in parts.items() for name in held}
     index.write_text(json.dumps({"weight_map": weight_map}))
-    assert_equal(llama.load(target).params, llama.load(GOLDEN / "kodalite").params)
+    assert_equal(zoo.convert.load(target).params, zoo.convert.load(GOLDEN / "kodalite").params)
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "../../etc/passwd"}}))
     with pytest.raises(UserError, match=r"passwd|leads out"):
-        llama.load(target)
+        zoo.convert.load(target)
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "a" * 5000}}))
     with pytest.raises(UserError, match=r"'a{80}' names no file"):
-        llama.load(target)
+        zoo.convert.load(target)
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "gone.safetensors"}}))
     with pytest.raises(UserError, match=r"lists gone\.safetensors, which is not there"):
-        llama.load(target)
+        zoo.convert.load(target)
     index.write_text(json.dumps({"weight_map": weight_map | {"lm_head.weight": "model-00002-of-00002.safetensors"}}))
     with pytest.raises(UserError, match="lacks lm_head"):
-        llama.load(target)
+        zoo.convert.load(target)
 
 
 def hf_llama(directory, **fields):
@@ -308,7 +308,7 @@ def test_configs_that_do_not_fit_are_refused_by_name(tmp_path, name, file, chang
 def test_the_published_spelling_of_flash_attention_is_read(tmp_path):
     target = copied("bwetaf", tmp_path)
     edit_json(target / bwetaf.CONFIG, use_flash_attention=False, res_scale=1.0, dtype="bfloat16", num_heads=[4, 4])
-    again, original = bwetaf.load(target), bwetaf.load(GOLDEN / "bwetaf")
+    again, original = zoo.convert.load(target), zoo.convert.load(GOLDEN / "bwetaf")
     assert again.config == original.config
     assert_equal(again.params, original.params)
 
@@ -339,14 +339,14 @@ def test_a_window_pattern_in_small_letters(tmp_path):
 def test_an_orbax_config_need_not_say_whether_the_table_is_tied(tmp_path):
     from zoo.convert import orbax_tree
 
-    loaded = nanochat.load(GOLDEN / "gelu")
+    loaded = zoo.convert.load(GOLDEN / "gelu")
     untied = config_of(loaded).from_dict({**loaded.config, "tie_embeddings": False})
     flat = build.flatten(loaded.params)
     head = np.ones((untied.embed_dim, untied.vocab_size), np.float32)
     params = build.unflatten({**flat, "lm_head/kernel": head})
     for number, (config, tree) in enumerate(((config_of(loaded), loaded.params), (untied, params))):
-        names = nanochat.to_flax(tree, config) | {name: np.ones((1, 4, 1, 2)) for name in nanochat.TABLES}
-        theirs = nanochat.their_config(config.to_dict())
+        names = nanochat_names.to_flax(tree, config) | {name: np.ones((1, 4, 1, 2)) for name in nanochat_names.TABLES}
+        theirs = nanochat_names.their_config(config.to_dict())
         del theirs["tie_embeddings"]
         tree = build.unflatten({name.replace(".", "/"): array for name, array in names.items()})
         orbax_tree.save_composite(tmp_path / str(number), 3, tree, {"step": 3, "model_config": theirs})
@@ -368,7 +368,7 @@ def test_an_orbax_config_need_not_say_whether_the_table_is_tied(tmp_path):
 def test_a_number_of_layers_is_held_against_the_file_first(tmp_path, place, file, field):
     """All that is made for each layer would be made a million times before anything is found missing."""
     if place == "portable":
-        loaded = llama.load(GOLDEN / "kodalite")
+        loaded = zoo.convert.load(GOLDEN / "kodalite")
         portable.save(tmp_path / "copy", name=loaded.model_name, config=config_of(loaded), params=loaded.params)
         target = tmp_path / "copy"
     else:
@@ -392,7 +392,7 @@ def test_a_number_of_layers_is_held_against_the_file_first(tmp_path, place, file
     ],
 )
 def test_a_zoo_json_that_names_nothing(tmp_path, changes, named):
-    loaded = tiny.load(GOLDEN / "tiny")
+    loaded = zoo.convert.load(GOLDEN / "tiny")
     portable.save(tmp_path / "copy", name=loaded.model_name, config=config_of(loaded), params=loaded.params)
     edit_json(tmp_path / "copy" / portable.CONFIG_FILE, **changes)
     with pytest.raises(UserError, match=named):
@@ -427,7 +427,7 @@ def halved(params):
 
 
 def optimizer_state(**more):
-    loaded = bwetaf.load(GOLDEN / "bwetaf")
+    loaded = zoo.convert.load(GOLDEN / "bwetaf")
     flat = bwetaf.to_original(halved(loaded.params), loaded.config)
     moments = {
         key: {"params": build.unflatten({name.replace(".", "/"): array for name, array in flat.items()})}
@@ -495,17 +495,17 @@ def test_torch_file(tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(array) for name, array in load_file(GOLDEN / "gelu/model.safetensors").items()}
     theirs = json.loads((GOLDEN / "gelu/config.json").read_text())
-    config = {name: theirs[name] for name in {**nanochat.REQUIRED, **nanochat.OPTIONAL}}
+    config = {name: theirs[name] for name in {**nanochat_names.REQUIRED, **nanochat_names.OPTIONAL}}
     file = torch_file(tmp_path / "gelu.pt", {"config": config, "state_dict": state})
-    assert zoo.convert.detect_format(file) is nanochat
-    assert_equal(nanochat.load(file).params, nanochat.load(GOLDEN / "gelu").params)
+    assert zoo.convert.detect_format(file) is nanochat.FORMAT
+    assert_equal(zoo.convert.load(file).params, zoo.convert.load(GOLDEN / "gelu").params)
     halves = {name.removeprefix("model."): value.bfloat16() for name, value in state.items()}
-    half = nanochat.load(torch_file(tmp_path / "half.pt", {"config": config, "model": halves}))
-    expected = build.flatten(nanochat.load(GOLDEN / "gelu").params)
+    half = zoo.convert.load(torch_file(tmp_path / "half.pt", {"config": config, "model": halves}))
+    expected = build.flatten(zoo.convert.load(GOLDEN / "gelu").params)
     for path, leaf in build.flatten(half.params).items():
         assert np.array_equal(leaf, expected[path].astype(ml_dtypes.bfloat16).astype(np.float32))
     with pytest.raises(UserError, match="no 'config'"):
-        nanochat.load(torch_file(tmp_path / "bare.pt", state))
+        zoo.convert.load(torch_file(tmp_path / "bare.pt", state))
 
 
 class Attack:
@@ -522,7 +522,7 @@ def test_a_torch_file_runs_nothing(tmp_path):
     witness = tmp_path / "witness"
     file = torch_file(tmp_path / "evil.pt", {"config": {}, "state_dict": Attack(witness)})
     with pytest.raises(UserError, match=r"evil\.pt: refused by torch\.load"):
-        nanochat.load(file)
+        zoo.convert.load(file)
     assert not witness.exists()
 
 
@@ -533,7 +533,7 @@ def test_a_torch_file_runs_nothing(tmp_path):
         ("bwetaf", bwetaf, {"embed_rope": False}, "embed_rope"),
         ("gelu", nanochat, {"smear": False}, "smear"),
         ("gelu", nanochat, {"activation": "relu_squared"}, "activation"),
-        ("kodalite_native", kodalite, {"norm_eps": 1e-5}, "norm_eps"),
+        ("kodalite_native", koda, {"norm_eps": 1e-5}, "norm_eps"),
         ("kodalite", llama, {"rope_dtype": "bfloat16"}, "rope_dtype"),
         ("tiny", tiny, {"norm_eps": 1e-6}, "norm_eps"),
     ],

@@ -492,7 +492,7 @@ def test_a_run_that_is_not_there_is_not_sought_on_the_hub(tmp_path, monkeypatch)
 
 
 def test_reasons_are_cut_at_a_word():
-    from zoo.tokenizers.hub import first_line
+    from zoo.util import first_line
 
     told = first_line(RuntimeError("word " * 60 + "\nsecond line"))
     assert len(told) <= 200 and told.endswith("word ...")

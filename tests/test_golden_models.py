@@ -16,6 +16,7 @@ from flax import nnx
 
 import zoo.convert
 from zoo import registry
+from zoo.convert.base import Loaded
 from zoo.layers.rotary import rotary_tables
 from zoo.layers.segments import split_at
 from zoo.models import build
@@ -29,7 +30,7 @@ class Fixture:
     """A published model as loaded, and the arrays its original gave."""
 
     folder: str
-    loaded: zoo.convert.Loaded
+    loaded: Loaded
     graphdef: nnx.GraphDef
     params: dict
 
@@ -45,7 +46,7 @@ class Fixture:
         return nnx.merge(graphdef, self.params if params is None else params)
 
 
-def structure(loaded: zoo.convert.Loaded, **overrides) -> nnx.GraphDef:
+def structure(loaded: Loaded, **overrides) -> nnx.GraphDef:
     spec = registry.describe(loaded.model_name)
     config = spec.config_class().from_dict({**loaded.config, **overrides})
     return build.abstract_params(spec.model_class(), config)[0]
@@ -73,7 +74,7 @@ NAMES = {
     "bwetaf": {name: f"{name}_f32" for name in WITH_DTYPE},
     "tiny": {"logits": "raw_logits"},
 }
-CONVERTERS = {"gelu": "nanochat", "kodalite": "llama", "tiny": "tiny", "bwetaf": "bwetaf"}
+CONVERTERS = {"gelu": "nanochat_names", "kodalite": "llama", "tiny": "tiny", "bwetaf": "bwetaf"}
 
 
 def named(golden: Fixture, name: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zoo import registry
+from zoo import convert, registry
 from zoo.convert import portable
 from zoo.convert.base import storage_dtype
 from zoo.errors import UserError
@@ -394,7 +394,7 @@ class LanguageModel:
         """
         from zoo.weights.export import Exported, export
 
-        if format == "peft":
+        if convert.find_format(format).adapters:
             options = {"name": name, "dtype": dtype, "quantization": quantization, "bits": bits}
             return adapters.export(directory, self.module, self.config, self.origin, merged=self._merged, **options)
         params = nnx.to_pure_dict(nnx.state(self.merge().module))
@@ -408,7 +408,7 @@ class LanguageModel:
             path,
             step,
             official=self.origin is not None and self.origin.official,
-            foreign=self.is_community_model,
+            is_community_model=self.is_community_model,
         )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 

@@ -40,6 +40,12 @@ def cache_directory() -> Path:
     return Path(own or f"{users}/zoo").expanduser().absolute()
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's text, at most `limit` characters; its class's name where it has none."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= limit else line[: limit - 4].rsplit(" ", 1)[0] + " ..."
+
+
 def is_utf8(text: str) -> bool:
     """Whether the text can be written as UTF-8; halves of characters cannot, nor bytes that Python read as such."""
     try:

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from zoo.checkpoints import pytree as trees
 from zoo.checkpoints import storage
 from zoo.distributed.collectives import is_main_process
-from zoo.util import sha256_hex
+from zoo.util import first_line, sha256_hex
 
 FORMAT = 2
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -203,7 +203,7 @@ def _damage() -> Iterator[None]:
     except Exception as error:
         if any(word in str(error) for word in _NOT_DAMAGE):
             raise
-        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {storage.first_line(error)}") from error
+        raise DamagedCheckpoint(f"it cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _context(path: epath.Path, *, alone: bool = False) -> ocp.Context:

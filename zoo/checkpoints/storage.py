@@ -13,7 +13,7 @@ from pathlib import Path
 from etils import epath
 
 from zoo.errors import UserError
-from zoo.util import atomic_write, cache_directory
+from zoo.util import atomic_write, cache_directory, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -99,11 +99,6 @@ def refused(error: BaseException) -> str | None:
 def full(error: BaseException) -> str | None:
     """The same for what has no room any more: the disk, a quota, or a file that may not grow further."""
     return _says(error, _FULL)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 160 characters of it."""
-    return (str(error).splitlines() or [""])[0][:160]
 
 
 def _says(error: BaseException | None, numbers: tuple[int, ...]) -> str | None:

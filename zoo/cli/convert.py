@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-FORMATS = "hf, gguf, mlx, peft (adapters alone), cronica, bwetaf, nanochat, koda or tiny."
+from zoo.convert import FORMATS  # the names alone: no format's module is imported
+
+NAMES = ", ".join(FORMATS).replace("peft", "peft (adapters alone)")
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A run, a directory, a file or a name.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A directory that is not there yet.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=FORMATS)],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"One of {NAMES}.")],
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32. Default: as the source stores them.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Of gguf: F16 (default), Q8_0 or Q4_K_M.")] = None,
     bits: Annotated[int | None, typer.Option(help="Of mlx: 8 or 4. Default: float16.")] = None,
@@ -29,16 +31,19 @@ def convert(
     """
     from collections import Counter
 
+    from zoo.convert import find_format
     from zoo.convert.base import DTYPES, storage_dtype
     from zoo.language_model import load
     from zoo.weights import resolve
 
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype").name
+    format = find_format(to)
+    to = format.name
     found = resolve.find(source)
     stored = Counter(tensor.dtype.name for tensor in found.tensors()).most_common(1)[0][0]
     stored = stored if stored in DTYPES else "float32"
     lm = load(source)
-    if wanted is None and to not in ("gguf", "mlx", "peft"):  # which have types of their own
+    if wanted is None and not format.own_dtypes:
         wanted = stored
     lm.export(target, to, name=name, dtype=wanted, quantization=quantization, bits=bits)
     print(f"{target}: written as {to}")

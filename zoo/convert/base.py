@@ -19,6 +19,7 @@ from zoo import registry
 from zoo.convert.layouts import AS_IS, Layout
 from zoo.errors import UserError
 from zoo.models import build
+from zoo.util import first_line
 
 LARGEST_SIZE = 1 << 40  # of a config's whole numbers; products of larger ones overflow what computes with them
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights may be stored as in files
@@ -149,8 +150,7 @@ class Published:
             except UserError:
                 raise
             except Exception as error:  # each library has its own way to say that a file is damaged
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-                raise UserError(f"{self.file}: {rule.theirs} cannot be read ({reason})") from None
+                raise UserError(f"{self.file}: {rule.theirs} cannot be read ({first_line(error)})") from None
             if array.shape != self.tensors[rule.theirs].shape:
                 raise UserError(f"{self.file}: {rule.theirs} has another shape than the file's head says")
             if not all_finite(array):

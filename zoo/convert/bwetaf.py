@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import msgpack
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Format, HubFiles, matching, writer
 from zoo.convert.layouts import PADDED_BIAS
 from zoo.convert.tokenizer_files import spelling, tokenizer_json
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "bwetaf-97m"
 WEIGHTS, CONFIG, OPTIMIZER = "good_stuff.pkl", "understanding_good_stuff.json", "make_stuff_better.pkl"
@@ -100,11 +101,6 @@ def examine(path: str | os.PathLike) -> Published:
         rules=rules(config),
         tokenizer_path=files.existing(directory, TOKENIZER),
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(
@@ -305,8 +301,7 @@ class _Msgpack:
                 data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
                 return dict(_leaves(msgpack.unpackb(data, ext_hook=hook, raw=False), ""))
         except Exception as error:  # msgpack raises many kinds, NumPy a few more, a map in a map in a map another
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({reason})") from None
+            raise UserError(f"{self._file}: cannot be read as Flax msgpack ({first_line(error)})") from None
 
 
 class _Head:
@@ -340,3 +335,19 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif tree is not None:
         yield prefix, tree
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return matching(names, WEIGHTS, CONFIG, "stats.json", "tokenizer/*.json") if WEIGHTS in names else []
+
+
+FORMAT = Format(
+    name="bwetaf",
+    detect=detect,
+    open=examine,
+    write=writer(save),
+    model_name=MODEL_NAME,
+    hub_files=(HubFiles(10, _hub_files),),
+    tokenizer_file=TOKENIZER,
+    opened_by="BwETAF 0.6",
+)

@@ -9,14 +9,16 @@ import math
 import os
 import pickle
 import pickletools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo.convert import base, files, safe_pickle
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Format, HubFiles, writer
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
 from zoo.models.cronica import CronicaConfig
@@ -84,11 +86,6 @@ def examine(path: str | os.PathLike) -> Published:
         tokenizer_path=files.existing(file.parent, "tokenizer.json"),
         step=_step(content.get("step"), file),
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with the parameters as the model has them; UserError where they do not fit its config."""
-    return examine(path).load()
 
 
 def save(
@@ -197,3 +194,20 @@ def _tensors(theirs: dict[str, Any], config: Mapping[str, Any], file: Path) -> d
         if not isinstance(value, np.ndarray):
             raise UserError(f"{file}: {name} is a {type(value).__name__}, not an array")
     return {name: Tensor(array.shape, array.dtype, lambda array=array: array) for name, array in found.items()}
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    """Returns the checkpoint of the highest step."""
+    steps = [name for name in names if re.fullmatch(r"ckpt_\d+\.pkl", name)]
+    return [max(steps, key=lambda name: int(name[5:-4]))] if steps else []
+
+
+FORMAT = Format(
+    name="cronica",
+    detect=detect,
+    open=examine,
+    write=writer(save),
+    model_name=MODEL_NAME,
+    hub_files=(HubFiles(20, _hub_files),),
+    opened_by="cronica-jax",
+)

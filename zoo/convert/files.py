@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
+from zoo.util import first_line
 
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB, which no such file is")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not an object with fields")
     return content
@@ -94,7 +95,7 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
             head = json.loads(stream.read(length))
         content = np.memmap(path, np.uint8, "r")[8 + length :] if kinds else np.empty(0, np.uint8)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as safetensors ({first_line(error)})") from None
     return {
         name: Tensor(shape, dtype, _reader(content, head[name]["data_offsets"], shape, dtype))
         for name, (shape, dtype) in kinds.items()
@@ -173,7 +174,7 @@ def open_npz(path: Path) -> dict[str, Tensor]:
             if claimed > max(MAX_EXPANSION * stored, 1 << 28):
                 raise ValueError(f"{stored:,} bytes that claim to unpack to {claimed:,}: no trained weights do")
     except Exception as error:  # NumPy gives a head to Python's own tokenizer and parser, which raise their own
-        raise UserError(f"{path}: cannot be read as npz ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as npz ({first_line(error)})") from None
     return found
 
 
@@ -183,7 +184,3 @@ def _npz_reader(path, name):
             return archive[name]
 
     return read
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -11,19 +11,22 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
-from zoo.convert.huggingface import LlamaShaped
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Exported, Format, HubFiles
 from zoo.convert.layouts import TRANSPOSED, Layout, interleaved
+from zoo.convert.llama_shaped import KODALITE_EOS, LlamaShaped, as_llama, refusal
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import first_line
 
 MODEL_NAME = "kodalite-1.3b"
 MAGIC = b"GGUF"
@@ -49,10 +52,10 @@ TEMPLATE \"\"\"{{{{- range .Messages }}}}{{{{ if eq .Role "user" }}}}<|user|>
 {{{{ .Content }}}}
 <|assistant|>
 {{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}<|endoftext|>{{{{ end }}}}{{{{ end }}}}\"\"\"
-PARAMETER stop "<|end|>"
-PARAMETER stop "<|endoftext|>"
-PARAMETER temperature 0.7
-PARAMETER top_k 40
+PARAMETER stop "{stop}"
+PARAMETER stop "{eos}"
+PARAMETER temperature {temperature}
+PARAMETER top_k {top_k}
 PARAMETER num_ctx {context}
 """
 
@@ -79,8 +82,7 @@ def examine(path: str | os.PathLike) -> Published:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{file}: cannot be read as GGUF ({reason})") from None
+        raise UserError(f"{file}: cannot be read as GGUF ({first_line(error)})") from None
     base.check_layers(config, tensors, file)
     return Published(
         kind="GGUF (llama.cpp)",
@@ -92,17 +94,13 @@ def examine(path: str | os.PathLike) -> Published:
     )
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read, quantised ones as the numbers they stand for."""
-    return examine(path).load()
+def write(model: Exported, directory: Path, *, quantization: str | None = None) -> None:
+    """Writes `<name>-<quantization>.gguf`, and a Modelfile where there is a chat template.
 
-
-def save(directory: Path, model: LlamaShaped, *, name: str, kind: str = "F16") -> Path:
-    """Write `<name>-<kind>.gguf` (and a Modelfile where there is a chat template); returns the file.
-
-    kind: one of TYPES; norms and biases stay float32. UserError for what llama.cpp does not compute.
+    `quantization` is one of TYPES, F16 by default; norms and biases stay float32. Raises UserError for what llama.cpp
+    does not compute.
     """
-    gguf = _package()
+    gguf, kind, model = _package(), quantization or "F16", as_llama(model)
     if kind not in TYPES:
         raise UserError(f"gguf: there is no type {kind!r} here; known: {', '.join(TYPES)}")
     quantise = _quantiser() if kind == "Q4_K_M" else None
@@ -111,20 +109,27 @@ def save(directory: Path, model: LlamaShaped, *, name: str, kind: str = "F16") -
         raise UserError("model.mlp_bias: llama.cpp's Llama has no biases in its MLP")
     if ours["rope_dtype"] != "float32":
         raise UserError("model.rope_dtype: llama.cpp computes rotary angles in float32; load with rope_dtype='float32'")
-    file = directory / f"{name}-{kind}.gguf"
+    file = directory / f"{model.name}-{kind}.gguf"
     if quantise is None:
-        _write(gguf, file, model, kind, name)
+        _write(gguf, file, model, kind)
     else:
-        unquantised = directory / f"{name}-F16.gguf"
-        _write(gguf, unquantised, model, "F16", name)
+        unquantised = directory / f"{model.name}-F16.gguf"
+        _write(gguf, unquantised, model, "F16")
         failure = quantise(unquantised, file)
         unquantised.unlink()
         if failure is not None:
             raise UserError(f"gguf: llama.cpp could not quantise the model: {failure}; take Q8_0 or F16")
     if model.chat_template is not None:
-        text = MODELFILE.format(file=file.name, context=model.config.max_seq_len)
+        sampling = model.sampling
+        text = MODELFILE.format(
+            file=file.name,
+            stop=model.stop_strings[0],
+            eos=KODALITE_EOS,
+            temperature=sampling["temperature"],
+            top_k=sampling["top_k"],
+            context=model.config.max_seq_len,
+        )
         (directory / "Modelfile").write_text(text, encoding="utf-8")
-    return file
 
 
 def _quantiser() -> Callable[[Path, Path], str | None]:
@@ -248,10 +253,10 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str, name: str) -> None:
+def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
     ours = model.config.to_dict()
     writer = gguf.GGUFWriter(file, "llama")
-    writer.add_name(name)
+    writer.add_name(model.name)
     writer.add_vocab_size(ours["vocab_size"])
     writer.add_context_length(ours["max_seq_len"])
     writer.add_embedding_length(ours["embed_dim"])
@@ -327,3 +332,24 @@ def _write_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaS
     writer.add_add_bos_token(tokenizer.bos_id is not None)
     if model.chat_template is not None:
         writer.add_chat_template(model.chat_template)
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    chosen = choose(name for name in names if "/" not in name)
+    return [] if chosen is None else [chosen]
+
+
+FORMAT = Format(
+    name="gguf",
+    detect=detect,
+    open=examine,
+    write=write,
+    accepts=partial(refusal, "gguf"),
+    options=("quantization",),
+    own_dtypes=True,
+    official=False,
+    community=True,
+    hub_files=(HubFiles(40, _hub_files),),
+    tokenizer_file=None,
+    opened_by="llama.cpp, Ollama (with the Modelfile, where there is one) and what builds on them",
+)

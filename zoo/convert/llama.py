@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
 from zoo.convert.layouts import TRANSPOSED
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
@@ -96,11 +96,6 @@ def examine(path: str | os.PathLike, *, theirs: Mapping[str, Any] | None = None)
         tokenizer_path=files.existing(path, "tokenizer.json") or files.existing(path, "tokenizer.model"),
         ignored=frozenset(ignored),
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(

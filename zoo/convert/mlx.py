@@ -6,13 +6,14 @@ scale and a bias for every 64 numbers of a row: w = scale * q + bias, as MLX com
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from zoo.convert import files, huggingface, llama
-from zoo.convert.base import Loaded, Published, Tensor
-from zoo.convert.huggingface import LlamaShaped
+from zoo.convert import files, hf, llama, llama_shaped
+from zoo.convert.base import Published, Tensor
+from zoo.convert.format import SAFETENSORS, Exported, Format
 from zoo.errors import UserError
 from zoo.util import atomic_write
 
@@ -55,19 +56,14 @@ def examine(path: str | os.PathLike) -> Published:
     return Published(**{**vars(found), "tensors": tensors, "kind": f"MLX directory, {bits} bits"})
 
 
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
+def write(model: Exported, directory: Path, *, bits: int | None = None) -> None:
+    """Writes the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest.
 
-
-def save(directory: Path, model: LlamaShaped, *, bits: int | None = None) -> None:
-    """Write the directory: float16, or with `bits` (8 or 4) quantised matrices and float16 for the rest.
-
-    UserError for other bits, numbers beyond float16, and what transformers' Llama does not compute.
+    Raises UserError for other bits, numbers beyond float16, and what transformers' Llama does not compute.
     """
     if bits is not None and bits not in BITS:
         raise UserError(f"mlx: bits is {bits}; there are {BITS}")
-    huggingface.save_llama(directory, model)
+    hf.save_llama(directory, llama_shaped.as_llama(model))
     tensors = {
         name: _half(name, item.read()) for name, item in files.open_safetensors(directory / files.SINGLE).items()
     }
@@ -126,3 +122,18 @@ def _dequantised(weight: Tensor, scales: Tensor, biases: Tensor, group: int, bit
         return (q * scale + bias).reshape(shape)
 
     return Tensor(shape, np.dtype(np.float32), read)
+
+
+FORMAT = Format(
+    name="mlx",
+    detect=detect,
+    open=examine,
+    write=write,
+    accepts=partial(llama_shaped.refusal, "mlx"),
+    options=("bits",),
+    own_dtypes=True,
+    official=False,
+    community=True,
+    hub_files=(SAFETENSORS,),
+    opened_by="mlx-lm",
+)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from zoo.convert import files
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
+from zoo.util import first_line
 
 
 def is_tree(path: Path) -> bool:
@@ -40,8 +41,7 @@ def open_tree(path: Path) -> dict[str, Tensor]:
                 continue
             found[".".join(map(str, parts))] = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, parts))
     except Exception as error:  # Orbax and what lies below it raise whatever comes to hand
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({reason})") from None
+        raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({first_line(error)})") from None
     if not found:
         raise UserError(f"{path}: the Orbax checkpoint holds no arrays")
     return found

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from zoo.convert import base, files
+from zoo.convert.format import Format, HubFiles
 from zoo.convert.llama import LAYER_LINEARS
 from zoo.errors import UserError
 from zoo.util import atomic_write
@@ -235,3 +236,20 @@ def _shapes(model_cls: type, config: Any) -> dict[str, tuple[int, ...]]:
 def _order(item: tuple[str, Any]) -> tuple[int, str]:
     _, number, rest = item[0].split("/", 2)
     return int(number), rest
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return sorted({CONFIG, WEIGHTS}) if {CONFIG, WEIGHTS} <= set(names) else []
+
+
+FORMAT = Format(
+    name="peft",
+    detect=detect,
+    open=load,
+    own_dtypes=True,
+    adapters=True,
+    official=False,
+    community=True,
+    hub_files=(HubFiles(50, _hub_files),),
+    opened_by="`peft.PeftModel.from_pretrained`",
+)

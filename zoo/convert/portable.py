@@ -6,6 +6,7 @@ tensors are named by the parameters' paths, "layers/0/attn/q/kernel".
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from zoo import registry
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule
+from zoo.convert.base import Published, Rule
+from zoo.convert.format import Exported, Format, HubFiles, matching
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.util import atomic_write
 
-FORMAT = 1
+VERSION = 1
 CONFIG_FILE, TOKENIZER_DIR = "zoo.json", "tokenizer"
 
 
@@ -36,8 +38,8 @@ def examine(path: str | os.PathLike) -> Published:
     if missing:
         raise UserError(f"{file}: lacks {', '.join(missing)}; it does not describe a portable model")
     version, name, values = content["format"], content["model"], content["config"]
-    if version != FORMAT:
-        raise UserError(f"{file}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
+    if version != VERSION:
+        raise UserError(f"{file}: format {version!r}; this version reads {VERSION}: install the zoo that wrote it")
     if not isinstance(name, str):
         raise UserError(f"{file}: its model is {json.dumps(name)[:80]}, not a name")
     if not isinstance(values, dict):
@@ -60,11 +62,6 @@ def examine(path: str | os.PathLike) -> Published:
         tokenizer_path=files.safe_join(directory, str(tokenizer)) if tokenizer else None,
     )
     return described.with_rules({path: Rule(path) for path in described.wanted})
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(
@@ -94,10 +91,38 @@ def save(
     if tokenizer is not None:
         tokenizer.save(directory / TOKENIZER_DIR)
     content = {
-        "format": FORMAT,
+        "format": VERSION,
         "model": registry.describe(name).name,
         "config": config.to_dict(),
         "tokenizer": None if tokenizer is None else TOKENIZER_DIR,
         **({"foreign": True} if foreign else {}),
     }
     atomic_write(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _write(model: Exported, directory: Path) -> None:
+    save(
+        directory,
+        name=model.spec.name,
+        config=model.config,
+        params=model.params,
+        tokenizer=model.tokenizer,
+        foreign=model.is_community_model,
+    )
+
+
+def _hub_files(names: Sequence[str]) -> list[str]:
+    return matching(names, CONFIG_FILE, files.SINGLE, f"{TOKENIZER_DIR}/*") if CONFIG_FILE in names else []
+
+
+FORMAT = Format(
+    name="portable",
+    detect=detect,
+    open=examine,
+    write=_write,
+    official=False,
+    hub_files=(HubFiles(0, _hub_files),),
+    tokenizer_file=f"{TOKENIZER_DIR}/tokenizer.json",
+    opened_by="`zoo.load`",
+    library="zoo",
+)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import Format, writer
 from zoo.convert.layouts import head_last
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
@@ -92,11 +93,6 @@ def examine(path: str | os.PathLike) -> Published:
         rules=rules(config),
         tokenizer_path=files.existing(file.parent, "characters.json") or files.existing(file.parent, "tokenizer.json"),
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(
@@ -177,3 +173,14 @@ def _config(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
         "max_seq_len": shape("position_embedding", 2)[0],
     }
     return base.full_config(MODEL_NAME, ours)
+
+
+FORMAT = Format(
+    name="tiny",
+    detect=detect,
+    open=examine,
+    write=writer(save),
+    model_name=MODEL_NAME,
+    tokenizer_file="characters.json",
+    opened_by="any program that reads NumPy's npz",
+)

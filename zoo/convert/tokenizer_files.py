@@ -4,11 +4,15 @@ import base64
 import itertools
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import atomic_write
+
+SAMPLING = ("temperature", "top_k", "top_p", "max_new_tokens")  # settings that transformers calls the same
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -45,6 +49,42 @@ def tokenizer_config(tokenizer: Tokenizer, max_len: int, chat_template: str | No
         "clean_up_tokenization_spaces": False,
     }
     return content | ({"chat_template": chat_template} if chat_template else {})
+
+
+def save_text_files(
+    directory: Path,
+    tokenizer: Tokenizer | None,
+    max_len: int,
+    *,
+    sampling: Mapping[str, Any] | None,
+    generation: Mapping[str, Any],
+    chat_template: str | None = None,
+    only_token: str | None = None,
+) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Args:
+        directory: exists.
+        tokenizer: None where only the settings of generation are written.
+        max_len: tokens that a row may have.
+        sampling: the published settings, by the names of `zoo.generate.settings.Settings`; None where there are none.
+        generation: further fields of generation_config.json.
+        chat_template: in Jinja.
+        only_token: a special token that plays the parts of BOS and PAD too.
+
+    Raises:
+        UserError: the tokenizer has no form as tokenizer.json.
+    """
+    if tokenizer is not None:
+        atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
+        settings = tokenizer_config(tokenizer, max_len, chat_template)
+        if only_token is not None:
+            settings = {"bos_token": only_token, "pad_token": only_token, **settings}
+        atomic_write(directory / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    content = dict(generation)
+    if sampling:
+        content |= {"do_sample": True, **{name: sampling[name] for name in SAMPLING if name in sampling}}
+    atomic_write(directory / "generation_config.json", json.dumps(content, indent=2) + "\n")
 
 
 def _of_ranks(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> str:

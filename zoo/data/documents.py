@@ -21,6 +21,7 @@ from zoo.data.conversations import Conversation
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
+from zoo.util import first_line
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {
@@ -177,7 +178,7 @@ def _lines(path: Path) -> Iterator[bytes]:
                 number += 1
                 yield line
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: cannot be read ({hub.first_line(error)})") from None
+        raise UserError(f"{path}, after line {number}: cannot be read ({first_line(error)})") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -215,7 +216,7 @@ def _parquet(source: SourceFields, columns: tuple[str, ...], start: int) -> Iter
                     start = max(0, start - batch.num_rows)
                     before += batch.num_rows
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as Parquet ({hub.first_line(error)})") from None
+            raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
 def _texts(source: SourceFields) -> Iterator[Item]:
@@ -267,7 +268,7 @@ def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) 
             yield _Record(f"{source.path} ({source.split}), row {number}", values)
     except Exception as error:  # the library's, the network's and the file formats' own
         raise UserError(
-            f"{source.path}: stopped after row {number} ({hub.first_line(error)}); run again to go on from there"
+            f"{source.path}: stopped after row {number} ({first_line(error)}); run again to go on from there"
         ) from None
 
 
@@ -299,7 +300,7 @@ def open_hub(source: SourceFields) -> Any:
     except Exception as error:  # the library raises its own, the hub's, the network's and ValueError alike
         raise UserError(
             f"data.path: the data set {source.path} (config {source.config or 'default'}, split {source.split}, "
-            f"revision {source.revision or 'newest'}) cannot be read ({hub.first_line(error)})"
+            f"revision {source.revision or 'newest'}) cannot be read ({first_line(error)})"
         ) from None
 
 
@@ -317,5 +318,5 @@ def hub_revision(source: SourceFields) -> str | None:
     except Exception as error:
         raise UserError(
             f"data.path: the data set {source.path} (revision {source.revision or 'newest'}) is not to be found on "
-            f"the hub ({hub.first_line(error)})"
+            f"the hub ({first_line(error)})"
         ) from None

@@ -25,6 +25,7 @@ from zoo.errors import UserError
 from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
+from zoo.util import first_line
 
 LONGEST_PIECE = 1_000_000  # characters
 _CHUNK_ITEMS, _CHUNK_CHARACTERS = 1024, 1_000_000  # of what goes to a worker at once
@@ -84,7 +85,7 @@ def encode_chunk(items: list[Item], tokenizer: Tokenizer, kind: str, template: s
                 rows += encoder([items[number]], tokenizer, template)
                 kept.append(number)
             except (UserError, ValueError) as error:
-                faults[number] = str(error).splitlines()[0]
+                faults[number] = first_line(error)
         good = kept
     dtype = shards.token_dtype(tokenizer.vocab_size)
     lengths = np.zeros(len(items), np.int64)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from zoo.data.shards import MANIFEST, read_manifest
 from zoo.errors import UserError
-from zoo.tokenizers.hub import first_line
-from zoo.util import cache_directory, sha256_hex
+from zoo.util import cache_directory, first_line, sha256_hex
 
 
 def fetch(url: str) -> Path:

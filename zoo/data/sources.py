@@ -14,6 +14,7 @@ from pathlib import Path
 
 from zoo.errors import UserError
 from zoo.tasks.cronica.tokens import STYLES
+from zoo.util import first_line
 
 FIELDS = ("stats_block", "style_label", "cronica")
 
@@ -133,7 +134,7 @@ def read_parquet(path: str | Path) -> Iterator[dict]:
                 for batch in table.iter_batches():
                     yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{file}: cannot be read as Parquet ({first_line(error)})") from None
 
 
 def _read_hub(repository: str, *, split: str, revision: str | None) -> Iterable[dict]:
@@ -142,8 +143,7 @@ def _read_hub(repository: str, *, split: str, revision: str | None) -> Iterable[
     try:
         return datasets.load_dataset(repository, split=split, revision=revision)
     except Exception as error:  # the library raises its own, the hub's, the network's and ValueError alike
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"data.path: the dataset {repository} (split {split}, revision {revision or 'newest'}) cannot "
-            f"be read from the Hugging Face hub ({reason}); download its files and use data.source=parquet"
+            f"be read from the Hugging Face hub ({first_line(error)}); download its files and use data.source=parquet"
         ) from None

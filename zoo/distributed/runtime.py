@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.util import first_line
 
 LOST_AFTER = 60  # seconds without a heartbeat
 STEP_LIMIT = 1800  # seconds: compilation, a checkpoint and an evaluation must fit in
@@ -157,7 +158,7 @@ def initialize(cluster: Cluster, *, lost_after: int = LOST_AFTER, step_limit: in
             heartbeat_timeout_seconds=lost_after,
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise UserError(
             f"the {cluster.num_processes} processes did not come together at "
             f"{cluster.coordinator or 'the coordinator'} within {_ARRIVAL} s ({reason}); start all of them, "
@@ -291,7 +292,7 @@ def leave(code: int) -> None:
 
 def fail(error: Exception) -> None:
     """End this process because of an error, and tell the others."""
-    text = (str(error).splitlines() or [""])[0][:300]
+    text = first_line(error, 300)
     if isinstance(error, UserError):
         _here.guard.fail(2, str(error))
     if any(word in str(error) for word in _BROKEN):

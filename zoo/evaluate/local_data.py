@@ -7,6 +7,7 @@ from typing import Any
 from zoo.data.sources import read_jsonl
 from zoo.errors import UserError
 from zoo.tokenizers.hub import unreachable
+from zoo.util import first_line
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -46,7 +47,7 @@ def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
 def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:

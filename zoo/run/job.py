@@ -51,7 +51,7 @@ from zoo.train.program import Program
 from zoo.train.report import write_report
 from zoo.train.step import TrainStep
 from zoo.train.trainer import Callback, StepFn, Trainer, TrainState
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 from zoo.weights import initialize
 
 logger = logging.getLogger(__name__)
@@ -334,7 +334,7 @@ class Job:
             finished = self.task.finish(lm)
         except Exception as error:
             logger.debug("the evaluation at the end failed", exc_info=True)
-            failed = f"the evaluation at the end failed: {type(error).__name__}: {storage.first_line(error)}"
+            failed = f"the evaluation at the end failed: {type(error).__name__}: {first_line(error)}"
             _say(f"warning: {failed}; the model is trained and saved")
             finished = Finished({"Evaluation": f"Warning: {failed}"})
         if not runtime.is_main_process():  # which failed to lend a hand

@@ -28,7 +28,7 @@ from etils import epath
 
 from zoo.checkpoints import storage
 from zoo.errors import UserError
-from zoo.util import atomic_write, human_duration, sha256_hex
+from zoo.util import atomic_write, first_line, human_duration, sha256_hex
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Mirror:
                     (self.remote / name).write_bytes(content)
                     self._pushed[name] = sha256_hex(content)
         except Exception as error:  # of each store's own kinds
-            problem = f"{self.remote} cannot be written: {type(error).__name__}: {storage.first_line(error)}"
+            problem = f"{self.remote} cannot be written: {type(error).__name__}: {first_line(error)}"
             if not begun:
                 raise UserError(f"{problem}; choose another logging.runs_dir") from error
             logger.warning("%s; trying again at the next checkpoint", problem)
@@ -231,7 +231,7 @@ class _Lock:
             raise
         except Exception as error:  # of each store's own kinds
             raise UserError(
-                f"{self._path.parent} cannot be written: {type(error).__name__}: {storage.first_line(error)}; choose "
+                f"{self._path.parent} cannot be written: {type(error).__name__}: {first_line(error)}; choose "
                 f"another logging.runs_dir"
             ) from error
         time.sleep(_SETTLE)
@@ -246,7 +246,7 @@ class _Lock:
         except UserError:
             raise
         except Exception as error:  # of each store's own kinds; the network comes back
-            logger.warning("%s cannot be signed: %s: %s", self._path, type(error).__name__, storage.first_line(error))
+            logger.warning("%s cannot be signed: %s: %s", self._path, type(error).__name__, first_line(error))
 
     def release(self) -> None:
         """Let go of it."""

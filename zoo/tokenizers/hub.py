@@ -1,9 +1,9 @@
 """The Hugging Face hub, asked once and briefly: its library alone would retry for half a minute without a network."""
 
-import textwrap
 from pathlib import Path
 
 from zoo.errors import UserError
+from zoo.util import first_line
 
 _PATIENCE = 10.0  # seconds
 
@@ -47,9 +47,3 @@ def fetch(repository: str, files: tuple[str, ...]) -> Path:
         f"tokenizer.name: {repository} cannot be fetched from the hub ({reason}); get its {' or '.join(files)} on a "
         f"machine that can, and put the file's path into tokenizer.path"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut at a word where it is long; or the error's kind."""
-    text = str(error).strip()
-    return textwrap.shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__

@@ -13,8 +13,7 @@ import tiktoken
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.tokenizers.hub import first_line
-from zoo.util import atomic_write, nearest
+from zoo.util import atomic_write, first_line, nearest
 
 FILE_NAME, SETTINGS_NAME, FORMAT = "tokenizer.tiktoken", "tiktoken.json", 1
 EOS = "<|endoftext|>"

@@ -21,6 +21,7 @@ from zoo.distributed import runtime
 from zoo.distributed.stop import StopSignal
 from zoo.errors import UserError
 from zoo.train.logging.log import MetricsLog, ProgressDisplay, memory_mb
+from zoo.util import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ class Trainer:
                 values |= found
             except Exception as error:
                 logger.debug("evaluation failed", exc_info=True)
-                text = (str(error).splitlines() or [""])[0][:300]
+                text = first_line(error, 300)
                 failed.append(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
             runtime.heartbeat(state.step)
         self._finish_line(state, values, failed, progress)

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 from zoo import registry
+from zoo.convert import FORMATS
+from zoo.convert.format import Exported, Format
 from zoo.train.logging.log import read_metrics
 from zoo.train.report import read_report, summary
 from zoo.util import atomic_write
@@ -37,16 +39,6 @@ PUBLISHED = {
 }
 USE = "These files are for "  # begins a line of every card, by which zoo knows its own exports again
 PLAIN = ("loss", "perplexity", "accuracy")  # metrics that an evaluation gives as bare numbers
-PROGRAMS = {
-    "hf": "`transformers.AutoModelForCausalLM.from_pretrained`",
-    "gguf": "llama.cpp, Ollama (with the Modelfile, where there is one) and what builds on them",
-    "mlx": "mlx-lm",
-    "cronica": "cronica-jax",
-    "bwetaf": "BwETAF 0.6",
-    "nanochat": "flaxchat",
-    "koda": "Koda-v0.1",
-    "tiny": "any program that reads NumPy's npz",
-}
 
 
 @dataclass(frozen=True)
@@ -64,12 +56,12 @@ class TrainingRun:
     plot: Path | None
 
 
-def write(directory: Path, model: Any, format: str) -> None:
-    """Write README.md for a `zoo.weights.export.Exported`, for the hub, and its run's loss.png, if any."""
-    run = _training_run(model.path, model.step)
+def write(directory: Path, model: Exported, format: str) -> None:
+    """Write README.md for a model, for the hub, and its run's loss.png, if any."""
+    chosen, run = FORMATS[format], _training_run(model.path, model.step)
     published = run is None and model.official and model.config == model.spec.make_config()
     head: dict[str, Any] = {
-        "library_name": "transformers" if format == "hf" else format,
+        "library_name": chosen.library or chosen.name,
         "pipeline_tag": "text-generation",
     }
     if published and model.spec.licence != registry.NOT_STATED:
@@ -83,7 +75,7 @@ def write(directory: Path, model: Any, format: str) -> None:
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
         shutil.copyfile(run.plot, directory / PLOT)
-    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, format, run, published)}")
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
 
 
 def written_by_zoo(path: Path) -> bool:
@@ -98,11 +90,11 @@ def written_by_zoo(path: Path) -> bool:
     return False
 
 
-def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> str:
+def _text(model: Exported, format: Format, run: TrainingRun | None, published: bool) -> str:
     import jax
 
     spec, count = model.spec, sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    about = f"{model.name}: a Llama" if model.foreign else f"{spec.name}: {spec.summary}"
+    about = f"{model.name}: a Llama" if model.is_community_model else f"{spec.name}: {spec.summary}"
     lines = [f"# {model.name}", "", f"{about}.", ""]
     facts = [("parameters", f"{count:,}"), ("step", "not stated" if model.step is None else str(model.step))]
     if published:
@@ -116,16 +108,9 @@ def _text(model: Any, format: str, run: TrainingRun | None, published: bool) -> 
     lines += [] if run is None else _training(run)
     lines += ["## Config", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in model.config.to_dict().items()]
-    lines += ["", "## Use", "", f"{USE}{PROGRAMS[format]}.", ""]
-    if format == "hf":
-        remote = ", trust_remote_code=True" if (type(model.config).__name__ == "NanochatConfig") else ""
-        lines += [
-            "```python",
-            "from transformers import AutoModelForCausalLM",
-            f'model = AutoModelForCausalLM.from_pretrained("."{remote})',
-            "```",
-            "",
-        ]
+    lines += ["", "## Use", "", f"{USE}{format.opened_by}.", ""]
+    if format.usage is not None:
+        lines += ["```python", format.usage(model.config), "```", ""]
     sample = None if run is None else run.result.get("sample")
     if sample:
         lines += ["## Sample", "", *_sample(sample, run.recipe), ""]

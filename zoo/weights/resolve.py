@@ -15,9 +15,10 @@ from typing import Any
 from zoo import convert, registry
 from zoo.checkpoints import storage
 from zoo.convert import files, peft
-from zoo.convert.huggingface import KODALITE_CHAT
+from zoo.convert.llama_shaped import CHAT_TEMPLATES
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
+from zoo.models.spec import HUB
 from zoo.recipe import Recipe, load_recipe
 from zoo.rundir import mirror
 from zoo.util import nearest
@@ -25,9 +26,6 @@ from zoo.weights import hub, model_card
 from zoo.weights.sources import AdapterWeights, RunWeights, Weights, run_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
-
-# Formats that hold Llamas of anybody.
-LLAMA_FORMATS = ("llama", "gguf", "mlx")
 
 
 def find(
@@ -65,7 +63,7 @@ def find(
     if name in registry.list_models():
         return _find_published(registry.describe(name), revision, overrides or {})
     if hub.is_hub_name(name):
-        what = f"{name}: is no path here, and on the hub it is {hub.PREFIX}{name}"
+        what = f"{name}: is no path here, and on the hub it is {HUB}{name}"
         return _find_snapshot(hub.fetch(name, revision, what=what), name, revision, overrides or {})
     near = nearest(name, registry.list_models())
     hint = f"did you mean {near!r}?" if near else f"models are: {', '.join(registry.list_models())}"
@@ -122,25 +120,19 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         raise UserError(f"{path}: is no run directory, and steps are of the checkpoints of a run")
     if peft.detect(path):
         return _find_adapter(path, overrides)
-    module = convert.detect_format(path)
-    if module is None:
+    format = convert.detect_format(path)
+    if format is None:
         raise UserError(
             f"{path} is no run directory ({RECIPE_FILE}), no portable one ({CONFIG_FILE}) and in no published "
             f"format that zoo reads ({', '.join(convert.FORMATS)})"
         )
-    published = module.examine(path)
+    published = format.open(path)
     spec = registry.describe(published.model_name)
     usual = published.config == spec.make_config().to_dict()
-    kind = module.__name__.rpartition(".")[2]
-    if kind == "portable":
+    if format.name == "portable":
         is_community_model = bool(files.read_json(path / CONFIG_FILE).get("foreign"))
     else:
-        # A tokenizer without KodaLite's template was not made for it; bare weights of another size may well be its.
-        tokenizer = path / "tokenizer_config.json"
-        other = path.is_file() or (
-            tokenizer.is_file() and files.peek_json(tokenizer).get("chat_template") != KODALITE_CHAT
-        )
-        is_community_model = kind in LLAMA_FORMATS and not usual and other
+        is_community_model = format.community and not usual and not _may_be_of(spec, path)
     if overrides:
         published = published.with_config(overrides)
     return Weights(
@@ -151,10 +143,23 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         step=published.step,
         tokenizer_path=published.tokenizer_path,
         published=published,
-        official=usual and kind not in ("portable", "gguf", "mlx") and not model_card.written_by_zoo(path),
+        format=format,
+        official=usual and format.official and not model_card.written_by_zoo(path),
         is_community_model=is_community_model,
         display_name=path.resolve().stem if path.is_file() else path.resolve().name,
     )
+
+
+def _may_be_of(spec: registry.ModelSpec, path: Path) -> bool:
+    """Returns whether weights of the spec's class, and of another size, may have been made with its tokenizer.
+
+    A tokenizer without the spec's chat template was not made for it; bare weights may well be.
+    """
+    if path.is_file():
+        return False
+    config = path / "tokenizer_config.json"
+    template = CHAT_TEMPLATES.get(spec.chat_template)
+    return not config.is_file() or files.peek_json(config).get("chat_template") == template
 
 
 def _find_remote(url: str, overrides: Mapping[str, Any], step: int | None) -> RunWeights:
@@ -215,7 +220,7 @@ def _find_adapter(path: Path, overrides: Mapping[str, Any]) -> AdapterWeights:
 
 def _find_published(spec: registry.ModelSpec, revision: str | None, overrides: Mapping[str, Any]) -> Weights:
     wanted = f"{spec.name}: its weights are in {spec.source} (files: {spec.facts.get('files', registry.NOT_STATED)})"
-    repo, random = hub.repository(spec), f"zoo.create({spec.name!r}), which has random weights"
+    repo, random = next(iter(spec.repositories), None), f"zoo.create({spec.name!r}), which has random weights"
     if repo is None:
         raise UserError(f"{spec.name}: zoo knows of no published weights; train it with zoo-train, or take {random}")
     try:
@@ -236,4 +241,6 @@ def _find_snapshot(directory: Path, repo: str, revision: str | None, overrides: 
         is_community_model=weights.is_community_model and not official,
         display_name=repo.rpartition("/")[2],
     )
-    return weights if weights.tokenizer_path else replace(weights, tokenizer_path=hub.fetch_tokenizer(repo))
+    if weights.tokenizer_path:
+        return weights
+    return replace(weights, tokenizer_path=hub.fetch_tokenizer(weights.spec, repo))

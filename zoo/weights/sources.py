@@ -15,8 +15,9 @@ from jax.typing import DTypeLike
 
 from zoo import registry, tokenizers
 from zoo.checkpoints.manager import Checkpoints
-from zoo.convert import peft
+from zoo.convert import peft, portable
 from zoo.convert.base import Published
+from zoo.convert.format import Format
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.layers import lora
@@ -69,6 +70,7 @@ class Weights:
         display_name: what a community model is called.
         location: where `find` found them: an absolute path, a URL or a repository on the hub.
         revision: of the repository, as the caller gave it.
+        format: of the opened files; None as `published`.
     """
 
     kind: str
@@ -83,6 +85,7 @@ class Weights:
     display_name: str = field(default="", kw_only=True)
     location: str = field(default="", kw_only=True)
     revision: str | None = field(default=None, kw_only=True)
+    format: Format | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -141,19 +144,13 @@ class Weights:
 
     @property
     def tokenizer_place(self) -> str:
-        """Returns where a tokenizer has to lie to be found with the weights; the text goes on from "put"."""
-        file = self.published.file if self.published is not None else self.path
-        directory = self.path if self.path.is_dir() else file.parent
-        if (directory / CONFIG_FILE).is_file():
-            entry = f'"tokenizer": "{TOKENIZER_DIR}" into {CONFIG_FILE}'
-            return f"its tokenizer.json into {directory / TOKENIZER_DIR} and {entry}"
-        if self.spec.name == "tiny-lm":
-            return f"its characters.json into {directory}"
-        if self.spec.name == "bwetaf-97m":
-            return f"its yap.json into {directory / TOKENIZER_DIR}"
-        if file.suffix.lower() == ".gguf":
+        """Returns where a tokenizer has to lie to be found with published files; the text goes on from "put"."""
+        file = self.published.file
+        if self.format.tokenizer_file is None:
             return f"the model's Hugging Face files in place of {file.name}, whose own tokenizer is not read"
-        return f"its tokenizer.json into {directory}"
+        place = (self.path if self.path.is_dir() else file.parent) / self.format.tokenizer_file
+        entry = f' and "tokenizer": "{TOKENIZER_DIR}" into {CONFIG_FILE}' if self.format is portable.FORMAT else ""
+        return f"its {place.name} into {place.parent}{entry}"
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
         """Reads the weights: the model's structure and its parameters, of `dtype` (adapters: float32), on the mesh.

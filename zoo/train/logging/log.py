@@ -38,11 +38,10 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zoo.checkpoints.storage import first_line
 from zoo.errors import UserError
 from zoo.hardware.topologies import chip_of
 from zoo.train.logging.wandb import WandbLog
-from zoo.util import atomic_write, human_duration
+from zoo.util import atomic_write, first_line, human_duration
 
 logger = logging.getLogger(__name__)
 

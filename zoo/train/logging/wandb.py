@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 ID_FILE = "wandb_id"  # in the run directory: a run that goes on is the same run there
 
@@ -53,10 +53,9 @@ class WandbLog:
                 settings=wandb.Settings(console="off", quiet=True),  # the terminal is zoo's
             )
         except Exception as error:  # its own kinds, and those of its helper process
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"logging.wandb: wandb does not begin ({reason}); run `wandb login`, set WANDB_MODE=offline, or leave "
-                f"logging.wandb out"
+                f"logging.wandb: wandb does not begin ({first_line(error)}); run `wandb login`, set "
+                "WANDB_MODE=offline, or leave logging.wandb out"
             ) from None
         # zoo's steps along the x axis: wandb's own count could not go back to a checkpoint.
         self._run.define_metric("*", step_metric="step")

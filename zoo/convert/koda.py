@@ -9,14 +9,15 @@ is read by `zoo.convert.llama`.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo.convert import base, files
-from zoo.convert.base import Loaded, Published, Rule, Rules, Tensor
+from zoo.convert.base import Published, Rule, Rules, Tensor
+from zoo.convert.format import SAFETENSORS, Format, HubFiles, writer
 from zoo.convert.layouts import interleaved
 from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
@@ -87,11 +88,6 @@ def examine(path: str | os.PathLike) -> Published:
     return _published(
         "KodaLite, Orbax state", checkpoint, config, tensors, checkpoint.parent, int(step[1]) if step else None
     )
-
-
-def load(path: str | os.PathLike) -> Loaded:
-    """`examine`, with all parameters read."""
-    return examine(path).load()
 
 
 def save(
@@ -263,3 +259,21 @@ def _their_config(ours: Mapping[str, Any]) -> dict[str, Any]:
     theirs = {name: ours[field] for name, field in CONFIG_NAMES.items()}
     theirs["ff_dim"] = usual if mlp_dim(usual) == ours["mlp_dim"] else ours["mlp_dim"] * 3 // 2
     return {**theirs, "dropout_rate": 0.0}
+
+
+def _hub_states(names: Sequence[str]) -> list[str]:
+    """Returns the files of the Orbax state of the highest step."""
+    steps = {int(match[1]) for match in (re.match(r"step_(\d+)\.orbax/", name) for name in names) if match}
+    return [name for name in names if steps and re.match(rf"step_0*{max(steps)}\.orbax/", name)]
+
+
+FORMAT = Format(
+    name="koda",
+    detect=detect,
+    open=examine,
+    aliases=("kodalite",),
+    write=writer(save),
+    model_name=MODEL_NAME,
+    hub_files=(SAFETENSORS, HubFiles(70, _hub_states)),
+    opened_by="Koda-v0.1",
+)
