@@ -14,6 +14,7 @@ from zoo.errors import UserError
 from zoo.generate import chat
 from zoo.generate.text import TextStream
 from zoo.recipe import make_recipe
+from zoo.weights import resolve
 
 TURNS = [
     {"role": "user", "content": "the user"},
@@ -48,11 +49,11 @@ def test_a_model_that_writes_the_next_users_turn_is_stopped():
 
 
 def test_settings_are_the_cards_unless_given():
-    found = chat.settings("kodalite-1.3b", "kodalite", {"top_k": 3, "stop": [5, "and"]})
+    found = scripted_lm("the end").reply_settings("kodalite", {"top_k": 3, "stop": [5, "and"]})
     assert (found.temperature, found.top_k, found.max_new_tokens) == (0.7, 3, 150)
     assert found.stop[:2] == [5, "and"] and {"<|end|>", "\n<|end|>", "\n<|user|>"} <= set(found.stop)
     # A base model that somebody trained on conversations: its card does not speak of them.
-    other = chat.settings("bwetaf-97m", "kodalite", {})
+    other = scripted_lm("the end", name="bwetaf-97m").reply_settings("kodalite", {})
     assert (other.temperature, other.ignore_eos) == (1.0, False)
 
 
@@ -234,6 +235,8 @@ def test_a_run_on_conversations_names_its_own_template(tmp_path):
         content = {"name": "r", "model": {"name": "gelu-d12"}, "data": {**data, "chat_template": template}}
         recipe = make_recipe({**content, "tokenizer": {"name": "gpt2"}}, check_files=False)
         (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        assert chat.template_of("gelu-d12", tmp_path) == template
+        lm = scripted_lm("the end", name="gelu-d12")
+        lm.origin = resolve.find(tmp_path)
+        assert lm.chat_template == template
     with pytest.raises(UserError, match="gelu-d12"):
-        chat.template_of("gelu-d12", tmp_path / "elsewhere")
+        _ = scripted_lm("the end", name="gelu-d12").chat_template

@@ -509,12 +509,12 @@ def test_only_the_authors_own_files_count_as_published(tmp_path):
 def test_somebodys_llama_is_not_kodalite(tmp_path, koda):
     shutil.copytree(GOLDEN / "kodalite", tmp_path / "some-llama")
     bare = zoo.load(tmp_path / "some-llama")  # may well be KodaLite's, in another size
-    assert not bare.foreign and bare.chat_template == "kodalite"
+    assert not bare.is_community_model and bare.chat_template == "kodalite"
     (tmp_path / "some-llama" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     lm = zoo.load(tmp_path / "some-llama")
     lm.save(tmp_path / "saved")
     for found in (lm, zoo.load(tmp_path / "saved")):
-        assert found.foreign and not found.origin.official
+        assert found.is_community_model and not found.origin.official
         with pytest.raises(UserError, match="has no chat template"):
             _ = found.chat_template
         with pytest.raises(UserError, match="publishes no settings"):
@@ -527,7 +527,7 @@ def test_somebodys_llama_is_not_kodalite(tmp_path, koda):
     # What zoo trained as one keeps its name and template, through a directory of transformers too.
     koda.export(tmp_path / "koda", "hf")
     for own in (koda, zoo.load(tmp_path / "koda")):
-        assert not own.foreign and own.name == "kodalite-1.3b" and own.chat_template == "kodalite"
+        assert not own.is_community_model and own.name == "kodalite-1.3b" and own.chat_template == "kodalite"
 
 
 def test_weights_are_floats(tmp_path, capsys):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from zoo import registry
 from zoo.errors import UserError
 from zoo.generate.sampling import Sampling, sample
-from zoo.generate.settings import ORIGINAL, Settings, resolve_settings
+from zoo.generate.settings import Settings, resolve_settings
 
 PROBABILITIES = np.array([0.4, 0.05, 0.3, 0.15, 0.1])
 COUNT = 20_000
@@ -129,10 +130,14 @@ def test_filters_agree_with_transformers(seed):
     assert_follows(counts, wanted)
 
 
-@pytest.mark.parametrize("name", ORIGINAL)
+def of_card(name, preset, given):
+    return resolve_settings(name, registry.describe(name).sampling, preset, given)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in registry.BUILT_IN.items() if spec.sampling is not None])
 def test_preset_original_draws_as_the_card_says(name):
     logits = np.random.default_rng(4).normal(size=70).astype(np.float32)
-    sampling = resolve_settings(name, "original", {}).sampling
+    sampling = of_card(name, "original", {}).sampling
     stated = {  # temperature, top-k, top-p
         "cronica-5m": (0.85, 50, 0.9),
         "bwetaf-97m": (0.8, 0, 0.92),
@@ -145,17 +150,17 @@ def test_preset_original_draws_as_the_card_says(name):
 
 
 def test_settings_come_from_the_call_then_the_preset_then_the_defaults():
-    found = resolve_settings("kodalite-1.3b", "original", {"temperature": 0.2, "top_p": None})
+    found = of_card("kodalite-1.3b", "original", {"temperature": 0.2, "top_p": None})
     assert (found.temperature, found.top_k, found.top_p, found.max_new_tokens) == (0.2, 40, 1.0, 150)
     assert found.stop == ("<|end|>",)
-    assert resolve_settings("kodalite-1.3b", None, {}) == Settings()
-    assert resolve_settings("bwetaf-97m", "original", {}).ignore_eos
+    assert of_card("kodalite-1.3b", None, {}) == Settings()
+    assert of_card("bwetaf-97m", "original", {}).ignore_eos
     with pytest.raises(UserError, match="original"):
-        resolve_settings("gelu-d12", "card", {})
+        of_card("gelu-d12", "card", {})
     with pytest.raises(UserError, match="nanochat-d12"):
-        resolve_settings("nanochat-d12", "original", {})
+        of_card("nanochat-d12", "original", {})
     with pytest.raises(UserError, match="temperature"):
-        resolve_settings("gelu-d12", None, {"temprature": 1.0})
+        of_card("gelu-d12", None, {"temprature": 1.0})
 
 
 def test_greedy_takes_the_likeliest_and_the_lowest_id_of_equals():

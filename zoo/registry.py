@@ -1,4 +1,4 @@
-"""Model names and what stands behind them. Importing this module, and listing names, loads no JAX.
+"""The registry of models and tasks by name. Importing this module, and listing names, loads no JAX.
 
 The built-in models are those of `zoo.models.specs`. Other packages add theirs through an entry point in the group
 "zoo.models", whose name is the model's name and whose object is a `ModelSpec`:
@@ -32,10 +32,10 @@ _REGISTERED: dict[str, ModelSpec] = {}
 
 
 def register(spec: ModelSpec) -> None:
-    """Make a model known to this process: `zoo.create(spec.name)` and recipes find it from now on.
+    """Registers a model in this process, so that `zoo.create(spec.name)` and recipes find it.
 
-    For notebooks and scripts, where classes are named "__main__:MyModel"; the same name may be registered again. A
-    package makes its models known to every process by an entry point of the group `zoo.models` instead.
+    This is for notebooks and scripts, whose classes are named "__main__:MyModel"; the same name may be registered
+    again. A package registers its models for every process by an entry point of the group `zoo.models` instead.
 
     Raises:
         UserError: a built-in model has this name.
@@ -46,14 +46,15 @@ def register(spec: ModelSpec) -> None:
 
 
 def list_models() -> list[str]:
-    """All names, built-in, registered and of other packages, sorted."""
+    """Returns the names of all models, built-in, registered and of other packages, sorted."""
     return sorted({**BUILT_IN, **_outside(), **_REGISTERED})
 
 
 def describe(name: str) -> ModelSpec:
-    """What stands behind `name`. UserError, with the nearest known name, when there is no such model.
+    """Returns the spec of the model called `name`.
 
-    UserError, too, where another package has it and cannot be loaded.
+    Raises:
+        UserError: there is no such model (the message has the nearest name), or its package cannot be loaded.
     """
     known = _REGISTERED | BUILT_IN
     if name in known:
@@ -74,13 +75,13 @@ def task_class(kind: str) -> type:
 
 
 def _outside() -> dict[str, EntryPoint]:
-    found = {}
+    points = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in BUILT_IN:
             logger.warning("entry point %s = %s ignored: the name is built in", point.name, point.value)
         else:
-            found[point.name] = point
-    return found
+            points[point.name] = point
+    return points
 
 
 def _load_outside(point: EntryPoint) -> ModelSpec:

@@ -122,7 +122,7 @@ def _print_cost(summary: "Summary") -> None:
 
 
 def _print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Aligned columns, the first `left` of them to the left and the others, numbers, to the right."""
+    """Prints aligned columns: the first `left` of them to the left, the others, which are numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = enumerate(zip(row, widths, strict=True))

@@ -30,17 +30,17 @@ def diff(
         "config": differences.differing_fields(*configs),
         "size and cost": differences.differing_costs(*summaries),
     }
-    found = {title: rows for title, rows in sections.items() if rows}
-    for title, rows in found.items():
+    differing = {title: rows for title, rows in sections.items() if rows}
+    for title, rows in differing.items():
         print(title)
         _print_side_by_side([("", left, right), *((row.name, row.left, row.right) for row in rows)])
         print()
-    if not found:
+    if not differing:
         print(f"{left} and {right}: the same architecture")
 
 
 def _print_side_by_side(rows: list[tuple[str, str, str]]) -> None:
-    """Three columns, the last two as wide as the terminal lets them be, wrapped."""
+    """Prints three columns, of which the last two are wrapped to share the width of the terminal."""
     name_width = max(len(name) for name, _, _ in rows)
     room = (shutil.get_terminal_size((120, 24)).columns - name_width - 6) // 2
     width = min(max(room, 20), max(len(left) for _, left, _ in rows))

@@ -23,7 +23,7 @@ def merge(
     from zoo.convert.base import storage_dtype
     from zoo.errors import UserError
     from zoo.language_model import load
-    from zoo.weights import resolve
+    from zoo.weights import resolve, sources
 
     wanted = None if dtype is None else storage_dtype(dtype, "--dtype")
     found = resolve.find(source)
@@ -31,6 +31,6 @@ def merge(
         raise UserError(f"{source}: has no adapters to merge; `zoo convert` writes it in other formats")
     if out.exists():
         raise UserError(f"{out} is there already; choose another directory")
-    kept = found.recipe.train.param_dtype if isinstance(found, resolve.RunWeights) else "float32"
+    kept = found.recipe.train.param_dtype if isinstance(found, sources.RunWeights) else "float32"
     load(source).save(out, dtype=wanted or kept)  # merged in float32, rounded once
     print(f"{out}: written, adapters of rank {found.lora.rank} merged")

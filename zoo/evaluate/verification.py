@@ -17,7 +17,7 @@ from zoo.evaluate import perplexity
 from zoo.language_model import LanguageModel, load
 from zoo.models import build
 from zoo.models.nanochat import NanochatConfig
-from zoo.weights import resolve
+from zoo.weights import resolve, sources
 
 LONGEST = 256  # tokens of a row that logits are compared on
 CHUNKS = (7, 1, 1, 16, 1)  # what a cached row is fed in, repeated
@@ -64,7 +64,7 @@ def written(
 def hashes(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
     """The name and the SHA-256 of the content of every tensor in published files, as they are stored."""
     found = resolve.find(path)
-    if isinstance(found, resolve.AdapterWeights):
+    if isinstance(found, sources.AdapterWeights):
         for name, array in found.adapter.arrays.items():
             yield name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         return

@@ -1,4 +1,4 @@
-"""What a call to generate may be told, and the settings that the models' authors publish."""
+"""How a text is generated: the settings of a call, completed from those that the model's authors publish."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,13 @@ from zoo.errors import UserError
 from zoo.generate.sampling import Sampling
 from zoo.util import nearest
 
-# What the cards and the programs say. All of them mean the order of filters of `zoo.generate.sampling`.
-ORIGINAL: dict[str, dict[str, Any]] = {
-    "cronica-5m": {"max_new_tokens": 300, "temperature": 0.85, "top_k": 50, "top_p": 0.9},
-    # Its program goes on after the end of a document.
-    "bwetaf-97m": {"max_new_tokens": 128, "temperature": 0.8, "top_p": 0.92, "ignore_eos": True},
-    "gelu-d12": {"max_new_tokens": 50, "temperature": 0.8, "top_p": 0.9},
-    "kodalite-1.3b": {"max_new_tokens": 150, "temperature": 0.7, "top_k": 40, "stop": ("<|end|>",)},
-    "tiny-lm": {"max_new_tokens": 2000},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a text is written on.
+    """Settings of text generation.
 
     Attributes:
-        max_new_tokens: at most that many.
+        max_new_tokens: the largest number of tokens to write.
         temperature, top_k, top_p, min_p, repetition_penalty, logit_bias: see `zoo.generate.sampling.Sampling`.
         stop: ids or strings that end a text; they are not part of it.
         ignore_eos: whether the tokenizer's EOS does not end it.
@@ -48,30 +38,33 @@ class Settings:
 
     @property
     def sampling(self) -> Sampling:
-        """The part that chooses tokens."""
+        """Returns the settings that decide how a token is chosen."""
         names = [field.name for field in dataclasses.fields(Sampling)]
         return Sampling(**{name: getattr(self, name) for name in names})
 
 
-def resolve_settings(model_name: str, preset: str | None, given: Mapping[str, Any]) -> Settings:
-    """The settings of a call: those `given` that are not None, else the preset's, else the defaults.
+def resolve_settings(
+    name: str, published: Mapping[str, Any] | None, preset: str | None, given: Mapping[str, Any]
+) -> Settings:
+    """Returns the settings of a call: those `given` that are not None, else the preset's, else the defaults.
 
     Args:
-        model_name: the registry's.
-        preset: None, or "original": what the model's authors publish (`ORIGINAL`).
+        name: of the model, for errors.
+        published: the settings that the model's authors publish; None where they publish none.
+        preset: None, or "original", which takes the published ones.
 
     Raises:
-        UserError: an unknown preset or setting, or no published settings of the model.
+        UserError: an unknown preset or setting, or no published settings for the preset.
     """
     known = [field.name for field in dataclasses.fields(Settings)]
-    for name in given:
-        if name not in known:
-            near = nearest(name, known)
+    for setting in given:
+        if setting not in known:
+            near = nearest(setting, known)
             hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"unknown setting {name!r}; {hint}")
+            raise UserError(f"unknown setting {setting!r}; {hint}")
     if preset not in (None, "original"):
         raise UserError(f"unknown preset {preset!r}; there is only 'original', the settings of the model's card")
-    if preset and model_name not in ORIGINAL:
-        raise UserError(f"{model_name} publishes no settings for preset 'original'; leave the preset out")
-    published = ORIGINAL[model_name] if preset else {}
-    return Settings(**{**published, **{name: value for name, value in given.items() if value is not None}})
+    if preset and published is None:
+        raise UserError(f"{name} publishes no settings for preset 'original'; leave the preset out")
+    of_preset = published if preset else {}
+    return Settings(**{**of_preset, **{setting: value for setting, value in given.items() if value is not None}})

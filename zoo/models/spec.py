@@ -1,4 +1,4 @@
-"""What stands behind a registered model: its class, its config and all that its authors publish. Loads no JAX."""
+"""`ModelSpec`: the class and config of a registered model, and all that its authors publish. Loads no JAX."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from zoo.errors import UserError
 
 HUB = "https://huggingface.co/"
 NOT_STATED = "not stated"
-PLENTY = 20.0  # tokens seen for each parameter, beside which a model's own number is shown
+PLENTY = 20.0  # tokens for each parameter: about the best for a budget of operations (arXiv:2203.15556)
 
 # What `ModelSpec.published` always lists, stated or not.
 USUAL_FACTS = ("parameters", "context", "trained", "hardware", "final loss", "validation loss")
@@ -18,17 +18,17 @@ USUAL_FACTS = ("parameters", "context", "trained", "hardware", "final loss", "va
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A registered model and all that is known of it; what its authors do not state is NOT_STATED.
+    """The class and config of a registered model, and what its authors publish of it (else NOT_STATED).
 
     Attributes:
         name: the registry's name.
-        summary: what it is, in a line.
-        cls, config_cls: the model's class and its config's as "module:Name", imported when they are first asked for.
+        summary: one line that describes the model.
+        cls, config_cls: the classes of the model and of its config as "module:Name", imported when first needed.
         config: the fields in which the model differs from its config class's defaults.
-        tokenizer: what the tokenizer is, in words.
+        tokenizer: a description of the tokenizer.
         source: the address of the weights, or of the program where no weights are published.
         licence, dataset: as the authors state them.
-        tokens_seen: how many tokens the whole training saw, in words.
+        tokens_seen: the number of tokens in the whole training, as text.
         tokens_per_param: that number over the number of parameters.
         facts: further published facts, label -> text. USUAL_FACTS are the usual labels; "parameters" is the exact
             number; "files" lists the files of `source`.
@@ -63,42 +63,39 @@ class ModelSpec:
 
     @property
     def repositories(self) -> list[str]:
-        """The hub repositories in which the model's authors publish its weights; the first one is loaded by name."""
+        """Returns the hub repositories in which the model's authors publish its weights; the first one is loaded by name."""
         addresses = [self.source, *self.facts.values()]
         return [address.removeprefix(HUB) for address in addresses if address.startswith(HUB)]
 
     def model_class(self) -> type:
-        """The `nnx.Module` class. UserError where it cannot be imported."""
+        """Returns the `nnx.Module` class. Raises UserError where it cannot be imported."""
         return import_class(self.cls, f"model {self.name!r}")
 
     def config_class(self) -> type:
-        """The frozen config dataclass. UserError where it cannot be imported."""
+        """Returns the class of the config, a frozen dataclass. Raises UserError where it cannot be imported."""
         return import_class(self.config_cls, f"model {self.name!r}")
 
     def make_config(self, **overrides: Any) -> Any:
-        """The model's config; `overrides` are config fields. UserError for an unknown or impossible one."""
+        """Returns the model's config with `overrides` of its fields; raises UserError for an impossible one."""
         return self.config_class().from_dict({**self.config, **overrides})
 
     @cached_property
     def num_params(self) -> int:
-        """The exact number of parameters, from shapes alone: nothing is allocated."""
+        """Returns the exact number of parameters, computed from shapes: nothing is allocated."""
         from zoo.models.build import count_params
 
         return count_params(self.model_class(), self.make_config())
 
     @property
     def tokens_per_param_text(self) -> str:
-        """ "1.29 (6.5% of 20)": the tokens seen for each parameter, and that over 20.
-
-        Twenty is about the best for a budget of operations (Hoffmann et al., arXiv:2203.15556).
-        """
+        """Returns the tokens seen for each parameter, and their share of 20 (`PLENTY`): "1.29 (6.5% of 20)"."""
         if self.tokens_per_param is None:
             return NOT_STATED
         share = 100 * self.tokens_per_param / PLENTY
         return f"{self.tokens_per_param:.3g} ({share:.{0 if share >= 10 else 1}f}% of {PLENTY:.0f})"
 
     def published(self) -> dict[str, str]:
-        """All that is published of the model, label -> text, in reading order; NOT_STATED where nothing is."""
+        """Returns all that is published of the model, label -> text, in reading order; NOT_STATED where nothing is."""
         known = {label: self.facts.get(label, NOT_STATED) for label in USUAL_FACTS}
         return {
             "parameters": known.pop("parameters"),

@@ -1,6 +1,6 @@
-"""The registered models: one entry each, with every fact about it that its authors publish. Loads no JAX.
+"""The specs of the built-in models, with every fact that their authors publish. Loads no JAX.
 
-A new model is a file beside this one and an entry here, in `ALL`.
+A new model takes a module beside this one and a spec here, listed in `ALL`.
 """
 
 from zoo.models.spec import ModelSpec

@@ -16,7 +16,8 @@ from zoo.models import build
 from zoo.train.parameters import Parameters
 from zoo.train.program import Program
 from zoo.train.state import TrainState
-from zoo.weights import initialize, resolve
+from zoo.weights import initialize
+from zoo.weights.sources import RunWeights, Weights
 
 Tree = Any
 
@@ -84,13 +85,13 @@ def restore_or_initialize(
     return TrainingStart(TrainState(params, opt_state), frozen, initial.base)
 
 
-def _restore_moments(program: Program, source: resolve.Weights, opt_state: Tree) -> Tree:
+def _restore_moments(program: Program, source: Weights, opt_state: Tree) -> Tree:
     """Returns the optimizer's state as the source left it, with the schedule at its first step.
 
     Raises:
         UserError: the source has no such state, or that of another optimizer or of other parameters.
     """
-    if isinstance(source, resolve.RunWeights):
+    if isinstance(source, RunWeights):
         restored = source.checkpoints().restore(program.params, program.opt_state, step=source.step)
         return _at_first_step(restored.opt_state)
     if source.published is None or not (source.published.file.parent / bwetaf.OPTIMIZER).is_file():
