@@ -201,7 +201,7 @@ def cronica_task(tmp_path):
             "eval": {"num_pairs": 5},
         }
     )
-    task = CronicaTask.prepare(recipe, make_records(20), None, recipe.model.make_config())
+    task = CronicaTask.from_records(recipe, make_records(20), None)
     return dataclasses.replace(task, heldout=make_records(5))
 
 

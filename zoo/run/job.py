@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from zoo import __version__, registry
 from zoo.checkpoints import storage
 from zoo.checkpoints.manager import Checkpoints
-from zoo.data.sources import load_records
 from zoo.data.tokenizer import resolve_tokenizer
 from zoo.distributed import runtime
 from zoo.distributed.stop import Stopped, StopSignal
@@ -35,12 +34,8 @@ from zoo.run.status import inspect_run_dir, mirror_of, saved_tokenizer
 from zoo.rundir import layout
 from zoo.rundir.layout import display_path
 from zoo.rundir.mirror import Mirror
-from zoo.tasks import text
 from zoo.tasks.base import Finished, Task
 from zoo.tasks.base import say as _say
-from zoo.tasks.cronica import task as cronica_task
-from zoo.tasks.cronica.task import CronicaTask
-from zoo.tasks.text import TextTask
 from zoo.tokenizers.base import Tokenizer
 from zoo.train import memory
 from zoo.train import mesh as meshes
@@ -119,7 +114,7 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
     if opened.result is not None and opened.result["step"] >= recipe.train.steps:
         _say(f"{display_path(recipe.run_dir)}: finished at step {opened.result['step']:,}; nothing is left to do")
         if opened.result["sample"] is not None:
-            _say((cronica_task if recipe.data.kind == "cronicas" else text).format_sample(opened.result["sample"]))
+            _say(registry.task_class(recipe.data.kind).format_sample(opened.result["sample"]))
         return 0
     runtime.broadcast(lambda: layout.check_place(recipe.run_dir))
     if not resume and not recipe.characters:  # an alphabet decides the shapes when it is known
@@ -176,12 +171,7 @@ class Job:
         Writes nothing into the run directory; tokens are prepared where the recipe keeps them.
         """
         _say(f"reading the data: {_sources(recipe)}")
-        task: Task
-        if recipe.data.kind == "cronicas":
-            records = load_records(recipe.data)
-            task = CronicaTask.prepare(recipe, records, tokenizer, recipe.model.make_config())
-        else:
-            task = TextTask.prepare(recipe, tokenizer)
+        task = registry.task_class(recipe.data.kind).prepare(recipe, tokenizer, _say)
         runtime.assert_equal_across_processes("the tokenizer", task.tokenizer.fingerprint)
         runtime.assert_equal_across_processes("the data", task.fingerprint)
         same = program is not None and program.recipe == task.recipe
@@ -277,7 +267,7 @@ class Job:
                 f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
             )
         if meta["data_fingerprint"] != self.task.fingerprint:
-            raise UserError(self.task.changed.format(where=where))
+            raise UserError(self.task.changed_message.format(where=where))
 
     def _trainer(
         self, begun: RestoredRun, checkpoints: Checkpoints, log: MetricsLog, mirror: Mirror, steps: int

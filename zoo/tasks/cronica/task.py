@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from zoo import tokenizers
 from zoo.data import pipeline
 from zoo.data.pipeline import Batch
+from zoo.data.sources import load_records
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.tasks.base import Finished, Task, say
+from zoo.tasks.base import Finished, Say, Task, say
 from zoo.tasks.cronica import corpus
 from zoo.tasks.cronica import pairs as data_pairs
 from zoo.tasks.cronica import tokens as cronica_tokenizer
@@ -33,11 +34,18 @@ class CronicaTask(Task):
     heldout: list[dict]
 
     @classmethod
-    def prepare(cls, recipe: Recipe, records: list[dict], tokenizer: Tokenizer | None, config: Any) -> "CronicaTask":
-        """Split and tokenise records; `tokenizer` is that of a run that has begun, None to make it."""
+    def prepare(cls, recipe: Recipe, tokenizer: Tokenizer | None, say: Say) -> "CronicaTask":
+        """Reads, splits and tokenises the records, and trains a tokenizer where there is none."""
+        return cls.from_records(recipe, load_records(recipe.data), tokenizer, say)
+
+    @classmethod
+    def from_records(
+        cls, recipe: Recipe, records: list[dict], tokenizer: Tokenizer | None, say: Say = say
+    ) -> "CronicaTask":
+        """Returns the task of these records, split into training and held-out ones."""
         training, heldout = split(recipe, records)
         tokenizer = tokenizer or make_tokenizer(recipe, training)
-        check_fits(tokenizer, config.vocab_size)
+        check_fits(tokenizer, recipe.model.make_config().vocab_size)
         say(f"tokenising {len(training):,} pairs")
         task = cls(recipe, tokenizer, data_pairs.tokenise(training, tokenizer), heldout)
         say(f"data: {task.fit}")
@@ -48,13 +56,23 @@ class CronicaTask(Task):
         """How the rows hold the pairs."""
         return data_pairs.measure_fit(self.pairs, self.recipe.data.seq_len)
 
+    @classmethod
+    def describe_sources(cls, recipe: Recipe) -> str:
+        """Returns the name of the recipe's source."""
+        return recipe.data.source
+
+    @staticmethod
+    def format_sample(sample: dict[str, str]) -> str:
+        """Returns the match, the style and the crónica."""
+        return "\n{stats_block}\n\n[{style}]\n{cronica}".format(**sample)
+
     @property
     def fingerprint(self) -> str:
         """See `Task`."""
         return self.pairs.fingerprint
 
     @property
-    def changed(self) -> str:
+    def changed_message(self) -> str:
         """See `Task`."""
         return (
             "data: the training pairs are not those {where} was trained on; put the data back as they "
@@ -180,8 +198,3 @@ def make_tokenizer(recipe: Recipe, records: list[dict]) -> Tokenizer:
         return tokenizers.named(recipe.tokenizer.name)
     say(f"training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
     return cronica_tokenizer.train(data_pairs.tokenizer_texts(records), recipe.tokenizer.vocab_size)
-
-
-def format_sample(sample: dict[str, str]) -> str:
-    """A sample of result.json for the terminal."""
-    return "\n{stats_block}\n\n[{style}]\n{cronica}".format(**sample)
