@@ -411,9 +411,10 @@ def test_chats_carry_their_loss_masks(tmp_path):
 def test_a_pinned_revision_is_kept(tmp_path, monkeypatch):
     """What was the newest when preparing began is what it goes on with."""
     from zoo.data import documents as documents_module
+    from zoo.data import readers
 
-    monkeypatch.setattr(documents_module.hub, "unreachable", lambda: None)
-    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "abc123")
+    monkeypatch.setattr(readers.hub, "unreachable", lambda: None)
+    monkeypatch.setattr(readers, "hub_revision", lambda source: "abc123")
     asked = []
 
     def read(source, kind, *, seed, start):
@@ -423,7 +424,7 @@ def test_a_pinned_revision_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(documents_module, "read", read)
     section = data(tmp_path, source="hub", path="a/b")
     first = make(section, Want(tokens=2000))
-    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "newer")
+    monkeypatch.setattr(readers, "hub_revision", lambda source: "newer")
     make(section, Want(tokens=9000))
     assert asked == [("abc123", 0), ("abc123", first.manifest.documents)]
 

@@ -117,8 +117,8 @@ def test_each_packing_holds_what_it_says(tmp_path_factory, lengths, seq_len):
     rows = Rows(seq_len, pad_id=999_999)
     if total > seq_len:
         # Joined: the whole row of tokens, each a target exactly once, but for the first and what is left over.
-        batch = one_epoch(packed(shards, "concat", seq_len, mask=False), rows)
         number = (total - 1) // seq_len
+        batch = one_epoch(packed(shards, "concat", seq_len, mask=False), rows, limit=number)
         assert batch["tokens"].ravel().tolist() == all_tokens[: number * seq_len]
         assert batch["targets"].ravel().tolist() == all_tokens[1 : number * seq_len + 1]
         assert batch["loss_mask"].all()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.data.pipeline import Batch
+from zoo.data.batches import Batch
 from zoo.tokenizers.base import Tokenizer
 
 _COLOURS = (36, 33, 32, 35, 34)  # cyan, yellow, green, magenta, blue

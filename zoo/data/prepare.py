@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data import documents, remote, shards, stories
+from zoo import registry
+from zoo.data import documents, readers, remote, shards
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
 from zoo.errors import UserError
@@ -74,8 +75,8 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
     about: dict[str, Any] = {"source": source.source, "kind": data.kind}
     for field in ("config", "split", "revision", "shuffle_buffer", "text_field", "separator", "format"):
         about[field] = getattr(source, field)
-    if source.source == "stories":
-        about |= {"seed": data.seed, "version": stories.VERSION}
+    if source.built_in:
+        about |= {"seed": data.seed, "version": registry.corpus(source.source).VERSION}
     if source.shuffle_buffer:
         about["seed"] = data.seed
     if data.kind == "chat":
@@ -127,11 +128,8 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
         return shards.read_manifest(directory)
     about = identity(source, data)
     if source.source == "hub" and not source.is_file:
-        if (reason := documents.hub.unreachable()) is None:
-            about["revision"] = documents.hub_revision(source)
-        else:
-            documents.open_hub(source)  # says in one line what is wrong
-            raise UserError(f"data.path: {source.path}: the hub does not answer ({reason})")
+        readers.check_hub(source)
+        about["revision"] = readers.hub_revision(source)
     return Manifest(
         about,
         tokenizer.fingerprint,

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
+from zoo.data import batches
+from zoo.data.batches import Batch
 from zoo.data.order import Order
 from zoo.data.packing import ENDLESS, make_layout
-from zoo.data.pipeline import Batch
 from zoo.data.prepare import Say, Want, prepare
-from zoo.data.rows import PackedSource, Rows
+from zoo.data.rows import PackedSource, Row, Rows
 from zoo.data.shards import Shards
 from zoo.data.tokenizer import heldout_want, token_budget, validation_source, wants
 from zoo.errors import UserError
@@ -29,9 +29,6 @@ from zoo.recipe import Recipe
 from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers.base import Tokenizer
 
-# One thread assembles ahead; a batch is whole, so its hand-over costs little.
-_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-_BATCHES = 1 << 40  # of the endless order
 _BLOCK = 4096  # examples whose rows are looked up at once
 _LARGEST_HELDOUT = 0.1  # of the documents, where a source has no split for it
 
@@ -133,18 +130,25 @@ class TextData:
     def batches(
         self, batch_size: int, *, start_example: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """Endless batches from example `start_example` on; a process gets its consecutive share of the rows.
+        """Returns batches without end from example `start_example` on, see `zoo.data.batches.endless`."""
+        block = functools.lru_cache(maxsize=4)(
+            lambda number: self.examples(np.arange(number * _BLOCK, (number + 1) * _BLOCK))
+        )
 
-        A batch is what `Rows.assemble` gives: arrays [B, T], B the rows of this process.
+        def lookup(first: int, count: int) -> list[Row]:
+            numbers = range(first // _BLOCK, (first + count - 1) // _BLOCK + 1)
+            rows = list(itertools.chain.from_iterable(map(block, numbers)))
+            skip = first - numbers[0] * _BLOCK
+            return rows[skip : skip + count]
 
-        Raises UserError if batch_size is not a multiple of process_count.
-        """
-        if batch_size % process_count:
-            raise UserError(f"data.batch_size: {batch_size} is not a multiple of the {process_count} processes")
-        local = batch_size // process_count
-        chosen = slice(process_index * local, (process_index + 1) * local)
-        batches = grain.MapDataset.source(_Batches(self, batch_size, start_example, chosen))
-        return iter(batches.to_iter_dataset(_READ_OPTIONS))
+        return batches.endless(
+            lookup,
+            self.rows,
+            batch_size,
+            start_example=start_example,
+            process_index=process_index,
+            process_count=process_count,
+        )
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
         """The rows that these examples of the order are (int64 [N]): (source, row of its layout) each."""
@@ -153,14 +157,8 @@ class TextData:
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
         """The held-out rows in order, once; the last batch is filled up to B rows with rows that bear no loss."""
-        if self.heldout is None:
-            return
-        number = min(self.heldout_rows, len(self.heldout.layout))
-        for start in range(0, number, batch_size):
-            some = [(self.heldout, row) for row in range(start, min(start + batch_size, number))]
-            batch = self.rows.assemble(some)
-            missing = batch_size - len(some)
-            yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in batch.items()}
+        number = 0 if self.heldout is None else min(self.heldout_rows, len(self.heldout.layout))
+        return batches.once([(self.heldout, row) for row in range(number)], self.rows, batch_size)
 
     def directories(self) -> list[tuple[str, Path]]:
         """Where the shards of each source are."""
@@ -175,31 +173,6 @@ class TextData:
         """The beginning of the first held-out document (else of the first of all), to go on from."""
         source = self.heldout or self.sources[0]
         return source.shards.document(source.first)[:number].tolist()
-
-
-class _Batches:
-    """Batch i of a process as item i, for Grain."""
-
-    def __init__(self, data: TextData, batch_size: int, start: int, chosen: slice):
-        self._data, self._batch_size, self._start, self._chosen = data, batch_size, start, chosen
-        self._block = functools.lru_cache(maxsize=4)(self._find)
-
-    def __len__(self) -> int:
-        return _BATCHES
-
-    def __getitem__(self, index: int) -> Batch:
-        first = self._start + int(index) * self._batch_size
-        examples = range(first, first + self._batch_size)
-        blocks = range(examples[0] // _BLOCK, examples[-1] // _BLOCK + 1)
-        found = list(itertools.chain.from_iterable(self._block(block) for block in blocks))
-        skip = first - blocks[0] * _BLOCK
-        return self._data.rows.assemble(found[skip : skip + self._batch_size], self._chosen)
-
-    def _find(self, block: int) -> list[tuple[PackedSource, int]]:
-        return self._data.examples(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-
-    def __repr__(self) -> str:
-        return f"batches of {self._batch_size} from example {self._start}"
 
 
 # -------------------------------------------------------------------------------------------------- loading

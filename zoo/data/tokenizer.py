@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from zoo import tokenizers
 from zoo.data import documents
-from zoo.data.documents import Fault
 from zoo.data.prepare import Say, Want
+from zoo.data.readers import Fault
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.recipe.data import DataSection, SourceSection
+from zoo.recipe.data import DataSection, SourceSection, TokenizerSection
 from zoo.tokenizers import bpe
 from zoo.tokenizers.base import Tokenizer, check_fits
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -24,17 +24,17 @@ def resolve_tokenizer(recipe: Recipe, tokenizer: Tokenizer | None, *, say: Say) 
     Raises UserError when the tokenizer cannot be had or made, or is larger than the model's vocabulary.
     """
     recipe = recipe.settled(max_tokens=token_budget(recipe))
-    if tokenizer is None:
-        section = recipe.tokenizer
-        if section.path is not None:
-            tokenizer = tokenizers.load(section.path)
-        elif section.name is not None:
-            tokenizer = tokenizers.named(section.name)
-        else:
-            tokenizer = make_tokenizer(recipe, say=say)
+    tokenizer = tokenizer or load_tokenizer(recipe.tokenizer) or make_tokenizer(recipe, say=say)
     recipe = recipe.settled(vocab_size=tokenizer.vocab_size)
     check_fits(tokenizer, recipe.model.make_config().vocab_size)
     return recipe, tokenizer
+
+
+def load_tokenizer(section: TokenizerSection) -> Tokenizer | None:
+    """Returns the tokenizer that a recipe gives by path or by name; None where it is to be trained."""
+    if section.path is not None:
+        return tokenizers.load(section.path)
+    return None if section.name is None else tokenizers.named(section.name)
 
 
 def token_budget(recipe: Recipe) -> int:
@@ -52,7 +52,7 @@ def wants(data: DataSection, heldout_rows: int) -> list[Want]:
         if tokens is not None:
             share = 1.0 if weights[0] is None else source.weight / sum(weights)
             tokens = int(tokens * share / (source.epochs or 1.0)) + 2 * data.seq_len + 2
-            if number == 0 and data.validation is None and source.source != "stories":
+            if number == 0 and data.validation is None and not source.built_in:
                 tokens += heldout_rows * (data.seq_len + 1)
         found.append(Want(tokens, source.num_documents))
     return found
@@ -63,7 +63,7 @@ def validation_source(data: DataSection) -> SourceSection | None:
     if data.validation is not None:
         return data.validation
     first = data.document_sources[0]
-    if first.source == "stories" and first.split == "train":
+    if first.built_in and first.split == "train":
         return first.model_copy(update={"split": "heldout", "num_documents": None, "weight": None, "epochs": None})
     return None
 
@@ -119,7 +119,7 @@ def _some(source: SourceSection, data: DataSection, characters: int | None, name
         raise UserError(f"{name}: shards hold tokens, no texts to train a tokenizer on; set tokenizer.path")
     if data.kind == "chat":
         raise UserError("tokenizer: chat data need the tokenizer of the model they tune; set tokenizer.path or .name")
-    if characters is None and source.num_documents is None and source.source == "stories":
+    if characters is None and source.num_documents is None and source.built_in:
         raise UserError(f"{name}: the built-in stories never end; set data.num_documents")
     items = documents.read(source, data.kind, seed=data.seed)
     texts = (item for item in items if not isinstance(item, Fault) and item.strip())

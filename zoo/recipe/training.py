@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
+from zoo.models.specs import CRONICA_5M
 from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 
 
@@ -223,7 +224,8 @@ class EvalSection(Section):
     """Held-out loss `every` so many steps (0: only at the end) over `num_pairs` pairs, or rows of text; at the end
     `cronicas` generated and measured (0: none; crónica data alone) and a sample streamed to the terminal
     (`final_sample`): one more crónica, or what a model of texts writes after `prompt` (absent: after the first words
-    of the held-out texts). Shorter ones go into samples.md `sample_every` so many steps (0: none).
+    of the held-out texts). Shorter ones go into samples.md `sample_every` so many steps (0: none). The sampling is by
+    default that of crónica's card, with room for its longest texts, for every kind of data.
     """
 
     every: NonNegativeInt = 0
@@ -231,8 +233,8 @@ class EvalSection(Section):
     num_pairs: NonNegativeInt = 64
     cronicas: NonNegativeInt = 16
     max_new_tokens: PositiveInt = 400
-    temperature: NonNegativeFloat = 0.85
-    top_k: NonNegativeInt = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: NonNegativeFloat = CRONICA_5M.sampling["temperature"]
+    top_k: NonNegativeInt = CRONICA_5M.sampling["top_k"]
+    top_p: Annotated[float, Field(gt=0, le=1)] = CRONICA_5M.sampling["top_p"]
     final_sample: bool = True
     prompt: Annotated[str, Field(min_length=1)] | None = None

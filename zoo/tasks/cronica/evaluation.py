@@ -12,11 +12,13 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.evaluate.statistics import Share, pooled, proportion
-from zoo.language_model import CRONICA_SETTINGS, Generation, LanguageModel
+from zoo.generate.text import Generation
+from zoo.language_model import LanguageModel
 from zoo.tasks.cronica import corpus
 from zoo.tasks.cronica.grounding import KINDS, Lexicon, has_word, mentions, parse, sentences
 from zoo.tasks.cronica.match import Goal, Match, to_block
 from zoo.tasks.cronica.tokens import STYLES, check_style
+from zoo.tasks.cronica.writing import SETTINGS
 
 FORMAT = 1  # of the JSON result
 SETS = {
@@ -98,7 +100,7 @@ def evaluate(
     sets = {name: records[:num_cronicas] for name, records in sets.items()}
     lexicon = Lexicon.learn(*sets.values())
     started = time.perf_counter()
-    settings = CRONICA_SETTINGS | settings
+    settings = SETTINGS | settings
     results = {}
     for name, records in sets.items():
         if not records:
