@@ -1,8 +1,4 @@
-"""Texts and conversations as batches: prepared sources, packed into rows, mixed into one order.
-
-Row r of step s is example `s * batch_size + r` of that order, on any number of processes; the example's number alone
-decides what it is. So training goes on anywhere from `examples_seen`.
-"""
+"""Texts and conversations as batches: prepared sources, packed into rows, mixed into one order."""
 
 import dataclasses
 import functools
@@ -18,12 +14,12 @@ import numpy as np
 
 from zoo.data import batches
 from zoo.data.batches import Batch
+from zoo.data.budget import TokenBudget, heldout_budget, heldout_source, run_tokens, source_budgets
 from zoo.data.order import Order
 from zoo.data.packing import ENDLESS, make_layout
-from zoo.data.prepare import Say, Want, prepare
+from zoo.data.prepare import Say, prepare
 from zoo.data.rows import PackedSource, Row, Rows
 from zoo.data.shards import Shards
-from zoo.data.tokenizer import heldout_want, token_budget, validation_source, wants
 from zoo.errors import UserError
 from zoo.recipe import Recipe
 from zoo.recipe.data import DataSection, SourceSection
@@ -38,9 +34,13 @@ class TextData:
     """The training rows of a recipe, and its held-out ones. Make one with `load`.
 
     Attributes:
-        heldout: the source of the held-out rows, None where there are none; heldout_rows: how many are wanted.
-        order: which row of which source is which example. rows: how rows become arrays.
-        about: what else the `fingerprint` is made of.
+        sources: of the training rows.
+        heldout: the source of the held-out rows; None where there are none.
+        heldout_rows: at most so many held-out rows.
+        order: tells which row of which source is which example.
+        rows: makes arrays of rows.
+        tokenizer: of the tokens.
+        settings: what else the `fingerprint` is made of.
     """
 
     sources: tuple[PackedSource, ...]
@@ -49,20 +49,22 @@ class TextData:
     order: Order
     rows: Rows
     tokenizer: Tokenizer
-    about: dict[str, Any]
+    settings: dict[str, Any]
 
     @classmethod
     def load(cls, recipe: Recipe, tokenizer: Tokenizer, config: Any, *, say: Say) -> "TextData":
-        """Prepare what is missing of the recipe's sources, verify the shards and pack them.
+        """Prepares what is missing of the recipe's sources, verifies the shards and packs them.
 
         Args:
             recipe: where it leaves data.max_tokens open, its steps decide.
+            tokenizer: of the recipe.
             config: the model's; its `restart_positions`, where it has that field, decides the positions.
-            say: is told in a line what is being done.
+            say: shows a line of progress.
 
-        Raises UserError when a source cannot be read or a shard is damaged.
+        Raises:
+            UserError: a source cannot be read or a shard is damaged.
         """
-        data, wanted_rows = recipe.settled(max_tokens=token_budget(recipe)).data, recipe.eval.num_pairs
+        data, heldout_rows = recipe.settled(max_tokens=run_tokens(recipe)).data, recipe.eval.num_pairs
         rows = Rows(
             seq_len=data.seq_len,
             document_mask=data.document_mask,
@@ -70,45 +72,44 @@ class TextData:
             pad_id=_pad_id(tokenizer),
             trim_to=data.trim_to,
         )
-        found = _open_all(data, tokenizer, wanted_rows, say)
-        heldout, taken = _heldout(data, tokenizer, found, wanted_rows, say)
+        opened = _open_all(data, tokenizer, heldout_rows, say)
+        heldout, first = _heldout(data, tokenizer, opened, heldout_rows, say)
         sources = []
-        for number, (name, source, shards, last) in enumerate(found):
-            layout = make_layout(
-                data.packing,
-                shards,
-                taken if number == 0 else 0,
-                last,
-                data.seq_len,
-                split=data.document_mask,
-                seed=(data.seed << 16) + number,
-            )
+        for number, (name, source, shards, last) in enumerate(opened):
+            seed = (data.seed << 16) + number
+            layout = make_layout(data.packing, shards, first, last, data.seq_len, split=data.document_mask, seed=seed)
             weight = source.weight or (len(layout) * (source.epochs or 1.0))
-            sources.append(PackedSource(name, shards, taken if number == 0 else 0, last, layout, weight))
+            sources.append(PackedSource(name, shards, first, last, layout, weight))
+            first = 0  # held-out documents are the first ones of the first source
         order = Order(
             [len(source.layout) for source in sources],
             [source.weight for source in sources],
             data.seed,
             data.shuffle and data.packing != "windows",
         )
-        about = {"packing": data.packing, "rows": dataclasses.asdict(rows), "shuffle": data.shuffle, "seed": data.seed}
-        return cls(tuple(sources), heldout, wanted_rows, order, rows, tokenizer, about)
+        settings = {
+            "packing": data.packing,
+            "rows": dataclasses.asdict(rows),
+            "shuffle": data.shuffle,
+            "seed": data.seed,
+        }
+        return cls(tuple(sources), heldout, heldout_rows, order, rows, tokenizer, settings)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hexadecimal digits) of all that decides what training sees in which order."""
-        about = {
-            **self.about,
+        """The SHA-256 (64 hexadecimal digits) of all that decides what training sees in which order."""
+        content = {
+            **self.settings,
             "tokenizer": self.tokenizer.fingerprint,
             "sources": [
                 [source.shards.fingerprint(source.last), source.first, source.last, source.weight]
                 for source in self.sources
             ],
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def epochs(self, examples: int) -> float | None:
-        """How many times so many examples go through the source that is seen most; None for random windows."""
+        """Returns how often so many examples go through the source that is seen most; None for random windows."""
         if any(rows >= ENDLESS for rows in self.order.rows):
             return None
         total = sum(self.order.weights)
@@ -125,7 +126,7 @@ class TextData:
                 f"{share}{source.name} ({source.tokens:,} tokens, {source.last - source.first:,} documents, {rows})"
             )
         mask = ", documents masked" if self.rows.document_mask else ""
-        return f"{' + '.join(parts)}; {self.about['packing']}{mask}"
+        return f"{' + '.join(parts)}; {self.settings['packing']}{mask}"
 
     def batches(
         self, batch_size: int, *, start_example: int = 0, process_index: int = 0, process_count: int = 1
@@ -151,26 +152,24 @@ class TextData:
         )
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
-        """The rows that these examples of the order are (int64 [N]): (source, row of its layout) each."""
+        """Returns the rows of examples of the order, int64 [N]: (source, row of its layout) each."""
         which, rows = self.order.lookup(examples)
         return [(self.sources[s], row) for s, row in zip(which.tolist(), rows.tolist(), strict=True)]
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The held-out rows in order, once; the last batch is filled up to B rows with rows that bear no loss."""
+        """Returns the held-out rows in order, once; the last batch is filled up with rows that bear no loss."""
         number = 0 if self.heldout is None else min(self.heldout_rows, len(self.heldout.layout))
         return batches.once([(self.heldout, row) for row in range(number)], self.rows, batch_size)
 
     def directories(self) -> list[tuple[str, Path]]:
-        """Where the shards of each source are."""
-        found = [(source.name, source.shards.directory) for source in self.sources]
-        return (
-            found
-            if self.heldout is None
-            else [*found, (f"{self.heldout.name} (held out)", self.heldout.shards.directory)]
-        )
+        """Returns the name of each source and the directory of its shards."""
+        directories = [(source.name, source.shards.directory) for source in self.sources]
+        if self.heldout is not None:
+            directories.append((f"{self.heldout.name} (held out)", self.heldout.shards.directory))
+        return directories
 
     def first_tokens(self, number: int) -> list[int]:
-        """The beginning of the first held-out document (else of the first of all), to go on from."""
+        """Returns the first tokens of the first held-out document (without any, of the first training document)."""
         source = self.heldout or self.sources[0]
         return source.shards.document(source.first)[:number].tolist()
 
@@ -185,35 +184,36 @@ def _pad_id(tokenizer: Tokenizer) -> int:
 def _open_all(
     data: DataSection, tokenizer: Tokenizer, heldout_rows: int, say: Say
 ) -> list[tuple[str, SourceSection, Shards, int]]:
-    """(name, source, its shards, documents of them that are used) of each training source."""
-    found = []
-    for number, (source, want) in enumerate(zip(data.document_sources, wants(data, heldout_rows), strict=True)):
+    """Returns (name, source, its shards, how many of their documents are used) of each training source."""
+    opened = []
+    budgets = source_budgets(data, heldout_rows)
+    for number, (source, budget) in enumerate(zip(data.document_sources, budgets, strict=True)):
         field = "data" if data.sources is None else f"data.sources.{number}"
-        shards = _open(source, data, tokenizer, want, say, field)
-        found.append((source.path or source.source, source, shards, want.documents_of(shards)))
-    return found
+        shards = _open(source, data, tokenizer, budget, say, field)
+        opened.append((source.path or source.source, source, shards, budget.documents_of(shards)))
+    return opened
 
 
-def _open(source, data: DataSection, tokenizer: Tokenizer, want: Want, say: Say, name: str) -> Shards:
-    shards = Shards(prepare(source, data, tokenizer, want, say=say, name=name))
-    shards.verify(shards.shards_of(want.documents_of(shards)))
+def _open(source, data: DataSection, tokenizer: Tokenizer, budget: TokenBudget, say: Say, name: str) -> Shards:
+    shards = Shards(prepare(source, data, tokenizer, budget, say=say, name=name))
+    shards.verify(shards.shards_of(budget.documents_of(shards)))
     return shards
 
 
 def _heldout(
-    data: DataSection, tokenizer: Tokenizer, found: list, rows: int, say: Say
+    data: DataSection, tokenizer: Tokenizer, opened: list, rows: int, say: Say
 ) -> tuple[PackedSource | None, int]:
-    """The held-out rows, and how many documents of the first training source they take."""
+    """Returns the source of the held-out rows, and how many documents of the first training source they take."""
     if not rows:
         return None, 0
     packing = "concat" if data.packing == "windows" else data.packing
-    source, want = validation_source(data), heldout_want(data, rows)
+    source, budget = heldout_source(data), heldout_budget(data, rows)
     if source is not None:
-        shards = _open(source, data, tokenizer, want, say, "data.validation")
-        first, last, name = 0, want.documents_of(shards), source.path or source.source
+        shards = _open(source, data, tokenizer, budget, say, "data.validation")
+        first, last, name = 0, budget.documents_of(shards), source.path or source.source
     else:
-        name, _, shards, number = found[0]
-        first, last = 0, min(want.documents_of(shards), max(1, int(number * _LARGEST_HELDOUT)))
+        name, _, shards, number = opened[0]
+        first, last = 0, min(budget.documents_of(shards), max(1, int(number * _LARGEST_HELDOUT)))
         if last >= number:
             raise UserError(
                 f"eval.num_pairs: {rows} rows are to be held out of {number:,} documents, too few for that; set "
