@@ -235,9 +235,9 @@ def test_fit_counts_what_is_cut(pairs):
 # Batches
 
 
-def loader(pairs, **changes):
+def loader(pairs, start_example=0, share=(0, 1), **changes):
     options = {"batch_size": 4, "seq_len": 200, "seed": 1}
-    return training_batches(pairs, **{**options, **changes})
+    return training_batches(pairs, DataSection(**{**options, **changes}), start_example, share)
 
 
 def test_batches_have_the_declared_shapes_and_types(pairs):
@@ -325,7 +325,7 @@ def test_another_batch_size_goes_on_in_the_same_order(pairs):
 @pytest.mark.parametrize("trim_to", [0, 16])
 def test_two_processes_see_the_rows_of_one(pairs, trim_to):
     whole = take(loader(pairs, trim_to=trim_to), 12)
-    shares = [take(loader(pairs, trim_to=trim_to, process_index=i, process_count=2), 12) for i in (0, 1)]
+    shares = [take(loader(pairs, trim_to=trim_to, share=(i, 2)), 12) for i in (0, 1)]
     joined = [
         {name: np.concatenate([first[name], second[name]]) for name in first}
         for first, second in zip(*shares, strict=True)
@@ -333,7 +333,7 @@ def test_two_processes_see_the_rows_of_one(pairs, trim_to):
     assert_equal(joined, whole)
     assert shares[0][0]["tokens"].shape[0] == 2
     with pytest.raises(UserError, match=r"data\.batch_size: 4 is not a multiple of the 3 processes"):
-        loader(pairs, process_count=3)
+        loader(pairs, share=(0, 3))
 
 
 @pytest.mark.parametrize("seq_len", [60, 200, 203])
@@ -364,7 +364,7 @@ def test_a_row_without_loss_does_not_widen_its_batch(tokenizer):
 
 
 def test_evaluation_takes_every_pair_once(pairs):
-    batches = list(heldout_batches(pairs, batch_size=5, seq_len=300))
+    batches = list(heldout_batches(pairs, DataSection(seq_len=300), 5))
     assert [batch["tokens"].shape for batch in batches] == [(5, 300)] * 8
     whole = take(loader(pairs, batch_size=37, seq_len=300, shuffle=False), 1)[0]
     for name, array in whole.items():

@@ -24,8 +24,7 @@ def endless(
     batch_size: int,
     *,
     start_example: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: tuple[int, int] = (0, 1),
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """Returns batches without end, as `Rows.assemble` makes them.
@@ -33,21 +32,25 @@ def endless(
     Args:
         lookup: gives the rows of consecutive examples.
         rows: makes arrays of rows.
-        batch_size: rows of the global batch; every process returns its consecutive share of them.
+        batch_size: rows of the global batch.
         start_example: the example of the first batch's first row.
-        process_index, process_count: which share of the rows to return.
-        prefetch: batches that a thread assembles ahead; 0: no thread.
+        share: (index, count) of the processes; each gets its consecutive rows of every batch.
+        prefetch: how many batches a thread assembles ahead; 0: there is no thread.
 
     Raises:
-        UserError: batch_size is not a multiple of process_count.
+        UserError: batch_size is not a multiple of the number of processes.
     """
-    if batch_size % process_count:
-        raise UserError(f"data.batch_size: {batch_size} is not a multiple of the {process_count} processes")
-    local = batch_size // process_count
-    chosen = slice(process_index * local, (process_index + 1) * local)
-    batches = grain.MapDataset.source(_Batches(lookup, rows, batch_size, start_example, chosen))
+    index, count = share
+    if batch_size % count:
+        raise UserError(f"data.batch_size: {batch_size} is not a multiple of the {count} processes")
+    chosen = slice(index * batch_size // count, (index + 1) * batch_size // count)
+
+    def assemble(number: int) -> Batch:
+        # The whole batch is looked up: its width depends on the rows of all processes.
+        return rows.assemble(lookup(start_example + number * batch_size, batch_size), chosen)
+
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
-    return iter(batches.to_iter_dataset(options))
+    return iter(grain.MapDataset.range(_BATCHES).map(assemble).to_iter_dataset(options))
 
 
 def once(examples: Sequence[Row], rows: Rows, batch_size: int) -> Iterator[Batch]:
@@ -56,21 +59,3 @@ def once(examples: Sequence[Row], rows: Rows, batch_size: int) -> Iterator[Batch
         some = examples[start : start + batch_size]
         missing = batch_size - len(some)
         yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in rows.assemble(some).items()}
-
-
-class _Batches:
-    """A process's share of batch i as item i, for Grain."""
-
-    def __init__(self, lookup: Lookup, rows: Rows, batch_size: int, start: int, chosen: slice):
-        self._lookup, self._rows, self._batch_size, self._start, self._chosen = lookup, rows, batch_size, start, chosen
-
-    def __len__(self) -> int:
-        return _BATCHES
-
-    def __getitem__(self, index: int) -> Batch:
-        # The whole batch is looked up: its width depends on the rows of all processes.
-        rows = self._lookup(self._start + int(index) * self._batch_size, self._batch_size)
-        return self._rows.assemble(rows, self._chosen)
-
-    def __repr__(self) -> str:
-        return f"batches of {self._batch_size} from example {self._start}"

@@ -10,18 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from zoo import registry
-from zoo.data import conversations
+from zoo.data import conversations, readers
 from zoo.data.conversations import Conversation
-from zoo.data.readers import (
-    LONE_SURROGATE,
-    Fault,
-    Record,
-    check_hub,
-    load_dataset,
-    read_dataset,
-    read_jsonl,
-    read_parquet,
-)
+from zoo.data.readers import LONE_SURROGATE, Fault, Record
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 
@@ -130,9 +121,9 @@ def _complete(records: Iterable[Record], columns: tuple[str, ...], source: Sourc
 
 def _records(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[Record | Fault]:
     if source.source == "jsonl":
-        yield from itertools.islice(read_jsonl(files(source)), start, None)
+        yield from itertools.islice(readers.read_jsonl(files(source)), start, None)
     elif source.source == "parquet":
-        yield from read_parquet(files(source), columns, start=start, setting=_SETTING)
+        yield from readers.read_parquet(files(source), columns, start=start, setting=_SETTING)
     elif source.source == "hub":
         yield from _hub(source, columns, seed, start)
     else:
@@ -140,8 +131,8 @@ def _records(source: SourceFields, columns: tuple[str, ...], seed: int, start: i
 
 
 def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[Record]:
-    check_hub(source)
-    rows = load_dataset(source, streaming=source.streaming)
+    readers.check_hub(source)
+    rows = readers.load_dataset(source, streaming=source.streaming)
     known = rows.column_names
     if known is not None:
         missing = [column for column in columns if column not in known]
@@ -152,7 +143,7 @@ def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) 
         rows = rows.select_columns(list(columns))
     if source.shuffle_buffer:
         rows = rows.shuffle(seed=seed, buffer_size=source.shuffle_buffer)
-    return read_dataset(rows, source, start)
+    return readers.read_dataset(rows, source, start)
 
 
 def _texts(source: SourceFields) -> Iterator[Item]:

@@ -68,13 +68,7 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
 
 
 def prepare(
-    source: SourceSection,
-    data: DataSection,
-    tokenizer: Tokenizer,
-    budget: TokenBudget,
-    *,
-    say: Say,
-    name: str = "data",
+    source: SourceSection, data: DataSection, tokenizer: Tokenizer, budget: TokenBudget, *, say: Say, name: str = "data"
 ) -> Path:
     """Tokenises what is missing of a source up to a budget, and returns the directory of its shards.
 
@@ -151,9 +145,7 @@ def _lock(directory: Path, say: Say) -> Iterator[None]:
 class _Preparing:
     """Reads on where a manifest ends and writes shards until enough is there."""
 
-    def __init__(
-        self, directory, manifest: Manifest, source, data, tokenizer, budget: TokenBudget, say: Say, name: str
-    ):
+    def __init__(self, directory, manifest: Manifest, source, data, tokenizer, budget, say: Say, name: str):
         self._directory, self._source, self._data, self._tokenizer = directory, source, data, tokenizer
         self._budget, self._say, self._name = budget, say, name
         self._manifest = manifest

@@ -40,7 +40,7 @@ class TextData:
         order: tells which row of which source is which example.
         rows: makes arrays of rows.
         tokenizer: of the tokens.
-        settings: what else the `fingerprint` is made of.
+        facts: what else the `fingerprint` is made of.
     """
 
     sources: tuple[PackedSource, ...]
@@ -49,7 +49,7 @@ class TextData:
     order: Order
     rows: Rows
     tokenizer: Tokenizer
-    settings: dict[str, Any]
+    facts: dict[str, Any]
 
     @classmethod
     def load(cls, recipe: Recipe, tokenizer: Tokenizer, config: Any, *, say: Say) -> "TextData":
@@ -87,19 +87,14 @@ class TextData:
             data.seed,
             data.shuffle and data.packing != "windows",
         )
-        settings = {
-            "packing": data.packing,
-            "rows": dataclasses.asdict(rows),
-            "shuffle": data.shuffle,
-            "seed": data.seed,
-        }
-        return cls(tuple(sources), heldout, heldout_rows, order, rows, tokenizer, settings)
+        facts = {"packing": data.packing, "rows": dataclasses.asdict(rows), "shuffle": data.shuffle, "seed": data.seed}
+        return cls(tuple(sources), heldout, heldout_rows, order, rows, tokenizer, facts)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The SHA-256 (64 hexadecimal digits) of all that decides what training sees in which order."""
         content = {
-            **self.settings,
+            **self.facts,
             "tokenizer": self.tokenizer.fingerprint,
             "sources": [
                 [source.shards.fingerprint(source.last), source.first, source.last, source.weight]
@@ -126,7 +121,7 @@ class TextData:
                 f"{share}{source.name} ({source.tokens:,} tokens, {source.last - source.first:,} documents, {rows})"
             )
         mask = ", documents masked" if self.rows.document_mask else ""
-        return f"{' + '.join(parts)}; {self.settings['packing']}{mask}"
+        return f"{' + '.join(parts)}; {self.facts['packing']}{mask}"
 
     def batches(
         self, batch_size: int, *, start_example: int = 0, process_index: int = 0, process_count: int = 1
@@ -142,14 +137,8 @@ class TextData:
             skip = first - numbers[0] * _BLOCK
             return rows[skip : skip + count]
 
-        return batches.endless(
-            lookup,
-            self.rows,
-            batch_size,
-            start_example=start_example,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        share = (process_index, process_count)
+        return batches.endless(lookup, self.rows, batch_size, start_example=start_example, share=share)
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
         """Returns the rows of examples of the order, int64 [N]: (source, row of its layout) each."""

@@ -303,9 +303,8 @@ class DataSection(SourceFields):
                     f"data.split must be 'train', 'heldout' or 'unseen' for data.source {self.source}, got "
                     f"{self.split!r}"
                 )
-        elif self.path is None:
-            what = "the data set's name on the hub" if self.source == "hub" else f"the {self.source} file"
-            raise ValueError(f"data.path is missing; data.source {self.source} wants {what} there")
+        else:
+            self._check_path("data")
         if self.source in ("jsonl", "parquet") and self.split != "train":
             raise ValueError(
                 f"data.split has no meaning for data.source {self.source}; leave it out, or name another "

@@ -11,7 +11,7 @@ from zoo.language_model import LanguageModel
 from zoo.tasks.cronica import corpus
 from zoo.tasks.cronica.grounding import Lexicon
 from zoo.tasks.cronica.match import Goal, Match, to_block
-from zoo.tasks.cronica.metrics import MatchMetrics, measure
+from zoo.tasks.cronica.metrics import measure, measure_one
 from zoo.tasks.cronica.tokens import STYLES
 from zoo.tasks.cronica.writing import SETTINGS
 
@@ -135,7 +135,7 @@ def _card(lm: LanguageModel, lexicon: Lexicon, seed: int, settings: dict[str, An
     written = lm.cronicas([(block, label) for label in STYLES], seed=seed, **settings)
     rows = {}
     for label, item in zip(STYLES, written, strict=True):
-        row = MatchMetrics.of({"stats_block": block, "style_label": label}, item.text, lexicon)
-        facts = {name: getattr(row, name) for name in ("home", "away", "score", "scorers", "goals", "style", "clean")}
+        row = measure_one({"stats_block": block, "style_label": label}, item.text, lexicon)
+        facts = {name: row[name] for name in ("home", "away", "score", "scorers", "goals", "style", "clean")}
         rows[label] = facts | {"cronica": item.text}
     return {"stats_block": block, "styles": rows}

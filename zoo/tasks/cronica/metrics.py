@@ -34,81 +34,58 @@ def measure(records: Sequence[dict], texts: Sequence[str], lexicon: Lexicon) -> 
     one sentence); both_later, scorers_later, goals_later: the same without the first paragraph, which in the
     built-in corpus lists the result; told (kind -> precision), clean; styles (label -> style, style_strict), n, words.
     """
-    rows = [MatchMetrics.of(record, text, lexicon) for record, text in zip(records, texts, strict=True)]
+    rows = [measure_one(record, text, lexicon) for record, text in zip(records, texts, strict=True)]
     metrics: dict[str, Any] = {"n": len(rows)}
     for name in ("home", "away", "both", "clubs_in_full", "score", "style", "style_strict", "clean", "both_later"):
-        metrics[name] = proportion([getattr(row, name) for row in rows]).to_dict()
-    given = [row.given for row in rows]
+        metrics[name] = proportion([row[name] for row in rows]).to_dict()
+    given = [row["given"] for row in rows]
     for name in ("scorers", "goals", "scorers_later", "goals_later"):
-        metrics[name] = pooled([getattr(row, name) for row in rows], given).to_dict()
+        metrics[name] = pooled([row[name] for row in rows], given).to_dict()
     metrics["told"] = {
-        kind: pooled([row.right[kind] for row in rows], [row.told[kind] for row in rows]).to_dict() for kind in KINDS
+        kind: pooled([row["right"][kind] for row in rows], [row["told"][kind] for row in rows]).to_dict()
+        for kind in KINDS
     }
     metrics["styles"] = {}
     for label in STYLES:
-        own = [row for row in rows if row.label == label]
+        own = [row for row in rows if row["label"] == label]
         if own:
             metrics["styles"][label] = {
-                name: proportion([getattr(row, name) for row in own]).to_dict() for name in ("style", "style_strict")
+                name: proportion([row[name] for row in own]).to_dict() for name in ("style", "style_strict")
             }
-    metrics["words"] = sum(row.words for row in rows) / len(rows)
+    metrics["words"] = sum(row["words"] for row in rows) / len(rows)
     return metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class MatchMetrics:
-    """The metrics of one text against its match: yes or no, or counts."""
-
-    label: str
-    home: bool
-    away: bool
-    both: bool
-    clubs_in_full: bool
-    score: bool
-    given: int
-    scorers: int
-    goals: int
-    style: bool
-    style_strict: bool
-    told: dict[str, int]
-    right: dict[str, int]
-    clean: bool
-    both_later: bool
-    scorers_later: int
-    goals_later: int
-    words: int
-
-    @classmethod
-    def of(cls, record: dict, text: str, lexicon: Lexicon) -> "MatchMetrics":
-        """Measures a text against a record's `stats_block` and `style_label`."""
-        match, low = parse(record), text.lower()
-        _, blank, later = text.partition("\n\n")
-        later = later if blank else text
-        home, away = (club_named(club, low) for club in (match.home, match.away))
-        told_facts = mentions(text, match, lexicon)
-        told = {kind: sum(mention.kind == kind for mention in told_facts) for kind in KINDS}
-        right = {kind: sum(mention.kind == kind and mention.grounded for mention in told_facts) for kind in KINDS}
-        label = record["style_label"]
-        return cls(
-            label=label,
-            home=home,
-            away=away,
-            both=home and away,
-            clubs_in_full=match.home.lower() in low and match.away.lower() in low,
-            score=score_told(match, text),
-            given=len(match.goals),
-            scorers=sum(last_name(goal) in low for goal in match.goals),
-            goals=sum(goal_told(goal, text) for goal in match.goals),
-            style=in_style(label, text),
-            style_strict=in_style(label, text, strict=True),
-            told=told,
-            right=right,
-            clean=told == right,
-            both_later=all(club_named(club, later.lower()) for club in (match.home, match.away)),
-            scorers_later=sum(last_name(goal) in later.lower() for goal in match.goals),
-            goals_later=sum(goal_told(goal, later) for goal in match.goals),
-            words=len(text.split()),
-        )
+def measure_one(record: dict, text: str, lexicon: Lexicon) -> dict[str, Any]:
+    """Returns the metrics of one text against a record's `stats_block` and `style_label`: yes or no, or counts."""
+    match, low = parse(record), text.lower()
+    _, blank, later = text.partition("\n\n")
+    later = later if blank else text
+    home, away = (club_named(club, low) for club in (match.home, match.away))
+    facts = mentions(text, match, lexicon)
+    told = {kind: sum(mention.kind == kind for mention in facts) for kind in KINDS}
+    right = {kind: sum(mention.kind == kind and mention.grounded for mention in facts) for kind in KINDS}
+    label = record["style_label"]
+    return {
+        "label": label,
+        "home": home,
+        "away": away,
+        "both": home and away,
+        "clubs_in_full": match.home.lower() in low and match.away.lower() in low,
+        "score": score_told(match, text),
+        "given": len(match.goals),
+        "scorers": sum(last_name(goal) in low for goal in match.goals),
+        "goals": sum(goal_told(goal, text) for goal in match.goals),
+        "style": in_style(label, text),
+        "style_strict": in_style(label, text, strict=True),
+        "told": told,
+        "right": right,
+        "clean": told == right,
+        "both_later": all(club_named(club, later.lower()) for club in (match.home, match.away)),
+        "scorers_later": sum(last_name(goal) in later.lower() for goal in match.goals),
+        "goals_later": sum(goal_told(goal, later) for goal in match.goals),
+        "words": len(text.split()),
+    }
 
 
 def club_named(club: str, lowered: str) -> bool:

@@ -17,6 +17,7 @@ from zoo.data.packing import Span
 from zoo.data.rows import Batch, Row, Rows
 from zoo.data.shards import token_dtype
 from zoo.errors import UserError
+from zoo.recipe.data import DataSection
 from zoo.tasks.cronica.match import parse_block
 from zoo.tasks.cronica.tokens import check_tokenizer, encode_pairs, training_text
 from zoo.tokenizers.base import Tokenizer
@@ -80,63 +81,30 @@ class Pairs:
 
 
 def training_batches(
-    pairs: Pairs,
-    *,
-    batch_size: int,
-    seq_len: int,
-    seed: int,
-    start_example: int = 0,
-    shuffle: bool = True,
-    trim_to: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    pairs: Pairs, data: DataSection, start_example: int = 0, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """Returns batches without end, from example `start_example` of the global order on.
 
-    Each epoch holds every pair once, in an order of its own if `shuffle`; a batch may reach from one epoch
-    into the next, so that all are full.
-
-    Args:
-        pairs: the examples.
-        batch_size: rows of the global batch; a process gets its `batch_size / process_count` consecutive ones.
-        seq_len: targets in a row (T); rows are cut or padded (id 0) to T + 1 tokens.
-        seed: of the shuffling.
-        start_example: how many examples were seen before.
-        shuffle: whether to shuffle, anew for every epoch.
-        trim_to: if positive, T shrinks to the smallest multiple of it that holds every target with loss in
-            the global batch. 0 keeps T = seq_len.
-        process_index, process_count: which share of the rows to build.
-
-    Returns:
-        An iterator of dicts as `zoo.data.rows.Rows.assemble` makes them; loss_mask is 1 on the crónica, its closing
-        tag and `<eos>`.
-
-    Raises:
-        UserError: batch_size is not a multiple of process_count.
+    Each epoch holds every pair once, in an order of its own if `data.shuffle`; a batch may reach from one epoch
+    into the next, so that all are full. See `zoo.data.batches.endless` for `share` and errors, and
+    `zoo.data.rows.Rows.assemble` for the arrays; loss_mask is 1 on the crónica, its closing tag and `<eos>`.
     """
     # Not the order of texts (`zoo.data.order`): runs that have begun must go on in their own.
-    order = grain.MapDataset.range(len(pairs)).seed(seed)
-    if shuffle:
-        order = order.shuffle()
-    order = order.repeat()
+    order = grain.MapDataset.range(len(pairs)).seed(data.seed)
+    order = (order.shuffle() if data.shuffle else order).repeat()
 
     def lookup(first: int, count: int) -> list[Row]:
         return [(pairs, int(order[example])) for example in range(first, first + count)]
 
-    return batches.endless(
-        lookup,
-        Rows(seq_len, trim_to=trim_to),
-        batch_size,
-        start_example=start_example,
-        process_index=process_index,
-        process_count=process_count,
-        prefetch=0,  # a row is a lookup and a copy: too little work for a thread to be worth its hand-over
-    )
+    # A row is a lookup and a copy: too little work for a thread to be worth its hand-over.
+    options = {"start_example": start_example, "share": share, "prefetch": 0}
+    return batches.endless(lookup, Rows(data.seq_len, trim_to=data.trim_to), data.batch_size, **options)
 
 
-def heldout_batches(pairs: Pairs, *, batch_size: int, seq_len: int, trim_to: int = 0) -> Iterator[Batch]:
+def heldout_batches(pairs: Pairs, data: DataSection, batch_size: int) -> Iterator[Batch]:
     """Returns every pair once, in order; the last batch is filled up with rows that bear no loss."""
-    return batches.once([(pairs, row) for row in range(len(pairs))], Rows(seq_len, trim_to=trim_to), batch_size)
+    examples = [(pairs, row) for row in range(len(pairs))]
+    return batches.once(examples, Rows(data.seq_len, trim_to=data.trim_to), batch_size)
 
 
 @dataclass(frozen=True)

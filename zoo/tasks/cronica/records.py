@@ -8,16 +8,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.data.readers import (
-    LONE_SURROGATE,
-    Fault,
-    Record,
-    load_dataset,
-    read_dataset,
-    read_jsonl,
-    read_parquet,
-    without_faults,
-)
+from zoo.data import readers
+from zoo.data.readers import LONE_SURROGATE, Fault, Record
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection
 from zoo.tasks.cronica import corpus
@@ -35,7 +27,7 @@ def load_records(data: DataSection) -> list[dict]:
     if data.built_in:
         return corpus.generate(data.num_pairs, seed=data.seed, split=data.split)
     records = []
-    for record in itertools.islice(without_faults(_read(data)), data.num_pairs):
+    for record in itertools.islice(readers.without_faults(_read(data)), data.num_pairs):
         _check(record)
         records.append(record.values)
     if not records:
@@ -45,16 +37,16 @@ def load_records(data: DataSection) -> list[dict]:
 
 def _read(data: DataSection) -> Iterator[Record | Fault]:
     if data.source == "hub":  # fetched whole: the library then finds it in its cache, with or without a network
-        return read_dataset(load_dataset(data, streaming=False), data)
+        return readers.read_dataset(readers.load_dataset(data, streaming=False), data)
     path = Path(data.path)
     if data.source == "jsonl":
-        return read_jsonl([path])
+        return readers.read_jsonl([path])
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"data.path: no .parquet file in the directory {path}")
-    return read_parquet(files, FIELDS, whole=True)
+    return readers.read_parquet(files, FIELDS, whole=True)
 
 
 def _check(record: Record) -> None:

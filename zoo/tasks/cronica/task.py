@@ -100,18 +100,7 @@ class CronicaTask(Task):
 
     def batches(self, start_example: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Returns batches of pairs without end."""
-        data = self.recipe.data
-        return cronica_pairs.training_batches(
-            self.pairs,
-            batch_size=data.batch_size,
-            seq_len=data.seq_len,
-            seed=data.seed,
-            start_example=start_example,
-            shuffle=data.shuffle,
-            trim_to=data.trim_to,
-            process_index=share[0],
-            process_count=share[1],
-        )
+        return cronica_pairs.training_batches(self.pairs, self.recipe.data, start_example, share)
 
     @cached_property
     def _heldout_pairs(self) -> Pairs:
@@ -119,10 +108,7 @@ class CronicaTask(Task):
 
     def heldout_batches(self, rows: int) -> Iterator[Batch]:
         """Returns the first `eval.num_pairs` held-out pairs once."""
-        data = self.recipe.data
-        return cronica_pairs.heldout_batches(
-            self._heldout_pairs, batch_size=rows, seq_len=data.seq_len, trim_to=data.trim_to
-        )
+        return cronica_pairs.heldout_batches(self._heldout_pairs, self.recipe.data, rows)
 
     def finish(self, lm: "LanguageModel") -> Finished:
         """Measures crónicas of held-out matches and writes one more, which is printed as it is written."""
