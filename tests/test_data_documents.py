@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zoo.data import conversations, documents, stories
-from zoo.data.documents import Fault
+from zoo.data import conversations, documents, readers, stories
+from zoo.data.readers import Fault
 from zoo.errors import UserError
 from zoo.recipe.data import SourceSection
 
@@ -107,7 +107,7 @@ def test_a_stream_is_shuffled_in_a_buffer_the_same_way_each_time(tmp_path):
 
 
 def test_an_unreachable_hub_is_told_at_once_in_one_line(monkeypatch):
-    monkeypatch.setattr(documents.hub, "unreachable", lambda: "no route")
+    monkeypatch.setattr(readers.hub, "unreachable", lambda: "no route")
     with pytest.raises(UserError, match=r"^data\.path: the data set a/b cannot be fetched.*no route.*HF_HUB_OFFLINE=1"):
         read(source("hub", "a/b"))
 

@@ -17,8 +17,9 @@ from zoo.data import encode as encode_module
 from zoo.data import prepare as prepare_module
 from zoo.data import shards as shards_module
 from zoo.data import stories
+from zoo.data.budget import TokenBudget
 from zoo.data.encode import encode, encode_chunk, pieces_of
-from zoo.data.prepare import Want, directory_of, prepare
+from zoo.data.prepare import directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection, SourceSection
@@ -55,7 +56,7 @@ def rows(texts, tokenizer=TOKENIZER):
 
 
 def test_documents_keep_their_borders(tmp_path):
-    found = make(data(tmp_path), Want(tokens=20_000))
+    found = make(data(tmp_path), TokenBudget(tokens=20_000))
     number = found.manifest.documents
     assert documents(found) == rows(TEXTS[:number])
     # Not one document more than is wanted.
@@ -67,11 +68,11 @@ def test_documents_keep_their_borders(tmp_path):
 
 
 def test_what_shards_hold_does_not_depend_on_how_they_came_about(tmp_path):
-    whole = make(data(tmp_path), Want(tokens=20_000))
+    whole = make(data(tmp_path), TokenBudget(tokens=20_000))
     other = data(tmp_path, prepared_dir=str(tmp_path / "other"))
     for tokens in (1, 2500, 2600, 9000, 20_000):
-        grown = make(other, Want(tokens=tokens))
-        number = Want(tokens=tokens).documents_of(whole)
+        grown = make(other, TokenBudget(tokens=tokens))
+        number = TokenBudget(tokens=tokens).documents_of(whole)
         assert grown.manifest.documents == number
         # A run that needs so much sees the same, before and after more was prepared.
         assert grown.fingerprint(number) == whole.fingerprint(number)
@@ -89,10 +90,10 @@ def files(found):
 
 
 def test_a_second_time_nothing_is_done(tmp_path):
-    make(data(tmp_path), Want(tokens=9000))
+    make(data(tmp_path), TokenBudget(tokens=9000))
     said = []
-    make(data(tmp_path), Want(tokens=9000), said=said)
-    make(data(tmp_path), Want(tokens=500), said=said)
+    make(data(tmp_path), TokenBudget(tokens=9000), said=said)
+    make(data(tmp_path), TokenBudget(tokens=500), said=said)
     assert said == []
 
 
@@ -129,7 +130,7 @@ class Interrupted(BaseException):
 
 
 def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
-    whole = make(data(tmp_path), Want(tokens=20_000))
+    whole = make(data(tmp_path), TokenBudget(tokens=20_000))
     other = data(tmp_path, prepared_dir=str(tmp_path / "other"))
     real, calls = encode_module.encode_chunk, [0]
 
@@ -143,7 +144,7 @@ def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
     kept = []
     for _ in range(100):
         try:
-            found = make(other, Want(tokens=20_000))
+            found = make(other, TokenBudget(tokens=20_000))
             break
         except Interrupted:
             kept.append(read_manifest(directory_of(other.document_sources[0], other, TOKENIZER)).tokens)
@@ -162,7 +163,7 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
 
         data = DataSection(source="stories", kind="text", prepared_dir={str(tmp_path / "prepared")!r}, workers=1)
         tokenizer = load({str(DATA / "small.tiktoken")!r})
-        prepare.prepare(data.document_sources[0], data, tokenizer, prepare.Want(tokens=2000), say=print)
+        prepare.prepare(data.document_sources[0], data, tokenizer, budget.TokenBudget(tokens=2000), say=print)
         write = shards.write_shard
 
         def die(*args):
@@ -170,14 +171,14 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
         shards.write_shard = die
-        prepare.prepare(data.document_sources[0], data, tokenizer, prepare.Want(tokens=6000), say=print)
+        prepare.prepare(data.document_sources[0], data, tokenizer, budget.TokenBudget(tokens=6000), say=print)
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     section = data(tmp_path)
     directory = directory_of(section.document_sources[0], section, TOKENIZER)
     Shards(directory).verify()  # what the manifest lists is whole
-    found = make(section, Want(tokens=6000))
+    found = make(section, TokenBudget(tokens=6000))
     assert documents(found) == rows(TEXTS[: found.manifest.documents])
     assert files(found) == set(map(name, found.manifest.shards))
 
@@ -186,7 +187,7 @@ def test_two_at_once_do_the_work_once(tmp_path):
     said, results = [[], []], [None, None]
 
     def work(i):
-        results[i] = make(data(tmp_path), Want(tokens=9000), said=said[i])
+        results[i] = make(data(tmp_path), TokenBudget(tokens=9000), said=said[i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
     for thread in threads:
@@ -247,7 +248,7 @@ def line(text):
 def test_bad_and_empty_documents_are_counted_and_passed_over(tmp_path):
     lines = [line("one"), line(""), b"{bad", line(" \n"), b'{"text": "\xff"}', line("two"), b'{"x": 1}']
     said = []
-    found = make(data(tmp_path, **write_lines(tmp_path, lines)), Want(), said=said)
+    found = make(data(tmp_path, **write_lines(tmp_path, lines)), TokenBudget(), said=said)
     assert documents(found) == rows(["one", "two"])
     assert found.manifest.skipped == {"bad": 3, "empty": 2}
     assert found.manifest.exhausted
@@ -259,10 +260,10 @@ def test_too_many_bad_ones_stop_in_one_line_again_and_again(tmp_path):
     section = data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=2)
     for _ in range(2):
         with pytest.raises(UserError) as caught:
-            make(section, Want())
+            make(section, TokenBudget())
         text = str(caught.value)
         assert "3 records" in text and "data.max_bad_records 2" in text and "\n" not in text
-    assert documents(make(data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=4), Want())) == rows(
+    assert documents(make(data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=4), TokenBudget())) == rows(
         ["one", "two"]
     )
 
@@ -270,13 +271,13 @@ def test_too_many_bad_ones_stop_in_one_line_again_and_again(tmp_path):
 def test_a_source_without_a_document_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="holds no document that could be used"):
-            make(data(tmp_path, **write_lines(tmp_path, [line(""), b"{"])), Want())
+            make(data(tmp_path, **write_lines(tmp_path, [line(""), b"{"])), TokenBudget())
 
 
 def test_a_character_outside_the_alphabet_makes_a_document_bad(tmp_path):
     tokenizer = CharacterTokenizer("abc")
     lines = [line("abc"), line("xyz"), line("cab")]
-    found = make(data(tmp_path, **write_lines(tmp_path, lines)), Want(), tokenizer)
+    found = make(data(tmp_path, **write_lines(tmp_path, lines)), TokenBudget(), tokenizer)
     assert found.manifest.skipped == {"bad": 1}
     assert [tokenizer.decode(ids) for ids in documents(found)] == ["abc", "cab"]  # no line feed to part them
 
@@ -288,7 +289,7 @@ def test_a_very_long_document_is_one_document(tmp_path, monkeypatch):
     assert "".join(pieces) == text and len(pieces) > 5 and max(map(len, pieces)) <= 1000
     assert all(piece[0].isspace() for piece in pieces[1:])
     assert "".join(pieces_of("x" * 4321)) == "x" * 4321
-    found = make(data(tmp_path, **write_lines(tmp_path, [line("a"), line(text), line("b")])), Want())
+    found = make(data(tmp_path, **write_lines(tmp_path, [line("a"), line(text), line("b")])), TokenBudget())
     assert found.manifest.documents == 3
     assert TOKENIZER.decode(found.document(1)) == text
 
@@ -303,7 +304,7 @@ def test_eleven_million_characters_without_a_space_do_not_hang(tmp_path):
 
 @pytest.mark.parametrize("part", ["tokens", "lengths"])
 def test_a_damaged_shard_is_named(tmp_path, part):
-    found = make(data(tmp_path), Want(tokens=9000))
+    found = make(data(tmp_path), TokenBudget(tokens=9000))
     path = sorted(found.directory.glob(f"*.{part}.npy"))[1]
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -320,7 +321,7 @@ def test_a_damaged_shard_is_named(tmp_path, part):
 
 
 def test_only_the_shards_in_use_are_verified(tmp_path):
-    found = make(data(tmp_path), Want(tokens=9000))
+    found = make(data(tmp_path), TokenBudget(tokens=9000))
     last = found.manifest.shards[-1]
     path = found.directory / f"{last.name}.tokens.npy"
     content = bytearray(path.read_bytes())
@@ -333,59 +334,59 @@ def test_only_the_shards_in_use_are_verified(tmp_path):
 
 
 def test_unusable_manifests_are_named(tmp_path):
-    found = make(data(tmp_path), Want(tokens=900))
+    found = make(data(tmp_path), TokenBudget(tokens=900))
     path = found.directory / "manifest.json"
     content = json.loads(path.read_text())
     for bad, words in (("{", "cannot be read"), (json.dumps({**content, "format": 9}), "format 9"), ("[]", "cannot")):
         path.write_text(bad)
         with pytest.raises(UserError, match=words):
-            make(data(tmp_path), Want(tokens=900))
+            make(data(tmp_path), TokenBudget(tokens=900))
 
 
 def test_shards_are_a_source_of_their_own(tmp_path):
-    found = make(data(tmp_path), Want(tokens=9000))
+    found = make(data(tmp_path), TokenBudget(tokens=9000))
     section = data(tmp_path, source="shards", path=str(found.directory))
-    assert documents(make(section, Want())) == documents(found)
+    assert documents(make(section, TokenBudget())) == documents(found)
     with pytest.raises(UserError, match="made with another tokenizer"):
-        make(section, Want(), load(DATA / "small.model"))
+        make(section, TokenBudget(), load(DATA / "small.model"))
     chats = DataSection(kind="chat", source="shards", path=str(found.directory))
     with pytest.raises(UserError, match="hold texts"):
-        make(chats, Want())
+        make(chats, TokenBudget())
 
 
 def test_shards_elsewhere_are_copied_once(tmp_path, monkeypatch):
     import fsspec
 
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    found = make(data(tmp_path), Want(tokens=4000))
+    found = make(data(tmp_path), TokenBudget(tokens=4000))
     bucket = fsspec.filesystem("memory")
     bucket.put(f"{found.directory}/", "/bucket/stories/", recursive=True)
     section = data(tmp_path, source="shards", path="memory://bucket/stories")
-    copy = make(section, Want())
+    copy = make(section, TokenBudget())
     assert documents(copy) == documents(found)
     assert tmp_path / "cache" in copy.directory.parents
     copy.verify()
     # More was prepared there meanwhile: what is new comes, what is here stays.
     before = {path.name: path.stat().st_mtime_ns for path in copy.directory.glob("*.npy")}
-    bucket.put(f"{make(data(tmp_path), Want(tokens=9000)).directory}/", "/bucket/stories/", recursive=True)
-    grown = make(section, Want())
+    bucket.put(f"{make(data(tmp_path), TokenBudget(tokens=9000)).directory}/", "/bucket/stories/", recursive=True)
+    grown = make(section, TokenBudget())
     assert grown.manifest.tokens >= 9000
     kept = [name for name in before if (grown.directory / name).is_file()]
     assert kept and all((grown.directory / name).stat().st_mtime_ns == before[name] for name in kept)
     with pytest.raises(UserError, match=r"^data\.path: memory://bucket/nothing cannot be fetched"):
-        make(data(tmp_path, source="shards", path="memory://bucket/nothing"), Want())
+        make(data(tmp_path, source="shards", path="memory://bucket/nothing"), TokenBudget())
     with pytest.raises(UserError, match=r"^data\.path: nosuch://bucket/x"):
-        make(data(tmp_path, source="shards", path="nosuch://bucket/x"), Want())
+        make(data(tmp_path, source="shards", path="nosuch://bucket/x"), TokenBudget())
 
 
 def test_a_source_ends_where_num_documents_says(tmp_path):
-    found = make(data(tmp_path, num_documents=17), Want(tokens=10**9, documents=17))
+    found = make(data(tmp_path, num_documents=17), TokenBudget(tokens=10**9, documents=17))
     assert documents(found) == rows(TEXTS[:17])
 
 
 def test_bos_goes_before_and_eos_behind(tmp_path):
     tokenizer = load(DATA / "small.model")
-    found = make(data(tmp_path), Want(tokens=500), tokenizer)
+    found = make(data(tmp_path), TokenBudget(tokens=500), tokenizer)
     assert found.document(0).tolist() == [1, *tokenizer.encode(TEXTS[0]), 2]
 
 
@@ -393,7 +394,7 @@ def test_chats_carry_their_loss_masks(tmp_path):
     section = DataSection(
         kind="chat", source="jsonl", path=str(DATA / "chat.jsonl"), prepared_dir=str(tmp_path), workers=1
     )
-    found = make(section, Want())
+    found = make(section, TokenBudget())
     found.verify()
     learnt = []
     for i in range(3):
@@ -411,9 +412,10 @@ def test_chats_carry_their_loss_masks(tmp_path):
 def test_a_pinned_revision_is_kept(tmp_path, monkeypatch):
     """What was the newest when preparing began is what it goes on with."""
     from zoo.data import documents as documents_module
+    from zoo.data import readers
 
-    monkeypatch.setattr(documents_module.hub, "unreachable", lambda: None)
-    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "abc123")
+    monkeypatch.setattr(readers.hub, "unreachable", lambda: None)
+    monkeypatch.setattr(readers, "hub_revision", lambda source: "abc123")
     asked = []
 
     def read(source, kind, *, seed, start):
@@ -422,9 +424,9 @@ def test_a_pinned_revision_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(documents_module, "read", read)
     section = data(tmp_path, source="hub", path="a/b")
-    first = make(section, Want(tokens=2000))
-    monkeypatch.setattr(documents_module, "hub_revision", lambda source: "newer")
-    make(section, Want(tokens=9000))
+    first = make(section, TokenBudget(tokens=2000))
+    monkeypatch.setattr(readers, "hub_revision", lambda source: "newer")
+    make(section, TokenBudget(tokens=9000))
     assert asked == [("abc123", 0), ("abc123", first.manifest.documents)]
 
 

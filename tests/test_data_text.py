@@ -117,8 +117,8 @@ def test_each_packing_holds_what_it_says(tmp_path_factory, lengths, seq_len):
     rows = Rows(seq_len, pad_id=999_999)
     if total > seq_len:
         # Joined: the whole row of tokens, each a target exactly once, but for the first and what is left over.
-        batch = one_epoch(packed(shards, "concat", seq_len, mask=False), rows)
         number = (total - 1) // seq_len
+        batch = one_epoch(packed(shards, "concat", seq_len, mask=False), rows, limit=number)
         assert batch["tokens"].ravel().tolist() == all_tokens[: number * seq_len]
         assert batch["targets"].ravel().tolist() == all_tokens[1 : number * seq_len + 1]
         assert batch["loss_mask"].all()
@@ -162,13 +162,13 @@ def test_best_fit_fills_rows_and_nothing_waits_for_ever(monkeypatch):
 
 def test_the_index_of_rows_is_kept_and_a_damaged_one_made_anew(tmp_path, monkeypatch):
     lengths = np.random.default_rng(1).integers(1, 200, 10_000)
-    made = packing_module._kept(tmp_path, lengths, 500)
+    made = packing_module.cached_best_fit(tmp_path, lengths, 500)
     (path,) = tmp_path.iterdir()
     monkeypatch.setattr(packing_module, "best_fit", lambda *_: pytest.fail("made anew"))
-    kept = packing_module._kept(tmp_path, lengths, 500)
+    kept = packing_module.cached_best_fit(tmp_path, lengths, 500)
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:1000])
-    anew = packing_module._kept(tmp_path, lengths, 500)
+    anew = packing_module.cached_best_fit(tmp_path, lengths, 500)
     for other in (kept, anew):
         for one, two in zip(made, other, strict=True):
             np.testing.assert_array_equal(one, two)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from zoo.errors import UserError
-from zoo.evaluate.report import markdown
 from zoo.evaluate.statistics import pooled, proportion
 from zoo.language_model import LanguageModel, create
-from zoo.tasks.cronica import corpus
+from zoo.tasks.cronica import corpus, metrics
 from zoo.tasks.cronica import evaluation as suite
 from zoo.tasks.cronica import tokens as cronica_tokens
 from zoo.tasks.cronica.grounding import Lexicon, mentions, parse
 from zoo.tasks.cronica.marking import Marker
 from zoo.tasks.cronica.match import Goal, Match, to_block
+from zoo.tasks.cronica.report import markdown
 from zoo.tasks.cronica.tokens import STYLES
 
 MATCH = Match(
@@ -71,43 +71,43 @@ def test_bootstrap_draws_whole_matches():
 
 
 def test_the_originals_metrics_as_it_computed_them():
-    assert suite.club_named("Real Betis", "el real se fue")  # any word of more than 3 letters
-    assert not suite.club_named("FC AIK", "fc aik gana")  # no such word, never named
-    assert suite.club_named("Rayo Vallecano", "los vallecanos")  # a part of a word will do
-    assert suite.score_told(MATCH, "ganó 2-1") and suite.score_told(MATCH, "ganó 2–1")
-    assert not suite.score_told(MATCH, "ganó 2 - 1 y no 1-2")
+    assert metrics.club_named("Real Betis", "el real se fue")  # any word of more than 3 letters
+    assert not metrics.club_named("FC AIK", "fc aik gana")  # no such word, never named
+    assert metrics.club_named("Rayo Vallecano", "los vallecanos")  # a part of a word will do
+    assert metrics.score_told(MATCH, "ganó 2-1") and metrics.score_told(MATCH, "ganó 2–1")
+    assert not metrics.score_told(MATCH, "ganó 2 - 1 y no 1-2")
     text = "¡GOOOL de Pérez! López no."
-    found = suite.measure([RECORD], [text], Lexicon(frozenset(), frozenset(), frozenset()))
+    found = metrics.measure([RECORD], [text], Lexicon(frozenset(), frozenset(), frozenset()))
     assert (found["scorers"]["hits"], found["scorers"]["total"]) == (3, 3)
     assert found["home"]["hits"] == 0
-    assert suite.in_style("rioplatense_apasionado", text)
-    assert not suite.in_style("rioplatense_apasionado", "gol")
+    assert metrics.in_style("rioplatense_apasionado", text)
+    assert not metrics.in_style("rioplatense_apasionado", "gol")
 
 
 def test_strict_style_is_words_and_leaves_the_empty_tests_out():
-    assert suite.in_style("mexicano_irreverente", "un definitivo") and not suite.in_style(
+    assert metrics.in_style("mexicano_irreverente", "un definitivo") and not metrics.in_style(
         "mexicano_irreverente", "ni un definitivo", strict=True
     )
-    assert suite.in_style("rioplatense_literario", "calmados") and not suite.in_style(
+    assert metrics.in_style("rioplatense_literario", "calmados") and not metrics.in_style(
         "rioplatense_literario", "calmados", strict=True
     )
-    assert suite.in_style("rioplatense_literario", "con el Alma.", strict=True)
-    assert not suite.in_style("mexicano_clasico", "el encuentro", strict=True)
+    assert metrics.in_style("rioplatense_literario", "con el Alma.", strict=True)
+    assert not metrics.in_style("mexicano_clasico", "el encuentro", strict=True)
     texts = [record["cronica"] for record in corpus.generate(64, split="heldout")]
     for label in STYLES:
-        loose, strict = ([suite.in_style(label, text, strict=flag) for text in texts] for flag in (False, True))
+        loose, strict = ([metrics.in_style(label, text, strict=flag) for text in texts] for flag in (False, True))
         assert not any(tight and not wide for tight, wide in zip(strict, loose, strict=True))
     with pytest.raises(UserError, match="mexicano_clasico"):
-        suite.in_style("mexicano", "x")
+        metrics.in_style("mexicano", "x")
 
 
 def test_a_goal_is_told_when_name_and_minute_share_a_sentence():
     first, second, _ = MATCH.goals
-    assert suite.goal_told(first, "Fue así. Al minuto 23 marcó Pérez, de cabeza.")
-    assert not suite.goal_told(first, "Marcó Pérez. Era el minuto 23.")
-    assert not suite.goal_told(first, "Al minuto 230 marcó Pérez.")
-    assert not suite.goal_told(first, "Al minuto 23 marcó Perezoso.")
-    assert suite.goal_told(second, "Con el 45+2 López empata") and suite.goal_told(second, "A los 47, López")
+    assert metrics.goal_told(first, "Fue así. Al minuto 23 marcó Pérez, de cabeza.")
+    assert not metrics.goal_told(first, "Marcó Pérez. Era el minuto 23.")
+    assert not metrics.goal_told(first, "Al minuto 230 marcó Pérez.")
+    assert not metrics.goal_told(first, "Al minuto 23 marcó Perezoso.")
+    assert metrics.goal_told(second, "Con el 45+2 López empata") and metrics.goal_told(second, "A los 47, López")
 
 
 def test_mentions_of_what_is_and_is_not_in_the_block(lexicon):
@@ -157,14 +157,14 @@ def test_goals_without_detail_make_no_minute_wrong(lexicon):
 def test_reference_texts_pass_and_swapped_ones_fail(split, lexicon):
     records = corpus.generate(64, split=split)
     texts = [record["cronica"] for record in records]
-    own = suite.measure(records, texts, lexicon)
+    own = metrics.measure(records, texts, lexicon)
     for name in ("home", "away", "both", "clubs_in_full", "score", "scorers"):
         assert own[name]["value"] == 1
     assert own["style"]["value"] == 1 and own["goals"]["value"] > 0.9
     for kind in ("clubs", "surnames", "minutes", "scores"):
         assert own["told"][kind]["value"] > 0.99 and own["told"][kind]["total"] >= 60
     assert own["clean"]["value"] > 0.95
-    other = suite.measure(records, texts[1:] + texts[:1], lexicon)
+    other = metrics.measure(records, texts[1:] + texts[:1], lexicon)
     for name in ("home", "away", "score", "scorers", "goals", "clean"):
         assert other[name]["value"] < 0.3
     for kind in ("clubs", "surnames", "minutes", "scores"):
@@ -240,8 +240,8 @@ def test_published_figures_are_those_of_the_card():
 def test_what_only_the_first_paragraph_lists_is_counted_apart(lexicon):
     head = "Final: Rayo Vallecano 2-1 Real Betis; 23' Juan Pérez, 45' Luis López, 80' Juan Pérez."
     story = "En el minuto 23 marcó Pérez para Rayo Vallecano."
-    found = suite.measure([RECORD], [f"{head}\n\n{story}"], lexicon)
+    found = metrics.measure([RECORD], [f"{head}\n\n{story}"], lexicon)
     assert [found[name]["hits"] for name in ("both", "scorers", "goals")] == [1, 3, 3]
     assert [found[name]["hits"] for name in ("both_later", "scorers_later", "goals_later")] == [0, 2, 1]
-    alone = suite.measure([RECORD], [story], lexicon)  # nothing is left out of a single paragraph
+    alone = metrics.measure([RECORD], [story], lexicon)  # nothing is left out of a single paragraph
     assert alone["goals_later"]["hits"] == 1

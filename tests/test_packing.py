@@ -34,7 +34,7 @@ def a_file_in_its_place(monkeypatch, cache):
 def test_shards_that_cannot_be_written_to_are_packed_all_the_same(tmp_path, monkeypatch, hinder):
     cache = tmp_path / "rows"
     hinder(monkeypatch, cache)
-    made = packing._kept(cache, LENGTHS, 500)
+    made = packing.cached_best_fit(cache, LENGTHS, 500)
     monkeypatch.undo()
     for one, two in zip(made, best_fit(LENGTHS, 500), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -42,10 +42,10 @@ def test_shards_that_cannot_be_written_to_are_packed_all_the_same(tmp_path, monk
 
 
 def test_an_empty_index_is_made_anew(tmp_path):
-    made = packing._kept(tmp_path, LENGTHS, 500)
+    made = packing.cached_best_fit(tmp_path, LENGTHS, 500)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(b"")
-    for one, two in zip(packing._kept(tmp_path, LENGTHS, 500), made, strict=True):
+    for one, two in zip(packing.cached_best_fit(tmp_path, LENGTHS, 500), made, strict=True):
         np.testing.assert_array_equal(one, two)
     assert path.read_bytes() == whole

@@ -7,15 +7,28 @@ The built-in models are those of `zoo.models.specs`. Other packages add theirs t
     my-model = "my_package.spec:SPEC"
 """
 
+import importlib
 import logging
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 
 from zoo.errors import UserError
 from zoo.models.spec import NOT_STATED, ModelSpec, import_class
 from zoo.models.specs import ALL
 from zoo.util import nearest
 
-__all__ = ["BUILT_IN", "NOT_STATED", "TASKS", "ModelSpec", "describe", "list_models", "register", "task_class"]
+__all__ = [
+    "BUILT_IN",
+    "CORPORA",
+    "NOT_STATED",
+    "TASKS",
+    "ModelSpec",
+    "corpus",
+    "describe",
+    "list_models",
+    "register",
+    "task_class",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +39,11 @@ TASKS = {
     "cronicas": "zoo.tasks.cronica.task:CronicaTask",
     "text": "zoo.tasks.text:TextTask",
     "chat": "zoo.tasks.text:TextTask",
+}
+# Built-in corpora (`data.source` of a recipe) and their modules, which have `items` and `VERSION`.
+CORPORA = {
+    "cronicas": "zoo.tasks.cronica.corpus",
+    "stories": "zoo.data.stories",
 }
 BUILT_IN: dict[str, ModelSpec] = {spec.name: spec for spec in ALL}
 _REGISTERED: dict[str, ModelSpec] = {}
@@ -70,8 +88,17 @@ def describe(name: str) -> ModelSpec:
 def task_class(kind: str) -> type:
     """Returns the `zoo.tasks.base.Task` class for a recipe's `data.kind`. Raises UserError for an unknown kind."""
     if kind not in TASKS:
-        raise UserError(f"data.kind: {kind!r} is none; use {', '.join(TASKS)}")
+        raise UserError(f"data.kind: there is no task for {kind!r} here, only for {', '.join(TASKS)}")
     return import_class(TASKS[kind], f"data.kind {kind!r}")
+
+
+def corpus(source: str) -> ModuleType:
+    """Returns the module of a built-in corpus, a key of CORPORA.
+
+    Its `items(start, seed=..., split=...)` yields the corpus from item `start` on without end; its `VERSION` changes
+    whenever the same seed gives other items.
+    """
+    return importlib.import_module(CORPORA[source])
 
 
 def _outside() -> dict[str, EntryPoint]:

@@ -10,7 +10,10 @@ from typing import Annotated
 
 import typer
 
+from zoo import registry
 from zoo.cli.common import ready_to_compute
+from zoo.errors import UserError
+from zoo.models.specs import CRONICA_5M
 
 
 def cronica(
@@ -21,7 +24,7 @@ def cronica(
     style: Annotated[str, typer.Option(help="One of the 8 styles, or all.")] = "rioplatense_apasionado",
     league: Annotated[str, typer.Option(help="The block's `liga`.")] = "La Liga",
     date: Annotated[str | None, typer.Option(help="The block's `fecha`, YYYY-MM-DD. Default: today.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.85,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = CRONICA_5M.sampling["temperature"],
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
 ) -> None:
     """Write the crónica of a match given on one line, and mark what is not in the match.
@@ -35,8 +38,9 @@ def cronica(
       zoo cronica "Rayo 2-1 Betis; 23 Pérez; 67 López (Betis); 80 García" --style all
       zoo cronica "Boca 1-0 River; 88 Juan Gómez; estadio: La Bombonera" runs/cronica_5m
     """
+    if "cronicas" not in registry.TASKS:
+        raise UserError("this zoo cannot write crónicas: zoo.registry.TASKS has no task cronicas")
     from zoo.cli.generate import show
-    from zoo.errors import UserError
     from zoo.tasks.cronica.match import parse_line, to_block
     from zoo.tasks.cronica.tokens import STYLES, check_style
 
@@ -77,26 +81,23 @@ def cronica(
 
 
 def _last_run() -> str:
-    """The directory in ./runs, of those that learnt crónicas, whose checkpoints changed last."""
-    from zoo.errors import UserError
-
-    found = [path.parent for path in Path("runs").glob("*/checkpoints") if _learnt_cronicas(path.parent)]
-    if not found:
+    """Returns the directory in ./runs, of those trained on crónicas, whose checkpoints changed last."""
+    runs = [path.parent for path in Path("runs").glob("*/checkpoints") if _is_cronica_run(path.parent)]
+    if not runs:
         raise UserError(
             "there is no trained crónica run in ./runs; name a MODEL, or train one: zoo-train recipes/quickstart.yaml"
         )
-    newest = max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
+    newest = max(runs, key=lambda path: (path / "checkpoints").stat().st_mtime)
     print(f"model: {newest}", file=sys.stderr)
     return str(newest)
 
 
-def _learnt_cronicas(run: Path) -> bool:
-    from zoo.errors import UserError
+def _is_cronica_run(run: Path) -> bool:
     from zoo.recipe import load_recipe
 
     if not (run / "recipe.yaml").is_file():
         return False
     try:
-        return load_recipe(run / "recipe.yaml", check_files=False).data.kind == "cronicas"
+        return load_recipe(run / "recipe.yaml", check_files=False).data.holds_pairs
     except UserError:  # of another version, perhaps; it can still be named
         return False

@@ -129,7 +129,7 @@ def _load(path: Path, overrides):
     from zoo.recipe import load_recipe
 
     loaded = load_recipe(path, list(overrides))
-    if loaded.data.kind == "cronicas":
+    if loaded.data.holds_pairs:
         raise UserError(f"{path}: its data are crónicas (data.kind), which are made in memory when training starts")
     return loaded
 

@@ -241,9 +241,9 @@ def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[s
 
 
 def _records(path: Path, count: int) -> list[dict]:
-    from zoo.data.sources import load_records
     from zoo.errors import UserError
     from zoo.recipe.data import DataSection
+    from zoo.tasks.cronica.records import load_records
 
     if count < 1:
         raise UserError(f"--cronicas is {count}; it must be at least 1")
@@ -270,10 +270,13 @@ def _check_out(out: Path) -> None:
 
 def _finish(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Write the whole result, and print it without its items and texts."""
-    from zoo.evaluate import report, tables
     from zoo.util import atomic_write
 
-    text = (report if result["suite"] == "cronica" else tables).markdown(result)
+    if result["suite"] == "cronica":
+        from zoo.tasks.cronica.report import markdown
+    else:
+        from zoo.evaluate.tables import markdown
+    text = markdown(result)
     if out is not None:
         atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
         atomic_write(out.with_suffix(".md"), text + "\n")

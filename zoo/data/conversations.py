@@ -1,4 +1,4 @@
-"""Records of chat data as conversations: lists of {"role", "content"}, user and assistant by turns.
+"""Records of chat data as conversations: lists of {"role", "content"} in which user and assistant take turns.
 
 Sources: `messages` (the usual column of such dicts), `dolly` (databricks/databricks-dolly-15k) and `oasst1`
 (OpenAssistant/oasst1, a table of messages that form trees).
@@ -20,7 +20,7 @@ FIELDS = {
 
 
 def from_record(record: Mapping[str, Any], layout: str) -> Conversation:
-    """The conversation in one record of layout `messages` or `dolly`. Raises UserError if there is none in it."""
+    """Returns the conversation in a record of layout `messages` or `dolly`. Raises UserError if there is none in it."""
     return _dolly(record) if layout == "dolly" else _messages(record)
 
 
@@ -34,7 +34,7 @@ def _messages(record: Mapping[str, Any]) -> Conversation:
 
 
 def _dolly(record: Mapping[str, Any]) -> Conversation:
-    """The context goes behind the instruction, as KodaLite was tuned."""
+    """Returns a conversation with the context behind the instruction, as KodaLite was tuned."""
     instruction, response = record.get("instruction"), record.get("response")
     if not isinstance(instruction, str) or not isinstance(response, str):
         raise UserError("field 'instruction' or 'response' is missing")
@@ -46,17 +46,17 @@ def _dolly(record: Mapping[str, Any]) -> Conversation:
 
 
 def from_trees(messages: Iterable[Mapping[str, Any]]) -> Iterator[Conversation]:
-    """For every English message of an assistant the path to it from the root, in the order of those messages.
+    """Yields, for every English message of an assistant, the path to it from the root, in the order of those messages.
 
     Paths that do not begin with a user or have fewer than two messages are left out. All messages are held in memory.
-    So KodaLite was tuned on oasst1.
+    KodaLite was tuned on oasst1 in this way.
     """
     table = {message["message_id"]: message for message in messages}
     for message in table.values():
         if message["role"] != "assistant" or message["lang"] != "en":
             continue
         path, at = [], message
-        while at is not None and len(path) <= len(table):  # a circle in damaged data must not hang
+        while at is not None and len(path) <= len(table):  # a circle in damaged data must not loop for ever
             path.append(at)
             at = table.get(at["parent_id"])
         conversation = [

@@ -1,63 +1,48 @@
-"""Documents out of a source, one after the other: texts, or conversations.
+"""Documents of a source, one after the other: texts or conversations.
 
-Every item of a source has a number, so that reading can go on from any of them. What cannot be used comes out as a
-`Fault` in its place: a line that is no JSON, bytes that are not UTF-8, a missing field. It is for the reader of the
-items to count faults and to stop at too many. A source that cannot be read at all is a `UserError`.
+Every item of a source has a number, so that reading can go on from any of them. An item that cannot be used comes as a
+`Fault` in its place: a line that is no JSON, bytes that are not UTF-8, a missing field. Whoever reads the items counts
+the faults and stops at too many. A source that cannot be read at all is a `UserError`.
 """
 
-import gzip
-import io
 import itertools
-import json
-import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from zoo.data import conversations, stories
+from zoo import registry
+from zoo.data import conversations, readers
 from zoo.data.conversations import Conversation
+from zoo.data.readers import LONE_SURROGATE, Fault, Record
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
-from zoo.tokenizers import hub
-from zoo.util import first_line
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {
     "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),
     "parquet": (".parquet",),
     "text": (".txt", ".text"),
 }
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SETTING = " (data.text_field)"
 _BLOCK = 1 << 24  # bytes of a text file read at a time
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An item that cannot be used: where it is and why not, one line."""
-
-    reason: str
-
 
 Item = str | Conversation | Fault
 
 
 def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> Iterator[Item]:
-    """The items of a source from number `start` on; endless for the built-in stories.
+    """Yields the items of a source from number `start` on, without end for a built-in corpus.
+
+    Records of oasst1 that cannot be used give no `Fault`, since its conversations are made of many records.
 
     Args:
-        source: which, see the recipe.
+        source: one source of a recipe.
         kind: "text" or "chat".
-        seed: of the built-in corpus, and of the buffer that a stream is shuffled in.
-        start: items passed over.
+        seed: of a built-in corpus, and of the buffer in which a stream is shuffled.
+        start: how many items to skip.
 
-    Of oasst1, whose conversations are made of many records, records that cannot be used give no `Fault`.
-
-    Raises UserError when the source cannot be read, or lacks the fields that are needed.
+    Raises:
+        UserError: the source cannot be read, or lacks a field that is needed.
     """
-    if source.source == "stories":
-        return (stories.story(number, seed=seed, split=source.split) for number in itertools.count(start))
+    if source.built_in:
+        return registry.corpus(source.source).items(start, seed=seed, split=source.split)
     if source.source == "text":
         return itertools.islice(_texts(source), start, None)
     layout = source.format or "messages"
@@ -73,32 +58,24 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
 
 
 def files(source: SourceFields) -> list[Path]:
-    """The local files of a source, in the order they are read. Raises UserError if there are none."""
+    """Returns the local files of a source in the order in which they are read. Raises UserError if there are none."""
     path = Path(source.path)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.lower().endswith(_SUFFIXES[source.source]))
+        paths = sorted(file for file in path.rglob("*") if file.name.lower().endswith(_SUFFIXES[source.source]))
     else:
-        found = sorted(path.parent.glob(path.name))
-    if not found:
-        what = "it does not exist" if not path.exists() else f"no {_SUFFIXES[source.source][0]} file in it"
-        raise UserError(f"data.path: {path}: {what}")
-    return found
+        paths = sorted(path.parent.glob(path.name))
+    if not paths:
+        reason = "it does not exist" if not path.exists() else f"no {_SUFFIXES[source.source][0]} file in it"
+        raise UserError(f"data.path: {path}: {reason}")
+    return paths
 
 
 # ------------------------------------------------------------------------------------------- records to items
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A record and what to call it in errors."""
-
-    place: str
-    values: Mapping[str, Any]
-
-
-def _text(record: _Record | Fault, field: str) -> Item:
+def _text(record: Record | Fault, field: str) -> Item:
     if isinstance(record, Fault):
         return record
     value = record.values.get(field)
@@ -107,12 +84,12 @@ def _text(record: _Record | Fault, field: str) -> Item:
         return Fault(f"{record.place}: no field {field!r} (data.text_field); its fields: {known}")
     if not isinstance(value, str):
         return Fault(f"{record.place}: field {field!r} is {type(value).__name__}, not text")
-    if _LONE_SURROGATE.search(value):  # JSON can spell one, UTF-8 and tokenizers cannot
+    if LONE_SURROGATE.search(value):
         return Fault(f"{record.place}: field {field!r} has half of a surrogate pair (\\ud800 to \\udfff)")
     return value
 
 
-def _conversation(record: _Record | Fault, layout: str) -> Item:
+def _conversation(record: Record | Fault, layout: str) -> Item:
     if isinstance(record, Fault):
         return record
     try:
@@ -122,16 +99,16 @@ def _conversation(record: _Record | Fault, layout: str) -> Item:
     return next(_checked([conversation]))
 
 
-def _checked(found: Iterable[Conversation]) -> Iterator[Item]:
-    """Conversations whose texts no tokenizer could take made faults."""
-    for number, conversation in enumerate(found):
-        bad = any(_LONE_SURROGATE.search(message["content"] or "") for message in conversation)
+def _checked(talks: Iterable[Conversation]) -> Iterator[Item]:
+    """Yields conversations, and a fault in the place of one whose text no tokenizer could encode."""
+    for number, conversation in enumerate(talks):
+        bad = any(LONE_SURROGATE.search(message["content"] or "") for message in conversation)
         yield (
             Fault(f"conversation {number + 1}: half of a surrogate pair (\\ud800 to \\udfff)") if bad else conversation
         )
 
 
-def _complete(records: Iterable[_Record], columns: tuple[str, ...], source: SourceFields) -> Iterator[Mapping]:
+def _complete(records: Iterable[Record], columns: tuple[str, ...], source: SourceFields) -> Iterator[Mapping]:
     for record in records:
         missing = [column for column in columns if column not in record.values]
         if missing:
@@ -142,81 +119,31 @@ def _complete(records: Iterable[_Record], columns: tuple[str, ...], source: Sour
 # ----------------------------------------------------------------------------------------- sources to records
 
 
-def _records(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[_Record | Fault]:
+def _records(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[Record | Fault]:
     if source.source == "jsonl":
-        return itertools.islice(_jsonl(source), start, None)
-    if source.source == "parquet":
-        return _parquet(source, columns, start)
-    if source.source == "hub":
-        return _hub(source, columns, seed, start)
-    raise UserError(f"data.source {source.source} holds tokens; it cannot be read as text")
+        yield from itertools.islice(readers.read_jsonl(files(source)), start, None)
+    elif source.source == "parquet":
+        yield from readers.read_parquet(files(source), columns, start=start, setting=_SETTING)
+    elif source.source == "hub":
+        yield from _hub(source, columns, seed, start)
+    else:
+        raise UserError(f"data.source {source.source} holds tokens; it cannot be read as text")
 
 
-def _jsonl(source: SourceFields) -> Iterator[_Record | Fault]:
-    for path in files(source):
-        for number, line in enumerate(_lines(path), 1):
-            place = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield Fault(f"{place}: not UTF-8 (byte {error.start + 1} of the line)")
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield Fault(f"{place}: not valid JSON ({error})")
-            else:
-                ok = isinstance(record, dict)
-                yield _Record(place, record) if ok else Fault(f"{place}: {type(record).__name__}, not a JSON object")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file: plain, gzip or zstd, whatever its name."""
-    number = 0
-    try:
-        with _open(path) as lines:
-            for line in lines:
-                number += 1
-                yield line
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: cannot be read ({first_line(error)})") from None
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    with path.open("rb") as file:
-        head = file.read(4)
-    packed = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-    if packed == "gzip":
-        return gzip.open(path)
-    if packed == "zstd":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"), 1 << 20)
-    return path.open("rb")
-
-
-def _parquet(source: SourceFields, columns: tuple[str, ...], start: int) -> Iterator[_Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    for path in files(source):
-        try:
-            with pyarrow.parquet.ParquetFile(path) as table:
-                names = table.schema_arrow.names
-                missing = [column for column in columns if column not in names]
-                if missing:
-                    raise UserError(f"{path}: no column {missing[0]!r} (data.text_field); its columns: {names}")
-                if start >= table.metadata.num_rows:
-                    start -= table.metadata.num_rows
-                    continue
-                before = 0
-                for batch in table.iter_batches(columns=list(columns)):
-                    if start < batch.num_rows:
-                        for number, values in enumerate(batch.slice(start).to_pylist(), before + start + 1):
-                            yield _Record(f"{path}, row {number}", values)
-                    start = max(0, start - batch.num_rows)
-                    before += batch.num_rows
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[Record]:
+    readers.check_hub(source)
+    rows = readers.load_dataset(source, streaming=source.streaming)
+    known = rows.column_names
+    if known is not None:
+        missing = [column for column in columns if column not in known]
+        if missing:
+            raise UserError(
+                f"data.path: {source.path} has no column {missing[0]!r}{_SETTING}; its columns: {', '.join(known)}"
+            )
+        rows = rows.select_columns(list(columns))
+    if source.shuffle_buffer:
+        rows = rows.shuffle(seed=seed, buffer_size=source.shuffle_buffer)
+    return readers.read_dataset(rows, source, start)
 
 
 def _texts(source: SourceFields) -> Iterator[Item]:
@@ -231,7 +158,7 @@ def _texts(source: SourceFields) -> Iterator[Item]:
 
 
 def _parts(path: Path, separator: bytes | None) -> Iterator[bytes]:
-    """What lies between the separators of a file, read in blocks; the whole file where there is none."""
+    """Yields the parts of a file between the separators, read in blocks; without a separator, the whole file."""
     try:
         with path.open("rb") as file:
             if separator is None:
@@ -245,78 +172,3 @@ def _parts(path: Path, separator: bytes | None) -> Iterator[bytes]:
                 yield rest
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[_Record]:
-    found = open_hub(source)
-    known = found.column_names
-    if known is not None:
-        missing = [column for column in columns if column not in known]
-        if missing:
-            raise UserError(
-                f"data.path: {source.path} has no column {missing[0]!r} (data.text_field); its columns: "
-                f"{', '.join(known)}"
-            )
-        found = found.select_columns(list(columns))
-    if source.shuffle_buffer:
-        found = found.shuffle(seed=seed, buffer_size=source.shuffle_buffer)
-    if start:
-        found = found.skip(start)
-    number = start
-    try:
-        for number, values in enumerate(found, start + 1):
-            yield _Record(f"{source.path} ({source.split}), row {number}", values)
-    except Exception as error:  # the library's, the network's and the file formats' own
-        raise UserError(
-            f"{source.path}: stopped after row {number} ({first_line(error)}); run again to go on from there"
-        ) from None
-
-
-def open_hub(source: SourceFields) -> Any:
-    """The data set of the Hugging Face library: of the hub, a local directory, or one saved to disk.
-
-    Raises UserError, at once when the hub does not answer.
-    """
-    import datasets
-
-    local = Path(source.path).expanduser() if source.is_file else None
-    if local is None and (reason := hub.unreachable()) is not None:
-        raise UserError(
-            f"data.path: the data set {source.path} cannot be fetched, the Hugging Face hub does not answer "
-            f"({reason}); get its files on a machine that can and take source parquet or jsonl, or set "
-            f"HF_HUB_OFFLINE=1 if they are in the cache"
-        )
-    try:
-        if local is not None and (local / "dataset_info.json").is_file() and (local / "state.json").is_file():
-            found = datasets.load_from_disk(str(local))
-            return found.to_iterable_dataset() if source.streaming else found
-        return datasets.load_dataset(
-            source.path if local is None else str(local),
-            source.config,
-            split=source.split,
-            revision=source.revision,
-            streaming=source.streaming,
-        )
-    except Exception as error:  # the library raises its own, the hub's, the network's and ValueError alike
-        raise UserError(
-            f"data.path: the data set {source.path} (config {source.config or 'default'}, split {source.split}, "
-            f"revision {source.revision or 'newest'}) cannot be read ({first_line(error)})"
-        ) from None
-
-
-def hub_revision(source: SourceFields) -> str | None:
-    """The commit that `source.revision` stands for now, so that preparing goes on with the very same data.
-
-    None where the source is not on the hub. Raises UserError where the hub does not know or does not answer.
-    """
-    if source.source != "hub" or source.is_file:
-        return None
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.HfApi().dataset_info(source.path, revision=source.revision).sha
-    except Exception as error:
-        raise UserError(
-            f"data.path: the data set {source.path} (revision {source.revision or 'newest'}) is not to be found on "
-            f"the hub ({first_line(error)})"
-        ) from None

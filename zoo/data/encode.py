@@ -1,8 +1,8 @@
-"""Items of a source as tokens, here or in worker processes.
+"""Tokenising the items of a source, in this process or in worker processes.
 
-A document is its tokens between the tokenizer's BOS and EOS, where it has them (else followed by its separator). Texts
-longer than `LONGEST_PIECE` characters are tokenised in pieces parted at white space: no tokenizer is quick, and some
-never end, on one text of many millions of characters.
+A document becomes its tokens between the tokenizer's BOS and EOS, where it has them (else followed by its separator).
+Texts longer than `LONGEST_PIECE` characters are tokenised in pieces, cut at white space: on one text of many millions
+of characters no tokenizer is quick, and some never end.
 """
 
 import collections
@@ -13,14 +13,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from zoo.data import shards
-from zoo.data.documents import Fault, Item
+from zoo.data.documents import Item
+from zoo.data.readers import Fault
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
@@ -36,8 +38,11 @@ _ALONE = 4_000_000  # characters that are tokenised here before other processes 
 class Encoded:
     """Some items of a source as tokens.
 
-    tokens: of all of them, one behind the other; lengths: int64, of each item, 0 where it is passed over.
-    loss: uint8 beside the tokens, or None. faults: item -> why it cannot be used; empty ones have "".
+    Attributes:
+        tokens: uint16 or uint32 [total], of all items one behind the other.
+        lengths: int64 [items], the number of tokens of each item; 0 where it is skipped.
+        loss: uint8 [total], 1 where a token bears loss; None where all do.
+        faults: item -> why it cannot be used, "" for an empty one.
     """
 
     tokens: np.ndarray
@@ -47,7 +52,7 @@ class Encoded:
 
 
 def encode(items: Iterable[Item], data: DataSection, tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Items as tokens, in their order; in `data.workers` processes (0: one a core) once there is much to do."""
+    """Yields items as tokens in their order, once there is much to do in `data.workers` processes (0: one a core)."""
     workers = data.workers or os.cpu_count() or 1
     settings = (data.kind, data.chat_template)
     chunks = _chunks(items)
@@ -60,17 +65,17 @@ def encode(items: Iterable[Item], data: DataSection, tokenizer: Tokenizer) -> It
         yield encode_chunk(chunk, tokenizer, *settings)
     with _pool(workers, tokenizer) as pool:
         running = collections.deque(
-            pool.submit(_encode_there, chunk, *settings) for chunk in itertools.islice(chunks, 2 * workers)
+            pool.submit(_encode_in_worker, chunk, *settings) for chunk in itertools.islice(chunks, 2 * workers)
         )
         while running:
             encoded = running.popleft().result()
             if (chunk := next(chunks, None)) is not None:
-                running.append(pool.submit(_encode_there, chunk, *settings))
+                running.append(pool.submit(_encode_in_worker, chunk, *settings))
             yield encoded
 
 
 def encode_chunk(items: list[Item], tokenizer: Tokenizer, kind: str, template: str | None) -> Encoded:
-    """Some items as tokens, here and now. `template`: of the conversations, for kind "chat"."""
+    """Returns some items as tokens, without worker processes. `template` marks the turns of kind "chat"."""
     faults = {number: item.reason for number, item in enumerate(items) if isinstance(item, Fault)}
     if kind == "text":
         faults |= {number: "" for number, item in enumerate(items) if isinstance(item, str) and not item.strip()}
@@ -79,23 +84,24 @@ def encode_chunk(items: list[Item], tokenizer: Tokenizer, kind: str, template: s
     try:
         rows = encoder([items[number] for number in good], tokenizer, template)
     except (UserError, ValueError):  # one of them is at fault: which?
-        rows, kept = [], []
+        rows, encoded = [], []
         for number in good:
             try:
                 rows += encoder([items[number]], tokenizer, template)
-                kept.append(number)
+                encoded.append(number)
             except (UserError, ValueError) as error:
                 faults[number] = first_line(error)
-        good = kept
-    dtype = shards.token_dtype(tokenizer.vocab_size)
+        good = encoded
     lengths = np.zeros(len(items), np.int64)
-    lengths[good] = [len(ids) for ids, _ in rows]
-    total = int(lengths.sum())
-    tokens = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in rows), dtype, total)
-    loss = None
-    if kind == "chat":
-        loss = np.fromiter(itertools.chain.from_iterable(mask for _, mask in rows), np.uint8, total)
+    tokens, lengths[good] = flatten([ids for ids, _ in rows], shards.token_dtype(tokenizer.vocab_size))
+    loss = flatten([mask for _, mask in rows], np.uint8)[0] if kind == "chat" else None
     return Encoded(tokens, lengths, loss, dict(sorted(faults.items())))
+
+
+def flatten(rows: Sequence[Sequence[int]], dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows one behind the other, `dtype` [total], and their lengths, int64 [rows]."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype, int(lengths.sum())), lengths
 
 
 def _texts(texts: list[str], tokenizer: Tokenizer, template: None) -> list[tuple[list[int], None]]:
@@ -113,12 +119,12 @@ def _texts(texts: list[str], tokenizer: Tokenizer, template: None) -> list[tuple
     return [(ids + after, None) for ids in joined]
 
 
-def _chats(found: list, tokenizer: Tokenizer, template: str) -> list[tuple[list[int], list[bool]]]:
-    return chat.encode_conversations(tokenizer.encode_batch, found, template, eos_id=tokenizer.eos_id)
+def _chats(talks: list, tokenizer: Tokenizer, template: str) -> list[tuple[list[int], list[bool]]]:
+    return chat.encode_conversations(tokenizer.encode_batch, talks, template, eos_id=tokenizer.eos_id)
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """A text cut, before white space if there is any, into pieces of at most LONGEST_PIECE characters; mostly one."""
+    """Yields a text in pieces of at most LONGEST_PIECE characters, cut before white space if there is any."""
     start = 0
     while len(text) - start > LONGEST_PIECE:
         stop = start + LONGEST_PIECE
@@ -148,14 +154,17 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield chunk
 
 
-_here: Tokenizer | None = None  # of a worker
+_tokenizer: Tokenizer | None = None  # of a worker process
 
 
 @contextlib.contextmanager
 def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
     # Not forked: a process in which JAX runs threads must not be.
     pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(tokenizer, os.getpid())
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer, os.getpid()),
     )
     try:
         yield pool
@@ -163,10 +172,10 @@ def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(tokenizer: Tokenizer, parent: int) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C (the parent stops it), gone when the parent is."""
-    global _here
-    _here = tokenizer
+def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
+    """Sets up a worker: it has one thread, ignores Ctrl-C (the parent stops it) and ends when its parent does."""
+    global _tokenizer
+    _tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -178,5 +187,5 @@ def _begin(tokenizer: Tokenizer, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _encode_there(items: list[Item], kind: str, template: str | None) -> Encoded:
-    return encode_chunk(items, _here, kind, template)
+def _encode_in_worker(items: list[Item], kind: str, template: str | None) -> Encoded:
+    return encode_chunk(items, _tokenizer, kind, template)

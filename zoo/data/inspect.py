@@ -1,4 +1,4 @@
-"""Batches for people: rows as text with their documents and loss, and what many batches hold."""
+"""Batches shown to people: rows as text with their documents and loss, and statistics of many batches."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.data.pipeline import Batch
+from zoo.data.batches import Batch
 from zoo.tokenizers.base import Tokenizer
 
 _COLOURS = (36, 33, 32, 35, 34)  # cyan, yellow, green, magenta, blue
@@ -15,12 +15,13 @@ _BARS = "▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True)
 class Report:
-    """What some batches hold.
+    """Statistics of some batches.
 
     Attributes:
-        positions: of all of them, T of each row.
-        tokens: positions that hold a token; targets: that bear loss.
-        lengths: tokens of each document in each row (of each row, where documents are not told apart).
+        positions: of all batches, T of each row.
+        tokens: positions that hold a token.
+        targets: positions whose target bears loss.
+        lengths: tokens of each document in each row (of each row, where documents are not distinguished).
         seq_len: of the widest batch.
         seconds: that each batch took; the first also opens files.
     """
@@ -34,15 +35,15 @@ class Report:
 
     @classmethod
     def measure(cls, batches: Iterator[Batch], number: int) -> tuple["Report", Batch | None]:
-        """Take at most `number` batches; the first of them comes back too (None: there was none)."""
+        """Measures at most `number` batches; also returns the first of them (None: there was none)."""
         first, seconds, lengths = None, [], []
         positions = tokens = targets = seq_len = 0
         for _ in range(number):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 break
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
             first = first or batch
             segments = filled(batch)
             positions, tokens = positions + segments.size, tokens + int((segments > 0).sum())
@@ -71,7 +72,7 @@ class Report:
 
 
 def filled(batch: Batch) -> np.ndarray:
-    """int [B, T]: the document of each position, 0 for padding; untold, 1 up to the row's last target."""
+    """Returns the document of each position, int [B, T]: 0 is padding; without segments, 1 up to the last target."""
     if "segment_ids" in batch:
         return batch["segment_ids"]
     learnt = batch["loss_mask"] > 0
@@ -81,7 +82,7 @@ def filled(batch: Batch) -> np.ndarray:
 
 
 def histogram(lengths: np.ndarray, longest: int, bins: int = 16) -> str:
-    """Of lengths, int [N], up to `longest`: a line a bin with from, to, a bar and how many."""
+    """Returns a histogram of lengths, int [N], up to `longest`: for each bin a line with its range, bar and count."""
     counts, edges = np.histogram(lengths, bins=min(bins, max(1, longest)), range=(0, longest))
     most = max(int(counts.max()), 1)
     lines = []
@@ -93,9 +94,9 @@ def histogram(lengths: np.ndarray, longest: int, bins: int = 16) -> str:
 
 
 def show_row(batch: Batch, row: int, tokenizer: Tokenizer, *, colour: bool) -> str:
-    """The targets of a row as text, after its first token: documents by colour, what bears no loss dimmed.
+    """Returns a row's first token and its targets as text: documents by colour, targets without loss dimmed.
 
-    Without colour a bar parts the documents and [[ ]] stand around what bears no loss.
+    Without colour a bar separates the documents and [[ ]] enclose targets without loss.
     """
     tokens, targets = batch["tokens"][row], batch["targets"][row]
     segments = filled(batch)[row]

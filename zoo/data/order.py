@@ -1,7 +1,7 @@
-"""The one endless order of examples: which row of which source is example e, from e alone.
+"""The endless order of examples: which row of which source is example e, from e alone.
 
-All of it is integer arithmetic on the example's number: no state, no random generator whose stream could change, the
-same on every machine and for any number of processes.
+It is integer arithmetic on the example's number, without state and without a random generator whose stream could
+change; so it is the same on every machine and for any number of processes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _WORD = (1 << 64) - 1
 
 
 def scatter(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
-    """uint64 [N]: well mixed numbers, one for each value and key (splitmix64, Steele et al. 2014)."""
+    """Returns well mixed numbers, uint64 [N], one for each value and key (splitmix64, Steele et al. 2014)."""
     keys = np.atleast_1d(np.asarray(key)).astype(np.uint64)  # arrays wrap around silently, scalars warn
     x = np.atleast_1d(values).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (keys + np.uint64(1))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -24,7 +24,7 @@ def scatter(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
 
 
 def scatter_one(value: int, key: int) -> int:
-    """`scatter` of one number, without the cost of arrays."""
+    """Returns `scatter` of one number, without the cost of arrays."""
     x = (value + 0x9E3779B97F4A7C15 * (key + 1)) & _WORD
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
@@ -32,7 +32,7 @@ def scatter_one(value: int, key: int) -> int:
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Where places go in a shuffle of `size` things: for each key, a bijection of 0 to size - 1.
+    """Returns where places go in a shuffle of `size` things: for each key, a bijection of 0 to size - 1.
 
     A Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside (Black and
     Rogaway 2002). `index`, `keys`: int64 and uint64 [N]; the result is int64 [N].
@@ -60,7 +60,7 @@ class Order:
         weights: shares of the sources among the examples, any positive numbers. Of the first n examples each source
             has n times its share, to within the number of sources.
         seed: of the shuffling.
-        shuffle: each epoch of each source in an order of its own; otherwise always in that of the rows.
+        shuffle: whether each epoch of each source has an order of its own, and not that of the rows.
     """
 
     rows: Sequence[int]
@@ -69,7 +69,7 @@ class Order:
     shuffle: bool = True
 
     def lookup(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For int64 examples [N]: the source of each, int64 [N], and its row in that source, int64 [N]."""
+        """Returns for examples, int64 [N], the source of each, int64 [N], and its row in that source, int64 [N]."""
         examples = np.asarray(examples, np.int64)
         source, number = self._sources(examples)
         row = np.empty_like(number)
@@ -80,14 +80,14 @@ class Order:
         return source, row
 
     def _row(self, index: int, size: int, number: np.ndarray) -> np.ndarray:
-        """Row of the source's n-th example."""
+        """Returns the rows of the source's examples of these numbers."""
         epoch, place = np.divmod(number, size)
         if not self.shuffle:
             return place
         return permute(place, size, scatter(epoch, (self.seed << 16) + index))
 
     def _sources(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each example and how many examples of that source come before it.
+        """Returns the source of each example and how many examples of that source come before it.
 
         The first source takes its share of all examples, evenly spread; the next its share of those left; and so on.
         """
@@ -106,6 +106,6 @@ class Order:
 
 
 def _count(examples: np.ndarray, share: int) -> np.ndarray:
-    """How many of so many first examples are taken, of a share in 2^-31: the nearest whole number."""
+    """Returns how many of so many first examples a share (in 2^-31) takes: the nearest whole number."""
     high, low = examples >> _SHARE_BITS, examples & ((1 << _SHARE_BITS) - 1)
     return high * share + ((low * share + (1 << (_SHARE_BITS - 1))) >> _SHARE_BITS)

@@ -1,4 +1,4 @@
-"""Rows out of documents: which tokens stand in row i, for every i, without looking at the rows before.
+"""Packing documents into rows: which tokens stand in row i, for every i, without looking at the rows before.
 
 A row of `seq_len` targets holds `seq_len` + 1 tokens, given as spans of the documents' one long row of tokens. Each
 span lies within one document when rows know their documents (`document_mask`), else neighbours are joined to one.
@@ -29,12 +29,12 @@ _BUFFER = 4096  # documents that best-fit packing chooses among
 
 
 class Layout(Protocol):
-    """Which spans of tokens are row i. `len` is the number of rows of an epoch."""
+    """The spans of tokens that make row i. `len` is the number of rows of an epoch."""
 
     def __len__(self) -> int: ...
 
     def spans(self, row: int) -> Sequence[Span]:
-        """The row's spans, [start, stop) in the long row of tokens; together at most seq_len + 1 tokens."""
+        """Returns the row's spans, [start, stop) in the long row of tokens; together at most seq_len + 1 tokens."""
         ...
 
 
@@ -54,13 +54,10 @@ class Concat:
         return self._rows
 
     def spans(self, row: int) -> Sequence[Span]:
-        """See `Layout`."""
+        """Returns the tokens at the row's place in the joined documents."""
         start = int(self._bounds[0]) + row * self._seq_len
-        return (
-            split_at(self._bounds, start, start + self._seq_len + 1)
-            if self._split
-            else [(start, start + self._seq_len + 1)]
-        )
+        stop = start + self._seq_len + 1
+        return split_at(self._bounds, start, stop) if self._split else [(start, stop)]
 
 
 class Windows:
@@ -76,14 +73,14 @@ class Windows:
         return ENDLESS if self._places else 0
 
     def spans(self, row: int) -> Sequence[Span]:
-        """See `Layout`."""
+        """Returns the row's window."""
         start = int(self._bounds[0]) + scatter_one(row, self._seed) % self._places
         stop = start + self._seq_len + 1
         return split_at(self._bounds, start, stop) if self._split else [(start, stop)]
 
 
 class OneDocument:
-    """A document a row, from its beginning; what does not fit is cut off."""
+    """One document in each row, from its beginning; what does not fit is cut off."""
 
     def __init__(self, shards: Shards, first: int, last: int, seq_len: int):
         """Documents `first` to `last` (exclusive)."""
@@ -93,44 +90,44 @@ class OneDocument:
         return len(self._bounds) - 1
 
     def spans(self, row: int) -> Sequence[Span]:
-        """See `Layout`."""
+        """Returns the beginning of the row's document."""
         start, stop = int(self._bounds[row]), int(self._bounds[row + 1])
         return [(start, min(stop, start + self._width))]
 
 
 class BestFit:
-    """Whole documents, several a row, so that every row begins with the beginning of one (as nanochat packs).
+    """Whole documents, several in a row, so that every row begins with the beginning of one (as nanochat packs).
 
-    The document that waits longest opens a row. Then, of the next `_BUFFER` documents, the longest that still fits goes
-    in, until none does; the rest of the row is padding. Only a document longer than a whole row is cut, and its end is
-    not used.
+    The document that waits longest opens a row. Then, of the next `_BUFFER` documents, the longest that still fits is
+    added, until none does; the rest of the row is padding. Only a document longer than a whole row is cut, and its end
+    is not used.
     """
 
     def __init__(self, shards: Shards, first: int, last: int, seq_len: int, *, cache: Path | None = None):
         """Documents `first` to `last` (exclusive); `cache`: a directory that keeps the index of rows."""
         self._bounds, self._width = shards.offsets[first : last + 1], seq_len + 1
         lengths = np.minimum(np.diff(self._bounds), self._width)
-        self._order, self._rows = _kept(cache, lengths, self._width)
+        self._order, self._rows = cached_best_fit(cache, lengths, self._width)
 
     def __len__(self) -> int:
         return len(self._rows) - 1
 
     def spans(self, row: int) -> Sequence[Span]:
-        """See `Layout`."""
+        """Returns the row's documents."""
         chosen = self._order[self._rows[row] : self._rows[row + 1]].tolist()
         starts = ((document, int(self._bounds[document])) for document in chosen)
         return [(start, min(int(self._bounds[document + 1]), start + self._width)) for document, start in starts]
 
 
 def split_at(bounds: np.ndarray, start: int, stop: int) -> list[Span]:
-    """[start, stop) cut at the bounds that lie inside."""
+    """Returns [start, stop) cut at the bounds that lie inside."""
     low, high = np.searchsorted(bounds, [start, stop], side="right")
     cuts = [start, *bounds[low : max(low, high)].tolist(), stop]
     return [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which documents make which row: (order int32 [documents], rows int64 [rows + 1]).
+    """Packs documents into rows and returns (order int32 [documents], rows int64 [rows + 1]).
 
     Row r is `order[rows[r]:rows[r + 1]]`. `lengths` (1 to `width`) of the documents in their order.
     """
@@ -139,13 +136,13 @@ def best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     # Sorted by (length, -number): of equally long ones the first comes first.
     buffer: list[tuple[int, int]] = []
     coming = iter(enumerate(lengths.tolist()))
-    oldest: list[int] = []  # a heap of what is in the buffer, so that nothing waits for ever
+    oldest: list[int] = []  # a heap of what is in the buffer, so that no document waits for ever
     taken: set[int] = set()
 
     def fill() -> None:
-        while len(buffer) < _BUFFER and (found := next(coming, None)) is not None:
-            insort(buffer, (found[1], -found[0]))
-            heapq.heappush(oldest, found[0])
+        while len(buffer) < _BUFFER and (document := next(coming, None)) is not None:
+            insort(buffer, (document[1], -document[0]))
+            heapq.heappush(oldest, document[0])
 
     def take(at: int) -> int:
         length, number = buffer.pop(at)
@@ -169,8 +166,8 @@ def best_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(order, np.int32), np.array(rows, np.int64)
 
 
-def _kept(cache: Path | None, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """`best_fit`, from the file that keeps it where there is one."""
+def cached_best_fit(cache: Path | None, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `best_fit` of many documents, which takes long, from a file in the directory `cache` if possible."""
     if cache is None or len(lengths) < 10_000:
         return best_fit(lengths, width)
     key = sha256_hex(np.ascontiguousarray(lengths, "<i8").tobytes() + f"{width} {_BUFFER}".encode())[:16]
@@ -181,18 +178,18 @@ def _kept(cache: Path | None, lengths: np.ndarray, width: int) -> tuple[np.ndarr
         if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
             return order, rows
     except (OSError, ValueError, EOFError):
-        pass  # there is none yet; a damaged one is made anew
+        pass  # there is none yet, or it is damaged and written again
     order, rows = best_fit(lengths, width)
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([order.astype(np.int64), rows]))
-    with contextlib.suppress(OSError):  # shards may lie where nothing can be written; then every start packs again
+    with contextlib.suppress(OSError):  # shards may lie where nothing can be written: then every start packs again
         cache.mkdir(exist_ok=True)
         atomic_write(path, buffer.getvalue())
     return order, rows
 
 
 def make_layout(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:
-    """The layout of that name over documents `first` to `last`. Raises UserError where they make no row."""
+    """Returns the layout of that name over documents `first` to `last`. Raises UserError where they make no row."""
     if packing == "concat":
         layout: Layout = Concat(shards, first, last, seq_len, split=split)
     elif packing == "windows":

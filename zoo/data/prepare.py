@@ -1,7 +1,7 @@
-"""From a source to shards: read, tokenise in processes, write; interrupted at any moment, it goes on.
+"""Preparing shards of a source: read, tokenise in processes, write. Interrupted at any moment, it goes on later.
 
-Empty documents are passed over and counted. So is what cannot be used (no text, not UTF-8, a character the tokenizer
-does not know), until there is too much of it: then preparing stops and names the last.
+Empty documents are skipped and counted. So are those that cannot be used (no text, not UTF-8, a character that the
+tokenizer does not know), until there are too many: then preparing stops and names the last.
 """
 
 import collections
@@ -11,13 +11,14 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.data import documents, remote, shards, stories
+from zoo import registry
+from zoo.data import documents, readers, remote, shards
+from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
 from zoo.errors import UserError
@@ -26,75 +27,64 @@ from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 from zoo.util import human_duration, sha256_hex
 
-_SAY_EVERY = 5.0  # seconds
+_PROGRESS_EVERY = 5.0  # seconds
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Want:
-    """How much of a source: so many tokens, and at most so many documents; None is all of it."""
-
-    tokens: int | None = None
-    documents: int | None = None
-
-    def met(self, manifest: Manifest) -> bool:
-        """Whether shards hold that much, or all there is."""
-        enough = self.tokens is not None and manifest.tokens >= self.tokens
-        enough = enough or (self.documents is not None and manifest.documents >= self.documents)
-        return enough or manifest.exhausted
-
-    def documents_of(self, found: Shards) -> int:
-        """How many of the first documents it takes."""
-        number = found.manifest.documents
-        if self.tokens is not None:
-            number = min(number, int(np.searchsorted(found.offsets, self.tokens)))
-        return number if self.documents is None else min(number, self.documents)
-
-
 def directory_of(source: SourceSection, data: DataSection, tokenizer: Tokenizer) -> Path:
-    """Where the shards of a source are (to be) kept: the name says what, its end is a hash of what decides them.
+    """Returns the directory of a source's shards; its name ends in a hash of all that decides them.
 
-    Shards that lie elsewhere are fetched. Raises UserError where they, or the files of a source, are not there.
+    Shards in remote storage are fetched. Raises UserError where they, or the files of a source, are missing.
     """
     if source.source == "shards":
         return Path(source.path) if source.is_file else remote.fetch(source.path)
-    about = identity(source, data)
-    key = sha256_hex(json.dumps([about, tokenizer.fingerprint], sort_keys=True).encode())[:12]
-    words = (source.path or "").rstrip("/").replace("\\", "/").split("/")[-2 if source.source == "hub" else -1 :]
-    name = "-".join(filter(None, [source.source, *words, source.config, source.split]))
+    key = sha256_hex(json.dumps([identity(source, data), tokenizer.fingerprint], sort_keys=True).encode())[:12]
+    parts = (source.path or "").rstrip("/").replace("\\", "/").split("/")[-2 if source.source == "hub" else -1 :]
+    name = "-".join(filter(None, [source.source, *parts, source.config, source.split]))
     return data.prepared_path / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}-{key}"
 
 
 def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
-    """What decides the documents of a source, as plain JSON. Local files count by name, size and time of change.
+    """Returns all that decides the documents of a source, as plain JSON.
 
-    Raises UserError where there are none.
+    Local files count by name, size and time of change. Raises UserError where there are none.
     """
-    about: dict[str, Any] = {"source": source.source, "kind": data.kind}
+    content: dict[str, Any] = {"source": source.source, "kind": data.kind}
     for field in ("config", "split", "revision", "shuffle_buffer", "text_field", "separator", "format"):
-        about[field] = getattr(source, field)
-    if source.source == "stories":
-        about |= {"seed": data.seed, "version": stories.VERSION}
+        content[field] = getattr(source, field)
+    if source.built_in:
+        content |= {"seed": data.seed, "version": registry.corpus(source.source).VERSION}
     if source.shuffle_buffer:
-        about["seed"] = data.seed
+        content["seed"] = data.seed
     if data.kind == "chat":
-        about["template"] = dataclasses.asdict(chat.find(data.chat_template))
+        content["template"] = dataclasses.asdict(chat.find(data.chat_template))
     if source.source in ("jsonl", "parquet", "text"):
         stats = [(path.name, path.stat()) for path in documents.files(source)]
-        about["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        content["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     elif source.source == "hub":
-        about["path"] = source.path
-    return about
+        content["path"] = source.path
+    return content
 
 
 def prepare(
-    source: SourceSection, data: DataSection, tokenizer: Tokenizer, want: Want, *, say: Say, name: str = "data"
+    source: SourceSection, data: DataSection, tokenizer: Tokenizer, budget: TokenBudget, *, say: Say, name: str = "data"
 ) -> Path:
-    """Tokenise as much of a source as is wanted and not yet there; the directory of its shards.
+    """Tokenises what is missing of a source up to a budget, and returns the directory of its shards.
 
-    Other processes that want the same wait until it is there. Raises UserError when the source cannot be read, holds
-    nothing, has more than `data.max_bad_records` records that cannot be used, or is shards of another tokenizer.
+    Other processes that need the same source wait until it is prepared.
+
+    Args:
+        source: one source of the recipe.
+        data: the recipe's section.
+        tokenizer: of the recipe.
+        budget: how much is needed.
+        say: shows a line of progress.
+        name: the source's field in the recipe, for messages.
+
+    Raises:
+        UserError: the source cannot be read, holds nothing, has more than `data.max_bad_records` records that cannot
+            be used, or is shards of another tokenizer.
     """
     directory = directory_of(source, data, tokenizer)
     if source.source == "shards":
@@ -103,8 +93,8 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory, say):
         manifest = _manifest(directory, source, data, tokenizer)
-        if not want.met(manifest):
-            _Preparing(directory, manifest, source, data, tokenizer, want, say, name).run()
+        if not budget.met(manifest):
+            _Preparing(directory, manifest, source, data, tokenizer, budget, say, name).run()
         elif not manifest.documents:
             raise UserError(f"{name}: {source.path or source.source} holds no document that could be used")
     return directory
@@ -122,18 +112,15 @@ def _check_ready(directory: Path, data: DataSection, tokenizer: Tokenizer, name:
 
 
 def _manifest(directory: Path, source: SourceSection, data: DataSection, tokenizer: Tokenizer) -> Manifest:
-    """The one there, or the one to begin with."""
+    """Returns the manifest in the directory, or one without shards."""
     if (directory / shards.MANIFEST).exists():
         return shards.read_manifest(directory)
-    about = identity(source, data)
+    content = identity(source, data)
     if source.source == "hub" and not source.is_file:
-        if (reason := documents.hub.unreachable()) is None:
-            about["revision"] = documents.hub_revision(source)
-        else:
-            documents.open_hub(source)  # says in one line what is wrong
-            raise UserError(f"data.path: {source.path}: the hub does not answer ({reason})")
+        readers.check_hub(source)
+        content["revision"] = readers.hub_revision(source)
     return Manifest(
-        about,
+        content,
         tokenizer.fingerprint,
         tokenizer.vocab_size,
         loss_masks=data.kind == "chat",
@@ -158,9 +145,9 @@ def _lock(directory: Path, say: Say) -> Iterator[None]:
 class _Preparing:
     """Reads on where a manifest ends and writes shards until enough is there."""
 
-    def __init__(self, directory, manifest: Manifest, source, data, tokenizer, want: Want, say: Say, name: str):
+    def __init__(self, directory, manifest: Manifest, source, data, tokenizer, budget, say: Say, name: str):
         self._directory, self._source, self._data, self._tokenizer = directory, source, data, tokenizer
-        self._want, self._say, self._name = want, say, name
+        self._budget, self._say, self._name = budget, say, name
         self._manifest = manifest
         self._items = manifest.shards[-1].items if manifest.shards else 0
         self._skipped = collections.Counter(manifest.skipped)
@@ -170,18 +157,18 @@ class _Preparing:
             self._reopen()
 
     def _reopen(self) -> None:
-        """Take a last shard that is not full back into memory, to be written again when it is."""
-        found = Shards(self._directory)
-        found.verify()
-        self._parts = [found.arrays(-1)]
+        """Reads a last shard that is not full back into memory; it is written again when it is."""
+        existing = Shards(self._directory)
+        existing.verify()
+        self._parts = [existing.arrays(-1)]
         self._open_tokens = self._manifest.shards[-1].tokens
         self._manifest = dataclasses.replace(self._manifest, shards=self._manifest.shards[:-1])
 
     def run(self) -> None:
-        """Read, tokenise and write until there is enough or nothing left."""
+        """Reads, tokenises and writes until there is enough or nothing left."""
         self._check_bad("see what was said when it stopped before")
-        begun = said = time.monotonic()
-        had, source = self._tokens(), self._source
+        started = shown = time.monotonic()
+        before, source = self._tokens(), self._source
         if revision := self._manifest.source.get("revision"):
             source = source.model_copy(update={"revision": revision})
         items = documents.read(source, self._data.kind, seed=self._data.seed, start=self._items)
@@ -191,18 +178,18 @@ class _Preparing:
                 if self._add(encoded):
                     exhausted = False
                     break
-                if time.monotonic() - said > _SAY_EVERY:
-                    said = time.monotonic()
-                    self._say(self._progress(had, said - begun))
+                if time.monotonic() - shown > _PROGRESS_EVERY:
+                    shown = time.monotonic()
+                    self._say(self._progress(before, shown - started))
         except BaseException:
-            self._close(exhausted=False)  # what is there is kept, whatever stops it
+            self._close(exhausted=False)  # what has been read is kept, whatever stops it
             raise
         self._close(exhausted=exhausted)
         if not self._manifest.documents:
             raise UserError(f"{self._name}: {source.path or source.source} holds no document that could be used")
-        took = time.monotonic() - begun
-        rate = (self._tokens() - had) / took
-        self._say(f"prepared {self._summary()} in {human_duration(took)} ({rate:,.0f} tokens/s)")
+        seconds = time.monotonic() - started
+        rate = (self._tokens() - before) / seconds
+        self._say(f"prepared {self._summary()} in {human_duration(seconds)} ({rate:,.0f} tokens/s)")
 
     def _tokens(self) -> int:
         return sum(shard.tokens for shard in self._manifest.shards) + self._open_tokens
@@ -211,34 +198,30 @@ class _Preparing:
         return self._manifest.documents + sum(len(lengths) for _, lengths, _ in self._parts)
 
     def _add(self, encoded: Encoded) -> bool:
-        """Take over the documents that are still wanted; whether there are enough."""
+        """Adds the documents that are still needed; returns whether there are enough."""
         ends = np.cumsum(encoded.lengths)
         at = 0
         while at < len(encoded.lengths):
             base = int(ends[at - 1]) if at else 0
-            # Up to the document that fills the shard, or the one that meets what is wanted.
+            # Up to the document that fills the shard, or the one that meets the budget.
             room = self._manifest.shard_tokens - self._open_tokens
-            if self._want.tokens is not None:
-                room = min(room, self._want.tokens - self._tokens())
+            if self._budget.tokens is not None:
+                room = min(room, self._budget.tokens - self._tokens())
             stop = min(int(np.searchsorted(ends, base + room)) + 1, len(ends))
-            if self._want.documents is not None:
-                kept = np.flatnonzero(encoded.lengths[at:stop])
-                left = self._want.documents - self._documents()
-                if left < len(kept):
-                    stop = at + int(kept[left - 1]) + 1
-            self._take(encoded, at, stop, base, int(ends[stop - 1]))
+            if self._budget.documents is not None:
+                filled = np.flatnonzero(encoded.lengths[at:stop])
+                left = self._budget.documents - self._documents()
+                if left < len(filled):
+                    stop = at + int(filled[left - 1]) + 1
+            self._append(encoded, at, stop, base, int(ends[stop - 1]))
             at = stop
             if self._open_tokens >= self._manifest.shard_tokens:
                 self._close(exhausted=False)
-            if self._enough():
+            if self._budget.reached(self._tokens(), self._documents()):
                 return True
         return False
 
-    def _enough(self) -> bool:
-        tokens, number = self._want.tokens, self._want.documents
-        return (tokens is not None and self._tokens() >= tokens) or (number is not None and self._documents() >= number)
-
-    def _take(self, encoded: Encoded, start: int, stop: int, first: int, last: int) -> None:
+    def _append(self, encoded: Encoded, start: int, stop: int, first: int, last: int) -> None:
         lengths = encoded.lengths[start:stop]
         loss = None if encoded.loss is None else encoded.loss[first:last]
         self._parts.append((encoded.tokens[first:last], lengths[lengths > 0], loss))
@@ -262,7 +245,7 @@ class _Preparing:
             )
 
     def _close(self, *, exhausted: bool) -> None:
-        """Write what is open as a shard, and the manifest."""
+        """Writes the open documents as a shard, and the manifest."""
         closed = self._manifest.shards
         if self._open_tokens:
             tokens, lengths, loss = (
@@ -276,12 +259,12 @@ class _Preparing:
         shards.delete_unlisted(self._directory, self._manifest)
         self._parts, self._open_tokens = [], 0
 
-    def _progress(self, had: int, took: float) -> str:
-        rate = (self._tokens() - had) / took
+    def _progress(self, before: int, seconds: float) -> str:
+        rate = (self._tokens() - before) / seconds
         left = ""
-        if self._want.tokens is not None and rate > 0:
-            left = f", {human_duration((self._want.tokens - self._tokens()) / rate)} left"
-        goal = "" if self._want.tokens is None else f" of {self._want.tokens:,}"
+        if self._budget.tokens is not None and rate > 0:
+            left = f", {human_duration((self._budget.tokens - self._tokens()) / rate)} left"
+        goal = "" if self._budget.tokens is None else f" of {self._budget.tokens:,}"
         return f"preparing {self._name}: {self._tokens():,}{goal} tokens ({rate:,.0f} a second{left})"
 
     def _summary(self) -> str:

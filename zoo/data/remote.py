@@ -1,4 +1,4 @@
-"""Prepared shards that lie elsewhere (gs://, s3://, https://): copied once into a local cache."""
+"""Prepared shards in remote storage (gs://, s3://, https://), copied once into a local cache."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from zoo.util import cache_directory, first_line, sha256_hex
 
 
 def fetch(url: str) -> Path:
-    """The local copy of a directory of shards; what of it is missing is fetched.
+    """Fetches what is missing of a local copy of a directory of shards, and returns the copy's path.
 
-    The manifest is fetched every time, so that shards added to it come too. Whether what came is whole, the hashes in
-    the manifest tell (`Shards.verify`). Raises UserError when the place cannot be reached or is no such directory.
+    The manifest is fetched every time, so that shards added to it are fetched too. `Shards.verify` checks the files
+    against the manifest's hashes. Raises UserError when the address cannot be reached or is no such directory.
     """
     import fsspec
 

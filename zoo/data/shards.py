@@ -33,7 +33,15 @@ SHARD_TOKENS = 1 << 23
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a manifest. `items`: of the source, read until its end, those passed over included."""
+    """One shard of a manifest.
+
+    Attributes:
+        name: begins the names of its files.
+        documents: how many it holds.
+        tokens: how many it holds.
+        items: of the source, read until the shard's end, skipped ones included.
+        sha256: see `content_hash`.
+    """
 
     name: str
     documents: int
@@ -44,16 +52,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory of shards holds.
+    """The contents of a directory of shards.
 
     Attributes:
         source: what was read, as plain JSON; its `revision` is the commit where the source has one.
-        tokenizer: fingerprint of the tokenizer; `vocab_size` its size.
+        tokenizer: fingerprint of the tokenizer.
+        vocab_size: its size.
         loss_masks: whether the shards say which tokens bear loss.
         shard_tokens: the size of a full shard.
         shards: in order.
         exhausted: whether the source was read to its end.
-        skipped: items passed over until the end of the last shard, by reason: "empty" and "bad".
+        skipped: items skipped until the end of the last shard, by reason: "empty" and "bad".
     """
 
     source: dict[str, Any]
@@ -67,32 +76,32 @@ class Manifest:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the tokens: the smallest that holds the vocabulary."""
+        """The tokens' dtype, the smallest that holds the vocabulary."""
         return token_dtype(self.vocab_size)
 
     @property
     def tokens(self) -> int:
-        """In all shards."""
+        """The number of tokens in all shards."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def documents(self) -> int:
-        """In all shards."""
+        """The number of documents in all shards."""
         return sum(shard.documents for shard in self.shards)
 
     def write(self, directory: Path) -> None:
-        """Write manifest.json, whole or not at all."""
+        """Writes manifest.json, whole or not at all."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         atomic_write(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest dtype that holds the ids of a vocabulary."""
+    """Returns the smallest dtype that holds the ids of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read manifest.json. Raises UserError if there is none or it is not one."""
+    """Reads manifest.json. Raises UserError if there is none or it is not one."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -112,12 +121,12 @@ def read_manifest(directory: Path) -> Manifest:
 def write_shard(
     directory: Path, number: int, tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None, items: int
 ) -> Shard:
-    """Write the files of shard `number` and fsync them; it counts once a manifest lists it.
+    """Writes the files of shard `number` and fsyncs them; the shard counts once a manifest lists it.
 
     `tokens`: uint16 or uint32 [tokens]; `lengths`: int [documents]; `loss`: uint8 [tokens]; `items`: see `Shard`.
     """
     sha256 = content_hash(tokens, lengths, loss)
-    name = f"{number:05d}-{sha256[:8]}"  # a shard that is written anew never takes the place of one that is listed
+    name = f"{number:05d}-{sha256[:8]}"  # a shard that is written again never replaces one that is listed
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
@@ -130,7 +139,7 @@ def write_shard(
 
 
 def delete_unlisted(directory: Path, manifest: Manifest) -> None:
-    """Delete shards that the manifest does not list: left over from a kill, or written anew."""
+    """Deletes shards that the manifest does not list: left over from a kill, or written again."""
     listed = {shard.name for shard in manifest.shards}
     for path in (*directory.glob("*.npy"), *directory.glob(".*.tmp")):
         if path.name.split(".")[0] not in listed:
@@ -138,7 +147,7 @@ def delete_unlisted(directory: Path, manifest: Manifest) -> None:
 
 
 def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:
-    """SHA-256 (64 hexadecimal digits) of what a shard holds."""
+    """Returns the SHA-256 (64 hexadecimal digits) of what a shard holds."""
     digest = hashlib.sha256()
     for array, dtype in ((tokens, f"<u{tokens.dtype.itemsize}"), (lengths, "<u4"), (loss, "u1")):
         if array is not None:
@@ -181,33 +190,33 @@ class Shards:
                 f"{path}: holds {array.dtype} {list(array.shape)}, the manifest says {dtype} [{size}]; "
                 f"{self._remedy(shard)}"
             )
-        return np.asarray(array)  # the plain view of the map: slicing a memmap costs several times as much
+        return np.asarray(array)  # a plain view of the map: slicing a memmap costs several times as much
 
     def _remedy(self, shard: Shard) -> str:
         return f"delete {self.directory} (or get shard {shard.name} again) and run again"
 
     def verify(self, shards: int | None = None) -> None:
-        """Hold the first `shards` (None: all) against the hashes of the manifest; UserError names a damaged one."""
+        """Checks the first `shards` (None: all) against the manifest's hashes. Raises UserError for a damaged one."""
         chosen = self.manifest.shards[:shards]
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing leaves Python's lock
-            for shard, found in zip(chosen, pool.map(self._hash, range(len(chosen))), strict=True):
-                if found != shard.sha256:
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing releases Python's lock
+            for shard, sha256 in zip(chosen, pool.map(self._hash, range(len(chosen))), strict=True):
+                if sha256 != shard.sha256:
                     raise UserError(
                         f"{self.directory}: shard {shard.name} is damaged (its SHA-256 is not that of the manifest); "
                         f"{self._remedy(shard)}"
                     )
 
     def _hash(self, number: int, documents: int | None = None) -> str:
-        """Of a shard, or of its first documents."""
+        """Returns the hash of a shard, or of its first documents."""
         lengths = self._lengths[number][:documents]
         size = int(lengths.sum(dtype=np.int64))
         loss = None if self._loss is None else self._loss[number][:size]
         return content_hash(self._tokens[number][:size], lengths, loss)
 
     def fingerprint(self, documents: int) -> str:
-        """SHA-256 (64 hexadecimal digits) of the first `documents`, whatever else the shards hold.
+        """Returns the SHA-256 (64 hexadecimal digits) of the first `documents`, whatever else the shards hold.
 
-        It is made of the hashes in the manifest, which `verify` holds against the files.
+        It is made of the hashes in the manifest, which `verify` checks against the files.
         """
         digest = hashlib.sha256()
         for number, shard in enumerate(self.manifest.shards):
@@ -219,17 +228,17 @@ class Shards:
         return digest.hexdigest()
 
     def shards_of(self, documents: int) -> int:
-        """How many shards the first `documents` lie in."""
+        """Returns how many shards the first `documents` lie in."""
         return bisect.bisect_left(self._first, documents)
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Copy the tokens from `start` to `stop` of the whole row into `out`, int32 [stop - start]."""
+        """Copies the tokens from `start` to `stop` of the whole row into `out`, int32 [stop - start]."""
         self._copy(self._tokens, start, stop, out)
 
     def read_loss(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Copy which of these tokens bear loss (1 or 0) into `out`, [stop - start] of any numbers.
+        """Copies which of these tokens bear loss (1 or 0) into `out`, [stop - start] of any numbers.
 
-        Only where `manifest.loss_masks` says that the shards know.
+        Only for shards whose `manifest.loss_masks` is true.
         """
         self._copy(self._loss, start, stop, out)
 
@@ -242,12 +251,12 @@ class Shards:
             done, start, number = done + end - start, end, number + 1
 
     def arrays(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Tokens, lengths (int64) and loss of one shard."""
+        """Returns the tokens, lengths (int64) and loss of one shard."""
         loss = None if self._loss is None else np.array(self._loss[number])
         return np.array(self._tokens[number]), np.array(self._lengths[number], np.int64), loss
 
     def document(self, index: int) -> np.ndarray:
-        """int32 tokens of a document."""
+        """Returns the tokens of a document, int32."""
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         out = np.empty(stop - start, np.int32)
         self.read(start, stop, out)
@@ -255,5 +264,5 @@ class Shards:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest document."""
+        """The number of tokens of the longest document."""
         return int(np.diff(self.offsets).max(initial=0))

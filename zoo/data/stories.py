@@ -5,9 +5,10 @@ articles, direct speech) for a very small model to learn, in the spirit of the T
 nothing.
 """
 
+import itertools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from zoo.errors import UserError
 
@@ -68,15 +69,20 @@ GAMES = ["hide and seek", "catch", "tag", "a jumping game", "a counting game"]
 
 
 def generate(num_stories: int, *, seed: int = 0, split: str = "train") -> list[str]:
-    """The first `num_stories` stories; story i depends on (seed, split, i) alone.
+    """Returns the first `num_stories` stories; story i depends on (seed, split, i) alone.
 
     Raises UserError for an unknown split.
     """
-    return [story(index, seed=seed, split=split) for index in range(num_stories)]
+    return list(itertools.islice(items(seed=seed, split=split), num_stories))
+
+
+def items(start: int = 0, *, seed: int = 0, split: str = "train") -> Iterator[str]:
+    """Yields the stories from number `start` on, without end. Raises UserError for an unknown split."""
+    return (story(number, seed=seed, split=split) for number in itertools.count(start))
 
 
 def story(index: int, *, seed: int = 0, split: str = "train") -> str:
-    """One story: paragraphs of plain ASCII text, parted by single line feeds. UserError for an unknown split."""
+    """Returns one story: paragraphs of plain ASCII text, separated by line feeds. Raises UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"data.split: {split!r} is not a split of the built-in stories; it has {', '.join(SPLITS)}")
     source = random.Random(f"zoo-stories/{VERSION}/{seed}/{split}/{index}")
@@ -91,7 +97,7 @@ def story(index: int, *, seed: int = 0, split: str = "train") -> str:
 
 
 def _scene(choose: Choose) -> dict[str, str]:
-    """The words of one story: who, with whom, what and where."""
+    """Draws the words of one story: who, with whom, what and where."""
     hero, friend = _being(choose), _being(choose)
     while friend["name"] == hero["name"]:
         friend = _being(choose)
@@ -125,7 +131,7 @@ def _being(choose: Choose) -> dict[str, str]:
 
 
 def _fill(text: str, scene: dict[str, str]) -> str:
-    """Replace {hero}, {friend} (names), {He} (the hero's pronoun with a capital) and the words of the scene."""
+    """Fills in {hero}, {friend} (names), {He} (the hero's pronoun with a capital) and the words of the scene."""
     words = scene | {"hero": scene["hero_name"], "friend": scene["friend_name"]}
     words |= {key: scene[f"hero_{key}"] for key in ("he", "him", "his")}
     words |= {key.capitalize(): words[key].capitalize() for key in ("he", "his")}
@@ -133,7 +139,7 @@ def _fill(text: str, scene: dict[str, str]) -> str:
 
 
 def _tidy(text: str) -> str:
-    """`a apple` becomes `an apple`; every sentence begins with a capital."""
+    """Turns `a apple` into `an apple` and lets the text begin with a capital."""
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[0].upper() + text[1:]
 

@@ -1,8 +1,4 @@
-"""Texts and conversations as batches: prepared sources, packed into rows, mixed into one order.
-
-Row r of step s is example `s * batch_size + r` of that order, on any number of processes; the example's number alone
-decides what it is. So training goes on anywhere from `examples_seen`.
-"""
+"""Texts and conversations as batches: prepared sources, packed into rows, mixed into one order."""
 
 import dataclasses
 import functools
@@ -14,24 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
+from zoo.data import batches
+from zoo.data.batches import Batch
+from zoo.data.budget import TokenBudget, heldout_budget, heldout_source, run_tokens, source_budgets
 from zoo.data.order import Order
 from zoo.data.packing import ENDLESS, make_layout
-from zoo.data.pipeline import Batch
-from zoo.data.prepare import Say, Want, prepare
-from zoo.data.rows import PackedSource, Rows
+from zoo.data.prepare import Say, prepare
+from zoo.data.rows import PackedSource, Row, Rows
 from zoo.data.shards import Shards
-from zoo.data.tokenizer import heldout_want, token_budget, validation_source, wants
 from zoo.errors import UserError
 from zoo.recipe import Recipe
 from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers.base import Tokenizer
 
-# One thread assembles ahead; a batch is whole, so its hand-over costs little.
-_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-_BATCHES = 1 << 40  # of the endless order
 _BLOCK = 4096  # examples whose rows are looked up at once
 _LARGEST_HELDOUT = 0.1  # of the documents, where a source has no split for it
 
@@ -41,9 +34,13 @@ class TextData:
     """The training rows of a recipe, and its held-out ones. Make one with `load`.
 
     Attributes:
-        heldout: the source of the held-out rows, None where there are none; heldout_rows: how many are wanted.
-        order: which row of which source is which example. rows: how rows become arrays.
-        about: what else the `fingerprint` is made of.
+        sources: of the training rows.
+        heldout: the source of the held-out rows; None where there are none.
+        heldout_rows: at most so many held-out rows.
+        order: tells which row of which source is which example.
+        rows: makes arrays of rows.
+        tokenizer: of the tokens.
+        facts: what else the `fingerprint` is made of.
     """
 
     sources: tuple[PackedSource, ...]
@@ -52,20 +49,22 @@ class TextData:
     order: Order
     rows: Rows
     tokenizer: Tokenizer
-    about: dict[str, Any]
+    facts: dict[str, Any]
 
     @classmethod
     def load(cls, recipe: Recipe, tokenizer: Tokenizer, config: Any, *, say: Say) -> "TextData":
-        """Prepare what is missing of the recipe's sources, verify the shards and pack them.
+        """Prepares what is missing of the recipe's sources, verifies the shards and packs them.
 
         Args:
             recipe: where it leaves data.max_tokens open, its steps decide.
+            tokenizer: of the recipe.
             config: the model's; its `restart_positions`, where it has that field, decides the positions.
-            say: is told in a line what is being done.
+            say: shows a line of progress.
 
-        Raises UserError when a source cannot be read or a shard is damaged.
+        Raises:
+            UserError: a source cannot be read or a shard is damaged.
         """
-        data, wanted_rows = recipe.with_resolved(max_tokens=token_budget(recipe)).data, recipe.eval.num_pairs
+        data, heldout_rows = recipe.with_resolved(max_tokens=run_tokens(recipe)).data, recipe.eval.num_pairs
         rows = Rows(
             seq_len=data.seq_len,
             document_mask=data.document_mask,
@@ -73,45 +72,39 @@ class TextData:
             pad_id=_pad_id(tokenizer),
             trim_to=data.trim_to,
         )
-        found = _open_all(data, tokenizer, wanted_rows, say)
-        heldout, taken = _heldout(data, tokenizer, found, wanted_rows, say)
+        opened = _open_all(data, tokenizer, heldout_rows, say)
+        heldout, first = _heldout(data, tokenizer, opened, heldout_rows, say)
         sources = []
-        for number, (name, source, shards, last) in enumerate(found):
-            layout = make_layout(
-                data.packing,
-                shards,
-                taken if number == 0 else 0,
-                last,
-                data.seq_len,
-                split=data.document_mask,
-                seed=(data.seed << 16) + number,
-            )
+        for number, (name, source, shards, last) in enumerate(opened):
+            seed = (data.seed << 16) + number
+            layout = make_layout(data.packing, shards, first, last, data.seq_len, split=data.document_mask, seed=seed)
             weight = source.weight or (len(layout) * (source.epochs or 1.0))
-            sources.append(PackedSource(name, shards, taken if number == 0 else 0, last, layout, weight))
+            sources.append(PackedSource(name, shards, first, last, layout, weight))
+            first = 0  # held-out documents are the first ones of the first source
         order = Order(
             [len(source.layout) for source in sources],
             [source.weight for source in sources],
             data.seed,
             data.shuffle and data.packing != "windows",
         )
-        about = {"packing": data.packing, "rows": dataclasses.asdict(rows), "shuffle": data.shuffle, "seed": data.seed}
-        return cls(tuple(sources), heldout, wanted_rows, order, rows, tokenizer, about)
+        facts = {"packing": data.packing, "rows": dataclasses.asdict(rows), "shuffle": data.shuffle, "seed": data.seed}
+        return cls(tuple(sources), heldout, heldout_rows, order, rows, tokenizer, facts)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hexadecimal digits) of all that decides what training sees in which order."""
-        about = {
-            **self.about,
+        """The SHA-256 (64 hexadecimal digits) of all that decides what training sees in which order."""
+        content = {
+            **self.facts,
             "tokenizer": self.tokenizer.fingerprint,
             "sources": [
                 [source.shards.fingerprint(source.last), source.first, source.last, source.weight]
                 for source in self.sources
             ],
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def epochs(self, examples: int) -> float | None:
-        """How many times so many examples go through the source that is seen most; None for random windows."""
+        """Returns how often so many examples go through the source that is seen most; None for random windows."""
         if any(rows >= ENDLESS for rows in self.order.rows):
             return None
         total = sum(self.order.weights)
@@ -128,78 +121,46 @@ class TextData:
                 f"{share}{source.name} ({source.tokens:,} tokens, {source.last - source.first:,} documents, {rows})"
             )
         mask = ", documents masked" if self.rows.document_mask else ""
-        return f"{' + '.join(parts)}; {self.about['packing']}{mask}"
+        return f"{' + '.join(parts)}; {self.facts['packing']}{mask}"
 
     def batches(
         self, batch_size: int, *, start_example: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """Endless batches from example `start_example` on; a process gets its consecutive share of the rows.
+        """Returns batches without end from example `start_example` on, see `zoo.data.batches.endless`."""
+        block = functools.lru_cache(maxsize=4)(
+            lambda number: self.examples(np.arange(number * _BLOCK, (number + 1) * _BLOCK))
+        )
 
-        A batch is what `Rows.assemble` gives: arrays [B, T], B the rows of this process.
+        def lookup(first: int, count: int) -> list[Row]:
+            numbers = range(first // _BLOCK, (first + count - 1) // _BLOCK + 1)
+            rows = list(itertools.chain.from_iterable(map(block, numbers)))
+            skip = first - numbers[0] * _BLOCK
+            return rows[skip : skip + count]
 
-        Raises UserError if batch_size is not a multiple of process_count.
-        """
-        if batch_size % process_count:
-            raise UserError(f"data.batch_size: {batch_size} is not a multiple of the {process_count} processes")
-        local = batch_size // process_count
-        chosen = slice(process_index * local, (process_index + 1) * local)
-        batches = grain.MapDataset.source(_Batches(self, batch_size, start_example, chosen))
-        return iter(batches.to_iter_dataset(_READ_OPTIONS))
+        share = (process_index, process_count)
+        return batches.endless(lookup, self.rows, batch_size, start_example=start_example, share=share)
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
-        """The rows that these examples of the order are (int64 [N]): (source, row of its layout) each."""
+        """Returns the rows of examples of the order, int64 [N]: (source, row of its layout) each."""
         which, rows = self.order.lookup(examples)
         return [(self.sources[s], row) for s, row in zip(which.tolist(), rows.tolist(), strict=True)]
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The held-out rows in order, once; the last batch is filled up to B rows with rows that bear no loss."""
-        if self.heldout is None:
-            return
-        number = min(self.heldout_rows, len(self.heldout.layout))
-        for start in range(0, number, batch_size):
-            some = [(self.heldout, row) for row in range(start, min(start + batch_size, number))]
-            batch = self.rows.assemble(some)
-            missing = batch_size - len(some)
-            yield {name: np.pad(array, ((0, missing), (0, 0))) for name, array in batch.items()}
+        """Returns the held-out rows in order, once; the last batch is filled up with rows that bear no loss."""
+        number = 0 if self.heldout is None else min(self.heldout_rows, len(self.heldout.layout))
+        return batches.once([(self.heldout, row) for row in range(number)], self.rows, batch_size)
 
     def directories(self) -> list[tuple[str, Path]]:
-        """Where the shards of each source are."""
-        found = [(source.name, source.shards.directory) for source in self.sources]
-        return (
-            found
-            if self.heldout is None
-            else [*found, (f"{self.heldout.name} (held out)", self.heldout.shards.directory)]
-        )
+        """Returns the name of each source and the directory of its shards."""
+        directories = [(source.name, source.shards.directory) for source in self.sources]
+        if self.heldout is not None:
+            directories.append((f"{self.heldout.name} (held out)", self.heldout.shards.directory))
+        return directories
 
     def first_tokens(self, number: int) -> list[int]:
-        """The beginning of the first held-out document (else of the first of all), to go on from."""
+        """Returns the first tokens of the first held-out document (without any, of the first training document)."""
         source = self.heldout or self.sources[0]
         return source.shards.document(source.first)[:number].tolist()
-
-
-class _Batches:
-    """Batch i of a process as item i, for Grain."""
-
-    def __init__(self, data: TextData, batch_size: int, start: int, chosen: slice):
-        self._data, self._batch_size, self._start, self._chosen = data, batch_size, start, chosen
-        self._block = functools.lru_cache(maxsize=4)(self._find)
-
-    def __len__(self) -> int:
-        return _BATCHES
-
-    def __getitem__(self, index: int) -> Batch:
-        first = self._start + int(index) * self._batch_size
-        examples = range(first, first + self._batch_size)
-        blocks = range(examples[0] // _BLOCK, examples[-1] // _BLOCK + 1)
-        found = list(itertools.chain.from_iterable(self._block(block) for block in blocks))
-        skip = first - blocks[0] * _BLOCK
-        return self._data.rows.assemble(found[skip : skip + self._batch_size], self._chosen)
-
-    def _find(self, block: int) -> list[tuple[PackedSource, int]]:
-        return self._data.examples(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-
-    def __repr__(self) -> str:
-        return f"batches of {self._batch_size} from example {self._start}"
 
 
 # -------------------------------------------------------------------------------------------------- loading
@@ -212,35 +173,36 @@ def _pad_id(tokenizer: Tokenizer) -> int:
 def _open_all(
     data: DataSection, tokenizer: Tokenizer, heldout_rows: int, say: Say
 ) -> list[tuple[str, SourceSection, Shards, int]]:
-    """(name, source, its shards, documents of them that are used) of each training source."""
-    found = []
-    for number, (source, want) in enumerate(zip(data.document_sources, wants(data, heldout_rows), strict=True)):
+    """Returns (name, source, its shards, how many of their documents are used) of each training source."""
+    opened = []
+    budgets = source_budgets(data, heldout_rows)
+    for number, (source, budget) in enumerate(zip(data.document_sources, budgets, strict=True)):
         field = "data" if data.sources is None else f"data.sources.{number}"
-        shards = _open(source, data, tokenizer, want, say, field)
-        found.append((source.path or source.source, source, shards, want.documents_of(shards)))
-    return found
+        shards = _open(source, data, tokenizer, budget, say, field)
+        opened.append((source.path or source.source, source, shards, budget.documents_of(shards)))
+    return opened
 
 
-def _open(source, data: DataSection, tokenizer: Tokenizer, want: Want, say: Say, name: str) -> Shards:
-    shards = Shards(prepare(source, data, tokenizer, want, say=say, name=name))
-    shards.verify(shards.shards_of(want.documents_of(shards)))
+def _open(source, data: DataSection, tokenizer: Tokenizer, budget: TokenBudget, say: Say, name: str) -> Shards:
+    shards = Shards(prepare(source, data, tokenizer, budget, say=say, name=name))
+    shards.verify(shards.shards_of(budget.documents_of(shards)))
     return shards
 
 
 def _heldout(
-    data: DataSection, tokenizer: Tokenizer, found: list, rows: int, say: Say
+    data: DataSection, tokenizer: Tokenizer, opened: list, rows: int, say: Say
 ) -> tuple[PackedSource | None, int]:
-    """The held-out rows, and how many documents of the first training source they take."""
+    """Returns the source of the held-out rows, and how many documents of the first training source they take."""
     if not rows:
         return None, 0
     packing = "concat" if data.packing == "windows" else data.packing
-    source, want = validation_source(data), heldout_want(data, rows)
+    source, budget = heldout_source(data), heldout_budget(data, rows)
     if source is not None:
-        shards = _open(source, data, tokenizer, want, say, "data.validation")
-        first, last, name = 0, want.documents_of(shards), source.path or source.source
+        shards = _open(source, data, tokenizer, budget, say, "data.validation")
+        first, last, name = 0, budget.documents_of(shards), source.path or source.source
     else:
-        name, _, shards, number = found[0]
-        first, last = 0, min(want.documents_of(shards), max(1, int(number * _LARGEST_HELDOUT)))
+        name, _, shards, number = opened[0]
+        first, last = 0, min(budget.documents_of(shards), max(1, int(number * _LARGEST_HELDOUT)))
         if last >= number:
             raise UserError(
                 f"eval.num_pairs: {rows} rows are to be held out of {number:,} documents, too few for that; set "

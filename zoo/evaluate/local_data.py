@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data.sources import read_jsonl
+from zoo.data.readers import read_jsonl, read_parquet, without_faults
 from zoo.errors import UserError
 from zoo.tokenizers.hub import unreachable
-from zoo.util import first_line
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -39,15 +38,8 @@ def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
     path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
     if path is None:
         raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
-    if path.suffix != ".parquet":
-        return [record for _, record in read_jsonl(path)]
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+    rows = read_parquet([path], whole=True) if path.suffix == ".parquet" else without_faults(read_jsonl([path]))
+    return [record.values for record in rows]
 
 
 def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:

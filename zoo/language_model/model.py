@@ -26,17 +26,12 @@ from zoo.generate.text import Generation, TextStream, continue_all, stream_text
 from zoo.layers import lora
 from zoo.models.casting import Casting
 from zoo.models.config import ModelConfig
-from zoo.tasks.cronica import tokens as cronica_tokens
-from zoo.tasks.cronica.match import Match, parse_block, to_block
 from zoo.tokenizers.chat import TEMPLATES
 from zoo.weights import adapters
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
     from zoo.weights.sources import Weights
-
-# The published card's settings, with room for the longest texts.
-CRONICA_SETTINGS = {"temperature": 0.85, "top_k": 50, "top_p": 0.9, "max_new_tokens": 400}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,61 +257,57 @@ class LanguageModel:
 
     def cronica(
         self,
-        stats: str | Match,
+        stats: Any,
         style: str,
         *,
-        temperature: float = CRONICA_SETTINGS["temperature"],
-        top_k: int = CRONICA_SETTINGS["top_k"],
-        top_p: float = CRONICA_SETTINGS["top_p"],
-        max_new_tokens: int = CRONICA_SETTINGS["max_new_tokens"],
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> Generation:
-        """Write the chronicle of a match.
+        """Writes the crónica of a match.
 
         Args:
-            stats: the facts, as a block (with or without its `<STATS>` lines) or as a `Match`.
+            stats: the facts, as a block (with or without its `<STATS>` lines) or as a
+                `zoo.tasks.cronica.match.Match`.
             style: one of the 8 style labels.
+            temperature, top_k, top_p, max_new_tokens: None is the default of `zoo.tasks.cronica.writing.SETTINGS`:
+                the sampling of the published card, with room for the longest texts.
+            seed: another seed gives another text.
 
         Raises:
-            UserError: an unknown style (the text lists the 8 with their regions), a block without clubs or
+            UserError: an unknown style (the message lists the 8 with their regions), a block without clubs or
                 result, or a model whose tokenizer is not one for crónicas.
         """
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-        return self.cronicas([(stats, style)], **settings)[0]
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return self.cronicas([(stats, style)], seed=seed, **settings)[0]
 
-    def cronicas(self, pairs: Sequence[tuple[str | Match, str]], **settings: Any) -> list[Generation]:
-        """`cronica` for many (stats, style) at once, several times quicker than one by one.
+    def cronicas(self, pairs: Sequence[tuple[Any, str]], **settings: Any) -> list[Generation]:
+        """Writes the crónicas of many (stats, style) at once, several times quicker than one by one.
 
         `settings` are those of `cronica` (the same defaults; `seed` may be one a pair) and the `batch_size`
         and `on_progress` of `generate`; with a `preset`, its own are the defaults.
         """
-        prompts = [self.cronica_prompt(stats, style) for stats, style in pairs]
-        return self.generate(prompts, stop=self._end_of_cronica(), **_cronica_settings(settings))
+        return self._cronica_writer.write(pairs, **settings)
 
-    def stream_cronica(self, stats: str | Match, style: str, **settings: Any) -> TextStream:
-        """The text of `cronica` in pieces as they come; `settings` are those of `cronica`."""
-        prompt = self.cronica_prompt(stats, style)
-        return self.stream(prompt, stop=self._end_of_cronica(), **_cronica_settings(settings))
+    def stream_cronica(self, stats: Any, style: str, **settings: Any) -> TextStream:
+        """Returns the text of `cronica` in pieces as they come; `settings` are those of `cronica`."""
+        return self._cronica_writer.stream(stats, style, **settings)
 
-    def cronica_prompt(self, stats: str | Match, style: str) -> list[int]:
-        """Token ids of the prompt of a crónica; errors as in `cronica`."""
-        self.check_cronica()
-        return cronica_tokens.encode_prompt(self.tokenizer, _block(stats), style)
+    def cronica_prompt(self, stats: Any, style: str) -> list[int]:
+        """Returns the token ids of a crónica's prompt. Raises UserError as `cronica` does."""
+        return self._cronica_writer.prompt(stats, style)
 
     def check_cronica(self) -> None:
         """Raises UserError unless the model's tokenizer is one for crónicas."""
         self._need_tokenizer()
-        missing = [token for token in cronica_tokens.SPECIAL_TOKENS if token not in self.tokenizer.special_tokens]
-        if missing:
-            where = "" if self.origin is None else f" ({self.origin.path})"
-            raise UserError(
-                f"this {self.name}{where} is no model for crónicas: its tokenizer has no {missing[0]}; take a run of "
-                "recipes/quickstart.yaml or recipes/cronica_5m.yaml, or cronica-5m"
-            )
+        self._cronica_writer.check()
 
-    def _end_of_cronica(self) -> int:
-        return cronica_tokens.special_id(self.tokenizer, "</cronica>")
+    @property
+    def _cronica_writer(self) -> Any:
+        return registry.task_class("cronicas").writer(self)
 
     def logits(self, tokens: Any) -> jax.Array:
         """Returns float32 logits [T, V] or [B, T, V] of token ids [T] or [B, T]; raises UserError for an unknown id."""
@@ -443,16 +434,3 @@ class LanguageModel:
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _logits(params, tokens, *, graphdef):
     return nnx.merge(graphdef, params)(tokens)
-
-
-def _cronica_settings(given: dict[str, Any]) -> dict[str, Any]:
-    return given if given.get("preset") else CRONICA_SETTINGS | given
-
-
-def _block(stats: str | Match) -> str:
-    """The block as the training data have it: between `<STATS>` lines, no white space at line ends."""
-    text = to_block(stats) if isinstance(stats, Match) else stats
-    parse_block(text)  # a text that is no block at all must not give a chronicle of nothing
-    lines = [line.rstrip() for line in text.strip().splitlines()]
-    lines = [line for line in lines if line and line.strip().upper() not in ("<STATS>", "</STATS>")]
-    return "\n".join(["<STATS>", *lines, "</STATS>"])

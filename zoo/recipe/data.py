@@ -17,6 +17,9 @@ SourceName = Literal["cronicas", "stories", "jsonl", "parquet", "text", "hub", "
 ChatFormat = Literal["messages", "dolly", "oasst1"]
 
 _FILES = ("jsonl", "parquet", "text")
+_BUILT_IN = ("cronicas", "stories")
+# The kinds of data that a source can hold; those that are not listed can hold every kind.
+_KINDS = {"cronicas": ("cronicas",), "stories": ("text",), "text": ("text",), "shards": ("text", "chat")}
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # What a recipe need not say when `data.path` names a published data set: its kind and fields of the source.
@@ -157,17 +160,18 @@ class SourceFields(Section):
 
     def check_source(self, where: str, kind: str) -> None:
         """Raise ValueError, with fields named as `where`.field, for fields that do not fit the source or the kind."""
-        if self.source == "cronicas":
+        kinds = _KINDS.get(self.source, (kind,))
+        if kind not in kinds and "text" not in kinds:
             raise ValueError(
-                f"{where}.source cronicas is a corpus of pairs and not of {kind}; take stories, jsonl, parquet, "
+                f"{where}.source {self.source} is a corpus of pairs and not of {kind}; take stories, jsonl, parquet, "
                 f"text, hub or shards"
             )
-        if self.source in ("stories", "text") and kind == "chat":
+        if kind not in kinds:
             raise ValueError(f"{where}.source {self.source} holds no conversations; take jsonl, parquet, hub or shards")
         self._check_path(where)
-        if self.source == "stories" and self.split not in ("train", "heldout"):
-            raise ValueError(f"{where}.split must be 'train' or 'heldout' for source stories, got {self.split!r}")
-        if self.source not in ("hub", "stories") and self.split != "train":
+        if self.built_in and self.split not in ("train", "heldout"):
+            raise ValueError(f"{where}.split must be 'train' or 'heldout' for source {self.source}, got {self.split!r}")
+        if not self.built_in and self.source != "hub" and self.split != "train":
             raise ValueError(
                 f"{where}.split has no meaning for source {self.source}; leave it out, or name another file in "
                 f"{where}.path"
@@ -176,7 +180,7 @@ class SourceFields(Section):
         self._only("text", where, "separator")
         if self.separator == "":
             raise ValueError(f"{where}.separator is empty; leave it out, and each file is one document")
-        if self.source in ("stories", "text", "shards") or kind == "chat":
+        if self.source in _KINDS or kind == "chat":
             self._only("", where, "text_field")
         if kind != "chat" and self.format is not None:
             raise ValueError(f"{where}.format is the layout of conversations, for data.kind chat; leave it out")
@@ -184,9 +188,11 @@ class SourceFields(Section):
             raise ValueError(f"{where}.shuffle_buffer is for a streamed data set; leave it out, or streaming: true")
 
     def _check_path(self, where: str) -> None:
-        if self.source == "stories":
+        if self.built_in:
             if self.path is not None:
-                raise ValueError(f"{where}.path has no meaning for source stories, which is built in; leave it out")
+                raise ValueError(
+                    f"{where}.path has no meaning for source {self.source}, which is built in; leave it out"
+                )
         elif self.path is None:
             what = {"hub": "the data set's name on the hub", "shards": "a directory of prepared shards"}
             raise ValueError(
@@ -199,6 +205,11 @@ class SourceFields(Section):
             if self.source != source and getattr(self, field) != default(type(self), field):
                 meant = f"is for source {source}" if source else f"has no meaning for source {self.source} here"
                 raise ValueError(f"{where}.{field} {meant}; leave it out")
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the source is a corpus that zoo makes itself, see `zoo.registry.CORPORA`."""
+        return self.source in _BUILT_IN
 
     @property
     def is_file(self) -> bool:
@@ -262,7 +273,7 @@ class DataSection(SourceFields):
         if data.get("kind") is None:
             data = {**data, "kind": _kind(data)}
         if data["kind"] == "cronicas":
-            if data.get("num_pairs") is None and source == "cronicas":
+            if data.get("num_pairs") is None and source in _BUILT_IN:
                 data = {**data, "num_pairs": 16_000}
         else:
             if data.get("source") is None:
@@ -276,28 +287,28 @@ class DataSection(SourceFields):
 
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> "DataSection":
-        if self.kind == "cronicas":
-            self._check_cronicas()
+        if self.holds_pairs:
+            self._check_pairs()
         else:
             self._check_documents()
         return self
 
-    def _check_cronicas(self) -> None:
-        if self.source in ("stories", "text", "shards"):
+    def _check_pairs(self) -> None:
+        if self.kind not in _KINDS.get(self.source, (self.kind,)):
             raise ValueError(f"data.source {self.source} holds no crónicas; set data.kind: text, or leave it out")
-        if self.source == "cronicas":
+        if self.built_in:
             if self.path is not None:
                 raise ValueError(
-                    "data.path has no meaning for data.source cronicas, the built-in corpus; leave it out "
+                    f"data.path has no meaning for data.source {self.source}, the built-in corpus; leave it out "
                     "or set data.source to jsonl, parquet or hub"
                 )
             if self.split not in ("train", "heldout", "unseen"):
                 raise ValueError(
-                    f"data.split must be 'train', 'heldout' or 'unseen' for data.source cronicas, got {self.split!r}"
+                    f"data.split must be 'train', 'heldout' or 'unseen' for data.source {self.source}, got "
+                    f"{self.split!r}"
                 )
-        elif self.path is None:
-            what = "the data set's name on the hub" if self.source == "hub" else f"the {self.source} file"
-            raise ValueError(f"data.path is missing; data.source {self.source} wants {what} there")
+        else:
+            self._check_path("data")
         if self.source in ("jsonl", "parquet") and self.split != "train":
             raise ValueError(
                 f"data.split has no meaning for data.source {self.source}; leave it out, or name another "
@@ -338,10 +349,15 @@ class DataSection(SourceFields):
             self.validation.check_source("data.validation", self.kind)
 
     @property
+    def holds_pairs(self) -> bool:
+        """Whether the examples are pairs of a match and its crónica, which are made in memory when training starts."""
+        return self.kind == "cronicas"
+
+    @property
     def file(self) -> str | None:
-        """The local file or directory in `path`, None for built-in corpora, the hub and gs://."""
-        if self.kind == "cronicas":
-            return self.path if self.source in ("jsonl", "parquet") else None
+        """The local file or directory in `path`; None for built-in corpora, the hub and gs://."""
+        if self.holds_pairs:
+            return self.path if self.source in _FILES else None
         return self.path if self.sources is None and self.is_file else None
 
     @property
@@ -364,12 +380,14 @@ _TEXT_ONLY = (
 
 
 def _kind(data: dict[str, Any]) -> str:
-    """What data are when the recipe does not say: what its first source is known to hold, else crónicas."""
+    """Returns the kind of data where the recipe does not say: what its first source is known to hold."""
     sources = data.get("sources")
     first = sources[0] if isinstance(sources, list) and sources and isinstance(sources[0], dict) else data
     source, path = first.get("source"), first.get("path")
-    if source == "hub" or isinstance(source, str):
+    if isinstance(source, str):
         known = PUBLISHED.get(path if source == "hub" else source)
         if known:
             return known[0]
-    return "text" if sources is not None or source in ("stories", "text", "shards") else "cronicas"
+    if sources is not None:
+        return "text"
+    return _KINDS[source][0] if isinstance(source, str) and source in _KINDS else "cronicas"

@@ -92,7 +92,7 @@ class Recipe(Section):
             raise ValueError(
                 f"train.microbatch {rows} does not divide data.batch_size {self.data.batch_size}; take a divisor of it"
             )
-        if self.data.kind == "cronicas":
+        if self.data.holds_pairs:
             if self.tokenizer.learns_texts:
                 raise ValueError(
                     "tokenizer: crónica data train a BPE with special tokens of its own; leave tokenizer.kind, "
@@ -125,7 +125,7 @@ class Recipe(Section):
         update: dict[str, Any] = {}
         if self.characters and vocab_size is not None:
             update["model"] = self.model.model_copy(update={"vocab_size": vocab_size})
-        if self.data.kind != "cronicas" and self.data.max_tokens is None and max_tokens is not None:
+        if not self.data.holds_pairs and self.data.max_tokens is None and max_tokens is not None:
             update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
         return self.model_copy(update=update)
 

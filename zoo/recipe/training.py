@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
+from zoo.models.specs import CRONICA_5M
 from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 
 
@@ -249,7 +250,8 @@ class EvalSection(Section):
         final_sample: whether a sample is streamed to the terminal at the end: a crónica, or what a model of texts
             writes after `prompt`.
         prompt: absent, the first words of the held-out texts.
-        max_new_tokens, temperature, top_k, top_p: of what is generated.
+        max_new_tokens, temperature, top_k, top_p: of what is generated; the defaults are those of crónica's card,
+            with room for its longest texts, for every kind of data.
     """
 
     every: NonNegativeInt = 0
@@ -257,8 +259,8 @@ class EvalSection(Section):
     num_pairs: NonNegativeInt = 64
     cronicas: NonNegativeInt = 16
     max_new_tokens: PositiveInt = 400
-    temperature: NonNegativeFloat = 0.85
-    top_k: NonNegativeInt = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    temperature: NonNegativeFloat = CRONICA_5M.sampling["temperature"]
+    top_k: NonNegativeInt = CRONICA_5M.sampling["top_k"]
+    top_p: Annotated[float, Field(gt=0, le=1)] = CRONICA_5M.sampling["top_p"]
     final_sample: bool = True
     prompt: Annotated[str, Field(min_length=1)] | None = None

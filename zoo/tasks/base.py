@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from zoo.data.pipeline import Batch
+from zoo.data.batches import Batch
 from zoo.recipe import Recipe
 from zoo.tokenizers.base import Tokenizer
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.data.pipeline import Batch
+from zoo.data.batches import Batch
 from zoo.data.text import TextData
 from zoo.data.tokenizer import resolve_tokenizer
 from zoo.errors import UserError

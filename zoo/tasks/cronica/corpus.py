@@ -1,4 +1,4 @@
-"""The built-in corpus: invented matches and their crónicas in eight styles, deterministic in a seed.
+"""The built-in corpus of invented matches and their crónicas in eight styles, deterministic in a seed.
 
 Records have the fields of the published dataset (cronicas-d2t): match_id, stats_block, style_label,
 style_token, cronica, model. No network is needed, and the published Parquet file drops in by changing
@@ -7,8 +7,10 @@ style_token, cronica, model. No network is needed, and the published Parquet fil
 
 import datetime
 import importlib
+import itertools
 import random
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 
 from zoo.errors import UserError
@@ -24,28 +26,34 @@ SPLITS = ("train", "heldout", "unseen")
 
 @cache
 def style(label: str) -> Style:
-    """The grammar of one of the eight styles."""
+    """Returns the grammar of one of the eight styles."""
     return importlib.import_module(f"zoo.tasks.cronica.styles.{label}").STYLE
 
 
 def generate(num_pairs: int, *, seed: int = 0, split: str = "train") -> list[dict[str, str]]:
-    """`num_pairs` matches, each told once; the styles take turns.
+    """Returns `num_pairs` records, each of another match; the styles take turns.
 
-    Pair i depends on (seed, split, i) alone: a longer corpus begins with the shorter one.
+    Record i depends on (seed, split, i) alone: a longer corpus begins with the shorter one.
 
     Args:
         num_pairs: how many records.
-        seed: another seed, other matches.
+        seed: another seed gives other matches.
         split: "train"; "heldout": matches that are not in training, between clubs and with players of the
             same names; "unseen": no club, surname or stadium of theirs occurs in training.
+
     Raises:
-        UserError: unknown split, or a negative number.
+        UserError: the split is unknown, or the number is negative.
     """
-    if split not in SPLITS:
-        raise UserError(f"data.split: {split!r} is not a split of the built-in corpus; it has {', '.join(SPLITS)}")
     if num_pairs < 0:
         raise UserError(f"data.num_pairs: {num_pairs} is negative")
-    return [_pair(seed, split, index) for index in range(num_pairs)]
+    return list(itertools.islice(items(seed=seed, split=split), num_pairs))
+
+
+def items(start: int = 0, *, seed: int = 0, split: str = "train") -> Iterator[dict[str, str]]:
+    """Returns the records of `generate` from number `start` on, without end. Raises UserError for an unknown split."""
+    if split not in SPLITS:
+        raise UserError(f"data.split: {split!r} is not a split of the built-in corpus; it has {', '.join(SPLITS)}")
+    return (_pair(seed, split, index) for index in itertools.count(start))
 
 
 def _pair(seed: int, split: str, index: int) -> dict[str, str]:
@@ -68,14 +76,14 @@ def _pair(seed: int, split: str, index: int) -> dict[str, str]:
 
 
 def invent(choose: Choose, *, unseen: bool = False) -> Match:
-    """A match: league, date, two clubs, the goals; stadium, attendance and referee now and then."""
+    """Invents a match: league, date, two clubs, the goals; stadium, attendance and referee now and then."""
 
     def pick(options):
         return options[choose(len(options))]
 
-    # Some matches come without accents, as feeds do: names are to be copied as they stand, not put right.
-    written = _without_accents if not choose(8) else str
-    home, away = (written(club) for club in _clubs(choose, pick, unseen))
+    # Some matches come without accents, as feeds do: names are to be copied as they stand, not corrected.
+    spell = _without_accents if not choose(8) else str
+    home, away = (spell(club) for club in _clubs(choose, pick, unseen))
     home_goals, away_goals = _goals(choose, 1.6), _goals(choose, 1.2)
     minutes = set()
     while len(minutes) < home_goals + away_goals:
@@ -85,9 +93,9 @@ def invent(choose: Choose, *, unseen: bool = False) -> Match:
     for minute in sorted(minutes):
         club = sides.pop(choose(len(sides)))
         own = [goal.scorer for goal in goals if goal.club == club]
-        scorer = pick(own) if own and not choose(5) else written(_person(choose, pick, unseen, used))
+        scorer = pick(own) if own and not choose(5) else spell(_person(choose, pick, unseen, used))
         goals.append(Goal(minute, scorer, club))
-    ground = written(pick(names.places(origin=_origin(choose), unseen=unseen)))
+    ground = spell(pick(names.places(origin=_origin(choose), unseen=unseen)))
     day = datetime.date(1985, 1, 1) + datetime.timedelta(days=choose(41 * 365))
     return Match(
         league=pick(names.LEAGUES),
@@ -99,12 +107,12 @@ def invent(choose: Choose, *, unseen: bool = False) -> Match:
         goals=tuple(goals),
         stadium=names.stadium(ground, choose(1000)) if choose(100) < 40 else None,
         attendance=1_000 + choose(69_000) if choose(100) < 35 else None,
-        referee=written(_person(choose, pick, unseen, used)) if choose(100) < 35 else None,
+        referee=spell(_person(choose, pick, unseen, used)) if choose(100) < 35 else None,
     )
 
 
 def _clubs(choose: Choose, pick, unseen: bool) -> tuple[str, str]:
-    """Home and away; one match in twelve is a derby between two clubs of one place."""
+    """Draws home and away; one match in twelve is a derby between two clubs of one place."""
 
     def place() -> str:
         return pick(names.places(origin=_origin(choose), unseen=unseen))
@@ -117,13 +125,13 @@ def _clubs(choose: Choose, pick, unseen: bool) -> tuple[str, str]:
 
 
 def _origin(choose: Choose) -> names.Origin:
-    """Half the names are Spanish, a third are coined."""
-    at = choose(12)
-    return "coined" if at < 4 else "foreign" if at < 6 else "spanish"
+    """Draws where a name comes from: half are Spanish, a third are coined."""
+    drawn = choose(12)
+    return "coined" if drawn < 4 else "foreign" if drawn < 6 else "spanish"
 
 
 def _person(choose: Choose, pick, unseen: bool, used: set[str]) -> str:
-    """A name whose surname nobody else in the match bears."""
+    """Draws a name whose surname nobody else in the match bears."""
     origin = _origin(choose)
     while True:
         surname = pick(names.surnames(origin=origin, unseen=unseen))
@@ -138,7 +146,7 @@ def _without_accents(text: str) -> str:
 
 
 def _goals(choose: Choose, mean: float) -> int:
-    """Goals of one side: as Poisson(`mean`), at most 4."""
+    """Draws the goals of one side from Poisson(`mean`), at most 4."""
     weights, term = [], 1.0
     for count in range(5):
         weights.append(term)

@@ -1,8 +1,8 @@
-"""What a crónica tells, held against its block: which names, minutes and scores stand there and which do not.
+"""Grounding: the names, minutes and scores that a crónica tells, each checked against its block.
 
-The finder errs on the side of silence: a word counts as a name when it is written with a capital inside a
-sentence, or is a known name. So its rate on reference texts, which tell the truth, is reported beside a
-model's: it is the finder's own error.
+The search is cautious: a word counts as a name when it is written with a capital inside a sentence, or is a known
+name. Its rate on reference texts, which tell the truth, is therefore reported beside a model's: it is the error of the
+search itself.
 """
 
 import dataclasses
@@ -35,7 +35,14 @@ _SCORE = re.compile(r"(?<![\d.,–-])(\d{1,2})\s?[-–]\s?(\d{1,2})(?![\d–-])"
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
-    """A fact told: where it stands in the text, what kind of fact it is, whether the block has it."""
+    """A fact that a text tells.
+
+    Attributes:
+        start: index of its first character.
+        end: index after its last character.
+        kind: one of KINDS.
+        grounded: whether the block has it.
+    """
 
     start: int
     end: int
@@ -45,7 +52,13 @@ class Mention:
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:
-    """Which words are names, and which are not although written with a capital. Without case and accents."""
+    """Words that are names, and words that are none although written with a capital; folded as by `match.fold`.
+
+    Attributes:
+        people: given names and surnames.
+        clubs: words of clubs' names.
+        ordinary: words that are no names.
+    """
 
     people: frozenset[str]
     clubs: frozenset[str]
@@ -53,7 +66,7 @@ class Lexicon:
 
     @classmethod
     def learn(cls, *corpora: Sequence[dict]) -> "Lexicon":
-        """The built-in pools of names, and the ordinary words of the built-in and the given reference texts.
+        """Returns the built-in pools of names, and the ordinary words of the built-in and the given reference texts.
 
         Ordinary is a word that references write small, or write with a capital inside a sentence, without
         its standing in their block, in at least 1% (and at least 2) of the texts of a corpus: "Dios", "VAR".
@@ -85,18 +98,18 @@ def _ordinary_words(records: Sequence[dict]) -> set[str]:
 
 
 def mentions(text: str, match: Match, lexicon: Lexicon) -> list[Mention]:
-    """The names, minutes and scores that `text` tells, in order, each held against the block's facts.
+    """Returns the names, minutes and scores that `text` tells, in order, each checked against the block's facts.
 
-    Clubs and surnames (with given names) are told apart by the block and by the lexicon; "names" are capital
+    Clubs and surnames (with given names) are distinguished by the block and by the lexicon; "names" are capital
     words that neither knows. A score is grounded when it is the result or stood at some time of the match,
-    home goals first; a minute when a goal fell in it.
+    home goals first; a minute is grounded when a goal fell in it.
     """
-    found = [*_names(text, match, lexicon), *_minutes(text, match), *_scores(text, match)]
-    return sorted(found, key=lambda mention: mention.start)
+    facts = [*_names(text, match, lexicon), *_minutes(text, match), *_scores(text, match)]
+    return sorted(facts, key=lambda mention: mention.start)
 
 
 def sentences(text: str) -> list[str]:
-    """`text` cut at full stops, exclamation and question marks and line ends."""
+    """Returns `text` cut at full stops, exclamation and question marks and line ends."""
     return [part for part in re.split(r"(?<=[.!?…])\s+|\n+", text) if part.strip()]
 
 
@@ -120,7 +133,7 @@ def _minutes(text: str, match: Match) -> list[Mention]:
     scored = {(goal.minute, goal.added) for goal in match.goals}
     scored |= {(minute + added, 0) for minute, added in scored} | {(minute, 0) for minute, _ in scored}
     known = bool(match.goals) or match.home_goals + match.away_goals == 0
-    found: dict[int, Mention] = {}
+    minutes: dict[int, Mention] = {}
     for number, pattern in enumerate(_MINUTES):
         for clock in pattern.finditer(text):
             minute, added = int(clock[1]), int(clock[2] or 0)
@@ -128,8 +141,8 @@ def _minutes(text: str, match: Match) -> list[Mention]:
             length_of_match = number == 2 and minute in _WHOLE_HALVES and not grounded
             if known and not length_of_match:
                 start, end = clock.start(1), clock.end(2) if clock[2] else clock.end(1)
-                found[start] = Mention(start, end, "minutes", grounded)
-    return list(found.values())
+                minutes[start] = Mention(start, end, "minutes", grounded)
+    return list(minutes.values())
 
 
 def _scores(text: str, match: Match) -> list[Mention]:
@@ -151,12 +164,12 @@ def _names(text: str, match: Match, lexicon: Lexicon) -> list[Mention]:
     entities += [("surnames", goal.scorer) for goal in match.goals]
     entities += [("surnames", match.referee or ""), ("", match.stadium or ""), ("", match.league)]
     block = [(kind, _significant(_words(name))) for kind, name in entities]
-    found = []
+    named = []
     for run in _capital_runs(text):
         if _starts_sentence(text, run[0].start()) and not _is_name(run[0], block, lexicon):
             run = run[1:]
-        found += _ground(run, block, lexicon)
-    return found
+        named += _ground(run, block, lexicon)
+    return named
 
 
 def _significant(words: list[str]) -> list[str]:
@@ -164,7 +177,7 @@ def _significant(words: list[str]) -> list[str]:
 
 
 def _capital_runs(text: str) -> list[list[re.Match]]:
-    """Words with a capital that follow each other with only spaces and small connectors between them."""
+    """Returns runs of words with a capital that have only spaces and small connectors between them."""
     runs: list[list[re.Match]] = []
     previous, linked = None, False
     for word in _WORD.finditer(text):
@@ -191,14 +204,14 @@ def _is_name(word: re.Match, block: list, lexicon: Lexicon) -> bool:
 
 
 def _ground(run: list[re.Match], block: list, lexicon: Lexicon) -> list[Mention]:
-    """Cut a run into the longest pieces that stand in the block, and what is left between them."""
+    """Cuts a run into the longest pieces that stand in the block, and what is left between them."""
     folded = [_fold(word[0]) for word in run]
-    found, at = [], 0
+    pieces, at = [], 0
     while at < len(run):
         kind, size = _longest(folded[at:], block)
         if size:
             if kind:
-                found.append(Mention(run[at].start(), run[at + size - 1].end(), kind, True))
+                pieces.append(Mention(run[at].start(), run[at + size - 1].end(), kind, True))
             at += size
             continue
         start, kinds = at, set()
@@ -207,13 +220,13 @@ def _ground(run: list[re.Match], block: list, lexicon: Lexicon) -> list[Mention]
             at += 1
         for kind in ("surnames", "clubs", "names"):
             if kind in kinds:
-                found.append(Mention(run[start].start(), run[at - 1].end(), kind, False))
+                pieces.append(Mention(run[start].start(), run[at - 1].end(), kind, False))
                 break
-    return found
+    return pieces
 
 
 def _longest(words: list[str], block: list) -> tuple[str, int]:
-    """Kind and number of the most first words of `words` that stand together in a name of the block."""
+    """Returns the kind and length of the longest beginning of `words` that stands together in a name of the block."""
     best = ("", 0)
     for kind, name in block:
         for offset in range(len(name)):
@@ -226,7 +239,7 @@ def _longest(words: list[str], block: list) -> tuple[str, int]:
 
 
 def _kind(word: str, lexicon: Lexicon) -> str:
-    """Of a capital word that is not in the block; "" for one that is no name."""
+    """Returns the kind of a capital word that is not in the block; "" for one that is no name."""
     folded = _fold(word)
     if folded in lexicon.people:
         return "surnames"
@@ -236,5 +249,5 @@ def _kind(word: str, lexicon: Lexicon) -> str:
 
 
 def parse(record: dict) -> Match:
-    """The facts of a record's block; errors name the match."""
+    """Returns the facts of a record's block. Raises UserError, naming the match, where it is no block."""
     return parse_block(record["stats_block"], source=f"match {record.get('match_id', '')}".strip())

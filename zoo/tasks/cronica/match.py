@@ -12,7 +12,14 @@ from zoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """One goal: minute and added minutes (45+2 is minute=45, added=2), who scored it and for which club."""
+    """One goal.
+
+    Attributes:
+        minute: of the match; 45+2 is minute 45 with 2 added.
+        scorer: who scored it.
+        club: for which club.
+        added: minutes of added time.
+    """
 
     minute: int
     scorer: str
@@ -20,7 +27,7 @@ class Goal:
     added: int = 0
 
     def clock(self) -> str:
-        """The minute as a block writes it, without the apostrophe: '23' or '45+2'."""
+        """Returns the minute as a block writes it, without the apostrophe: '23' or '45+2'."""
         return f"{self.minute}+{self.added}" if self.added else str(self.minute)
 
 
@@ -46,7 +53,7 @@ class Match:
 
 
 def to_block(match: Match) -> str:
-    """The facts as a block, goals in order of minute. Facts that are not known get no line."""
+    """Returns the facts as a block, goals in order of minute. Facts that are not known get no line."""
     goals = sorted(match.goals, key=lambda goal: (goal.minute, goal.added))
     lines = ["<STATS>"]
     if match.league:
@@ -76,7 +83,7 @@ _FIELDS = {
 
 
 def parse_block(text: str, *, source: str = "the stats block") -> Match:
-    """Read a block, with or without its `<STATS>` lines; unknown lines are passed over.
+    """Reads a block, with or without its `<STATS>` lines; unknown lines are skipped.
 
     `goles: (sin detalle)` means that the scorers are not known. `source` names the text in errors.
 
@@ -86,8 +93,8 @@ def parse_block(text: str, *, source: str = "the stats block") -> Match:
     facts: dict[str, str] = {}
     goals = []
     for line in text.splitlines():
-        if found := _GOAL_LINE.match(line):
-            minute, added, scorer, club = found.groups()
+        if goal := _GOAL_LINE.match(line):
+            minute, added, scorer, club = goal.groups()
             goals.append(Goal(int(minute), scorer, (club or "").strip(), int(added or 0)))
             continue
         name, colon, value = line.partition(":")
@@ -115,7 +122,7 @@ def parse_block(text: str, *, source: str = "the stats block") -> Match:
 
 
 def parse_line(text: str, *, league: str = "", date: str = "") -> tuple[Match, list[str]]:
-    """Read a match typed on one line, and say what in it does not fit.
+    """Reads a match typed on one line, and says what in it does not fit.
 
     `Rayo 2-1 Betis; 23 Pérez; 67 López (Betis); 80 García; estadio: Vallecas`: first the result, then one
     goal a part (minute, scorer, the club in brackets where it is not plain) and any line of a block. A goal
@@ -159,19 +166,19 @@ def parse_line(text: str, *, league: str = "", date: str = "") -> tuple[Match, l
 
 
 def disagreements(match: Match) -> list[str]:
-    """Where the goals of a match contradict its result, one line each; no listed goals contradict nothing."""
+    """Returns a line for each side whose listed goals contradict the result; without listed goals, none does."""
     if not match.goals:
         return []
-    found = []
+    lines = []
     for club, scored in ((match.home, match.home_goals), (match.away, match.away_goals)):
         listed = sum(goal.club == club for goal in match.goals)
         if listed != scored:
-            found.append(f"the result {match.score} gives {club} {_goals(scored)}, but {listed} listed")
-    return found
+            lines.append(f"the result {match.score} gives {club} {_goals(scored)}, but {listed} listed")
+    return lines
 
 
 def fold(text: str) -> str:
-    """`text` in lower case and without accents, for comparing what people type."""
+    """Returns `text` in lower case and without accents, for comparing what people type."""
     decomposed = unicodedata.normalize("NFD", text.casefold())
     return "".join(char for char in decomposed if not unicodedata.combining(char))
 
@@ -190,19 +197,19 @@ def _attendance(text: str, source: str) -> int | None:
 
 
 def _typed_goals(part: str, home: str, away: str) -> list[Goal]:
-    """The goals of one typed part: `23 Pérez`, `Pérez 23'`, `23 y 67 Pérez (Betis)`; club may be ""."""
+    """Returns the goals of one typed part: `23 Pérez`, `Pérez 23'`, `23 y 67 Pérez (Betis)`; club may be ""."""
     body, club = part, ""
     if bracket := re.search(r"\(([^()]+)\)\s*$", part):
         body, club = part[: bracket.start()].strip(), _which_club(bracket[1].strip(), part, home, away)
     clocks = rf"{_CLOCK}(?:\s*(?:,|y|e|&)\s*{_CLOCK})*"
     before = re.match(rf"^(?P<clocks>{clocks})\s+(?P<name>\D.*)$", body)
     after = re.match(rf"^(?P<name>.*\D)\s+(?P<clocks>{clocks})$", body)
-    found = before or after
-    if not found:
+    typed = before or after
+    if not typed:
         raise UserError(f"cannot read the goal {part!r}; write it as: 67 López (Betis)")
     return [
-        Goal(int(minute), found["name"].strip(" ,-:'"), club, int(added or 0))
-        for minute, added in re.findall(_CLOCK, found["clocks"])
+        Goal(int(minute), typed["name"].strip(" ,-:'"), club, int(added or 0))
+        for minute, added in re.findall(_CLOCK, typed["clocks"])
     ]
 
 
@@ -220,7 +227,7 @@ def _which_club(typed: str, part: str, home: str, away: str) -> str:
 def _assign_clubs(
     goals: list[Goal], home: str, away: str, home_goals: int, away_goals: int
 ) -> tuple[list[Goal], list[str]]:
-    """Give goals without a club to the side that still lacks goals, the home side first."""
+    """Gives goals without a club to the side that still lacks goals, the home side first."""
     lacking = {home: home_goals, away: away_goals}
     for goal in goals:
         if goal.club:

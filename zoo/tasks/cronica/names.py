@@ -122,7 +122,7 @@ LEAGUES = (
 
 
 def _held_out(word: str) -> bool:
-    """One word in twelve, the same ones for ever: decided by the word alone."""
+    """Whether a word is kept out of training: one in twelve is, decided by the word alone."""
     return hashlib.sha256(word.encode()).digest()[0] % 12 == 0
 
 
@@ -131,7 +131,7 @@ def _select(words: Iterable[str], unseen: bool) -> tuple[str, ...]:
 
 
 def _coined(kind: str, count: int, endings: Sequence[str]) -> tuple[str, ...]:
-    """`count` different words, the same ones for ever."""
+    """Returns `count` different words, always the same ones."""
     source = random.Random(f"zoo-names/{kind}")
 
     def pick(options: Sequence[str]) -> str:
@@ -154,9 +154,9 @@ def _coined(kind: str, count: int, endings: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def surnames(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, ...]:
-    """Surnames of the training split, or (`unseen=True`) those that never occur in it.
+    """Returns surnames of the training split, or (`unseen=True`) those that never occur in it.
 
-    origin: put together from Spanish pieces, from a few of other languages, or from syllables of many.
+    `origin`: put together from Spanish pieces, from a few of other languages, or from syllables of many.
     """
     if origin == "coined":
         return _select(_coined("surnames", 9000, _COINED_SURNAME_ENDINGS), unseen)
@@ -167,7 +167,7 @@ def surnames(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, 
 
 @cache
 def given(*, origin: Origin = "spanish") -> tuple[str, ...]:
-    """First names; every split shares them."""
+    """Returns first names; every split shares them."""
     if origin == "coined":
         return _coined("given", 3000, _COINED_GIVEN_ENDINGS)
     return _FOREIGN_GIVEN if origin == "foreign" else GIVEN
@@ -175,7 +175,7 @@ def given(*, origin: Origin = "spanish") -> tuple[str, ...]:
 
 @cache
 def places(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, ...]:
-    """Place names of the training split, or (`unseen=True`) those that never occur in it."""
+    """Returns place names of the training split, or (`unseen=True`) those that never occur in it."""
     if origin == "coined":
         return _select(_coined("places", 5000, _COINED_PLACE_ENDINGS), unseen)
     stems = _FOREIGN_PLACE_STEMS if origin == "foreign" else _PLACE_STEMS
@@ -184,16 +184,16 @@ def places(*, origin: Origin = "spanish", unseen: bool = False) -> tuple[str, ..
 
 
 def club(place: str, rank: int = 0) -> str:
-    """The club of a place, its form (Deportivo X, X Unido, ...) settled by the place; rank 1 is its rival."""
+    """Returns the club of a place, whose form (Deportivo X, X Unido, ...) depends on the place; rank 1 is its rival."""
     return _CLUB_FORMS[(hashlib.sha256(place.encode()).digest()[1] + 7 * rank) % len(_CLUB_FORMS)].format(place)
 
 
 @cache
 def clubs(*, unseen: bool = False) -> tuple[str, ...]:
-    """The first club of every place."""
+    """Returns the first club of every place."""
     return tuple(club(place) for origin in ORIGINS for place in places(origin=origin, unseen=unseen))
 
 
 def stadium(place: str, index: int) -> str:
-    """The `index`-th form of a stadium's name at `place`; it begins with 'Estadio'."""
+    """Returns the `index`-th form of a stadium's name at `place`; it begins with 'Estadio'."""
     return _STADIUM_FORMS[index % len(_STADIUM_FORMS)].format(place)

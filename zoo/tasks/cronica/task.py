@@ -1,21 +1,20 @@
-"""Runs on crónica data: pairs in memory, the crónica suite and a crónica of a held-out match at the end."""
+"""Training on pairs of a match and its crónica: data in memory, the crónica suite and a sample at the end."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo import tokenizers
-from zoo.data import pipeline
-from zoo.data.pipeline import Batch
-from zoo.data.sources import load_records
+from zoo.data.batches import Batch
+from zoo.data.tokenizer import load_tokenizer
 from zoo.errors import UserError
 from zoo.recipe import Recipe
 from zoo.tasks.base import Finished, Say, Task, say
-from zoo.tasks.cronica import corpus
-from zoo.tasks.cronica import pairs as data_pairs
-from zoo.tasks.cronica import tokens as cronica_tokenizer
+from zoo.tasks.cronica import corpus, tokens
+from zoo.tasks.cronica import pairs as cronica_pairs
 from zoo.tasks.cronica.pairs import Pairs
+from zoo.tasks.cronica.records import load_records
+from zoo.tasks.cronica.writing import Writer
 from zoo.tokenizers.base import Tokenizer, check_fits
 
 if TYPE_CHECKING:
@@ -26,12 +25,21 @@ _MARKDOWN = "```\n{stats_block}\n```\n\n{style}:\n\n> {cronica}"
 
 @dataclass(frozen=True)
 class CronicaTask(Task):
-    """See `Task`; make one with `prepare`."""
+    """A run on crónicas (`data.kind` cronicas). Make one with `prepare`.
+
+    Attributes:
+        recipe: the resolved recipe.
+        tokenizer: has the special tokens of crónicas.
+        pairs: the training rows.
+        heldout: the held-out records, at least one.
+        writer: the class behind `LanguageModel.cronica`.
+    """
 
     recipe: Recipe
     tokenizer: Tokenizer
     pairs: Pairs
     heldout: list[dict]
+    writer: ClassVar[type[Writer]] = Writer
 
     @classmethod
     def prepare(cls, recipe: Recipe, tokenizer: Tokenizer | None, say: Say) -> "CronicaTask":
@@ -44,17 +52,17 @@ class CronicaTask(Task):
     ) -> "CronicaTask":
         """Returns the task of these records, split into training and held-out ones."""
         training, heldout = split(recipe, records)
-        tokenizer = tokenizer or make_tokenizer(recipe, training)
+        tokenizer = tokenizer or load_tokenizer(recipe.tokenizer) or _train_tokenizer(recipe, training, say)
         check_fits(tokenizer, recipe.model.make_config().vocab_size)
         say(f"tokenising {len(training):,} pairs")
-        task = cls(recipe, tokenizer, data_pairs.tokenise(training, tokenizer), heldout)
+        task = cls(recipe, tokenizer, cronica_pairs.tokenise(training, tokenizer), heldout)
         say(f"data: {task.fit}")
         return task
 
     @cached_property
-    def fit(self) -> data_pairs.Fit:
-        """How the rows hold the pairs."""
-        return data_pairs.measure_fit(self.pairs, self.recipe.data.seq_len)
+    def fit(self) -> cronica_pairs.Fit:
+        """How the rows hold the training pairs."""
+        return cronica_pairs.measure_fit(self.pairs, self.recipe.data.seq_len)
 
     @classmethod
     def describe_sources(cls, recipe: Recipe) -> str:
@@ -68,12 +76,12 @@ class CronicaTask(Task):
 
     @property
     def fingerprint(self) -> str:
-        """See `Task`."""
+        """The SHA-256 of the tokenised training pairs."""
         return self.pairs.fingerprint
 
     @property
     def changed_message(self) -> str:
-        """See `Task`."""
+        """The error message where the training pairs have changed."""
         return (
             "data: the training pairs are not those {where} was trained on; put the data back as they "
             "were (of a file, eval.num_pairs pairs are held out), or start over with --fresh"
@@ -81,42 +89,30 @@ class CronicaTask(Task):
 
     @property
     def description(self) -> str:
-        """See `Task`."""
+        """The source, and how the rows hold its pairs."""
         data = self.recipe.data
         return f"{data.source}{f' {data.path}' if data.path else ''}: {self.fit}"
 
     @property
     def epochs(self) -> float:
-        """See `Task`."""
+        """The number of epochs that the run's steps make."""
         return self.recipe.train.steps * self.recipe.data.batch_size / len(self.pairs)
 
     def batches(self, start_example: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """See `Task`."""
-        data = self.recipe.data
-        return pipeline.make_loader(
-            self.pairs,
-            batch_size=data.batch_size,
-            seq_len=data.seq_len,
-            seed=data.seed,
-            start_example=start_example,
-            shuffle=data.shuffle,
-            trim_to=data.trim_to,
-            process_index=share[0],
-            process_count=share[1],
-        )
+        """Returns batches of pairs without end."""
+        return cronica_pairs.training_batches(self.pairs, self.recipe.data, start_example, share)
 
     @cached_property
     def _heldout_pairs(self) -> Pairs:
-        return data_pairs.tokenise(self.heldout[: self.recipe.eval.num_pairs], self.tokenizer)
+        return cronica_pairs.tokenise(self.heldout[: self.recipe.eval.num_pairs], self.tokenizer)
 
     def heldout_batches(self, rows: int) -> Iterator[Batch]:
-        """See `Task`."""
-        data = self.recipe.data
-        return pipeline.eval_batches(self._heldout_pairs, batch_size=rows, seq_len=data.seq_len, trim_to=data.trim_to)
+        """Returns the first `eval.num_pairs` held-out pairs once."""
+        return cronica_pairs.heldout_batches(self._heldout_pairs, self.recipe.data, rows)
 
     def finish(self, lm: "LanguageModel") -> Finished:
-        """See `Task`."""
-        from zoo.evaluate.report import markdown
+        """Measures crónicas of held-out matches and writes one more, which is printed as it is written."""
+        from zoo.tasks.cronica.report import markdown
 
         sections: dict[str, str] = {}
         evaluation = self._evaluation(lm) if self.recipe.eval.cronicas else None
@@ -128,7 +124,7 @@ class CronicaTask(Task):
         return Finished(sections, evaluation, sample)
 
     def sample(self, lm: "LanguageModel") -> str:
-        """See `Task`."""
+        """Returns the beginning of a crónica of the first held-out match, below its block."""
         stats, style = self._first_heldout
         pieces = lm.stream_cronica(stats, style, seed=self.recipe.train.seed, **self.short_sampling())
         return _MARKDOWN.format(stats_block=stats, style=style, cronica="".join(pieces).strip())
@@ -140,7 +136,7 @@ class CronicaTask(Task):
         return record["stats_block"].strip(), record["style_label"]
 
     def _evaluation(self, lm: "LanguageModel") -> dict[str, Any] | None:
-        """The crónica suite on a few held-out matches; None if the texts do not fit into the model."""
+        """Returns the crónica suite's result on a few held-out matches; None if the texts do not fit into the model."""
         from zoo.tasks.cronica import evaluation
 
         wanted = self.recipe.eval.cronicas
@@ -150,14 +146,14 @@ class CronicaTask(Task):
         except UserError as error:
             say(f"no evaluation: {error}")
             return None
-        found = result["sets"]["heldout"]["generated"]
+        metrics = result["sets"]["heldout"]["generated"]
         names = {"both": "both clubs named", "score": "score", "scorers": "scorers", "style_strict": "style"}
-        told = (f"{text} {found[name]['hits']} of {found[name]['total']}" for name, text in names.items())
-        say(f"held-out matches: {', '.join(told)}")
+        counts = (f"{text} {metrics[name]['hits']} of {metrics[name]['total']}" for name, text in names.items())
+        say(f"held-out matches: {', '.join(counts)}")
         return result
 
     def _final_sample(self, lm: "LanguageModel") -> dict[str, str] | None:
-        """One crónica for the first held-out match, printed as it comes; None if the match does not fit."""
+        """Prints a crónica of the first held-out match as it is written; None if the match does not fit."""
         stats, style = self._first_heldout
         try:
             pieces = lm.stream_cronica(stats, style, seed=self.recipe.train.seed, **self.sampling())
@@ -174,13 +170,13 @@ class CronicaTask(Task):
 
 
 def split(recipe: Recipe, records: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Training records and held-out ones, at least one.
+    """Returns the training records and the held-out ones, at least one.
 
     The built-in corpus has a split of its own. Of other sources the last `eval.num_pairs` are held out, with
-    every other crónica of the same matches.
+    every other crónica of the same matches. Raises UserError where nothing would be left to train on.
     """
     wanted = recipe.eval.num_pairs
-    if recipe.data.source == "cronicas" or not wanted:
+    if recipe.data.built_in or not wanted:
         number = max(wanted, recipe.eval.cronicas, 1)
         return records, corpus.generate(number, seed=recipe.data.seed, split="heldout")
     blocks = {record["stats_block"] for record in records[-wanted:]}
@@ -190,11 +186,6 @@ def split(recipe: Recipe, records: list[dict]) -> tuple[list[dict], list[dict]]:
     return training, [record for record in records if record["stats_block"] in blocks]
 
 
-def make_tokenizer(recipe: Recipe, records: list[dict]) -> Tokenizer:
-    """The tokenizer that the recipe names, or one trained on the records."""
-    if recipe.tokenizer.path is not None:
-        return tokenizers.load(recipe.tokenizer.path)
-    if recipe.tokenizer.name is not None:
-        return tokenizers.named(recipe.tokenizer.name)
+def _train_tokenizer(recipe: Recipe, records: list[dict], say: Say) -> Tokenizer:
     say(f"training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
-    return cronica_tokenizer.train(data_pairs.tokenizer_texts(records), recipe.tokenizer.vocab_size)
+    return tokens.train(cronica_pairs.tokenizer_texts(records), recipe.tokenizer.vocab_size)

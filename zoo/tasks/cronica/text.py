@@ -53,13 +53,13 @@ class Style:
     signature: tuple[str, ...]  # a marker of the style, no slot
 
     def sections(self) -> dict[str, tuple[str, ...]]:
-        """Section name -> its templates."""
+        """Returns the templates of each section by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "label"}
 
 
 @cache
 def _parse(template: str) -> tuple:
-    """A template as nested tuples: a sequence of strings and ("choice", sequence, sequence, ...)."""
+    """Returns a template as nested tuples: a sequence of strings and ("choice", sequence, sequence, ...)."""
     position = 0
 
     def sequence(depth: int) -> tuple:
@@ -97,7 +97,7 @@ def _parse(template: str) -> tuple:
 
 
 def expand(template: str, choose: Choose, slots: Mapping[str, str]) -> str:
-    """One reading of `template`: choices drawn with `choose`, slots filled, spaces and capital mended."""
+    """Returns one reading of `template`: choices drawn with `choose`, slots filled, spaces and capital corrected."""
     out: list[str] = []
 
     def walk(parts: tuple) -> None:
@@ -108,7 +108,7 @@ def expand(template: str, choose: Choose, slots: Mapping[str, str]) -> str:
                 walk(part[1 + choose(len(part) - 1)])
 
     walk(_parse(template))
-    text = re.sub(r"\{(\w+)\}", lambda found: slots[found.group(1)], "".join(out))
+    text = re.sub(r"\{(\w+)\}", lambda slot: slots[slot.group(1)], "".join(out))
     text = re.sub(r" +([,.;:!?])", r"\1", re.sub(r" {2,}", " ", text)).strip()
     text = re.sub(r"\b(la|La) La\b", "La", text)  # 'por la {league}' with a league that brings its article
     text = re.sub(r"\by (?=[IÍií]|[Hh][ií](?![aeáé]))", "e ", text)  # 'Lanús e Independiente'
@@ -117,7 +117,7 @@ def expand(template: str, choose: Choose, slots: Mapping[str, str]) -> str:
 
 
 def date_text(date: str) -> str:
-    """'2024-03-15' -> '15 de marzo de 2024'."""
+    """Returns a date in Spanish: '2024-03-15' as '15 de marzo de 2024'."""
     year, month, day = date.split("-")
     return f"{int(day)} de {MONTHS[int(month) - 1]} de {year}"
 
@@ -167,7 +167,7 @@ def _goal_sentences(match: Match, deck: _Deck, slots: dict[str, str], choose: Ch
 
 
 def write(match: Match, style: Style, choose: Choose) -> str:
-    """The crónica of `match` in `style`, 100 to 260 words.
+    """Returns the crónica of `match` in `style`, 100 to 260 words.
 
     Args:
         match: the facts; both clubs, the score and every scorer with his minute are told, the stadium, the
@@ -175,7 +175,9 @@ def write(match: Match, style: Style, choose: Choose) -> str:
             date must be known, and the goals be in order.
         style: the commentator.
         choose: the source of chance; the same draws give the same text.
-    Returns: two lines with clubs, result and goals, and one to three paragraphs of Spanish, separated by blank lines.
+
+    Returns:
+        Two lines with clubs, result and goals, and one to three paragraphs of Spanish, separated by blank lines.
     """
     while True:
         text = _draft(match, style, choose)
@@ -246,7 +248,7 @@ def _paragraphs(parts: Sequence[list[str]], match: Match, choose: Choose) -> str
 
 
 def problems(style: Style) -> list[str]:
-    """What is wrong with a style's templates: unknown or missing slots, and slots glued to a sign."""
+    """Returns what is wrong with a style's templates: unknown or missing slots, and slots glued to a sign."""
     allowed = {
         "opening": "home away league date",
         "stadium": "stadium home away",
@@ -263,29 +265,29 @@ def problems(style: Style) -> list[str]:
         "opening": "home away", "stadium": "stadium", "attendance": "attendance", "referee": "referee",
         "close_win": "score winner", "close_draw": "score", "summary": "summary",
     }  # fmt: skip
-    found = []
+    messages = []
     for section, templates in style.sections().items():
         may = set(allowed.get(section, "scorer minute club rival").split())
         must = set(needed.get(section, "scorer minute" if "goal" in section[:5] + section[-4:] else "").split())
         if section == "goalless":
             must = set()
         if not templates:
-            found.append(f"{section}: no templates")
+            messages.append(f"{section}: no templates")
         for template in templates:
             readings = [expand(template, _extreme(last), _Marked()) for last in (False, True)]
             if not readings[0].endswith((".", "!", "?", "…", "»")):
-                found.append(f"{section}: no full stop at the end: {template}")
+                messages.append(f"{section}: no full stop at the end: {template}")
             for reading in readings:
                 slots = re.findall(r"\{(\w+)\}", reading)
                 if set(slots) - may:
-                    found.append(f"{section}: slot not allowed here {sorted(set(slots) - may)}: {template}")
+                    messages.append(f"{section}: slot not allowed here {sorted(set(slots) - may)}: {template}")
                 if must - set(slots):
-                    found.append(f"{section}: slot missing {sorted(must - set(slots))}: {reading}")
+                    messages.append(f"{section}: slot missing {sorted(must - set(slots))}: {reading}")
                 if section == "opening" and reading.startswith("{"):
-                    found.append(f"{section}: begins with a name: {template}")
+                    messages.append(f"{section}: begins with a name: {template}")
             for glued in re.findall(r"[^\s(|]\{\w+\}|\{\w+\}[^\s.,;:!?)|'…]", template):
-                found.append(f"{section}: slot glued to a sign ({glued}): {template}")
-    return found
+                messages.append(f"{section}: slot glued to a sign ({glued}): {template}")
+    return messages
 
 
 class _Marked(dict):

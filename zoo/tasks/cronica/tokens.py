@@ -42,7 +42,7 @@ VOCAB_SIZE = 8000
 
 
 def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
-    """Learn a byte-level BPE of exactly `vocab_size` entries, the special tokens (ids 0 to 15) included.
+    """Learns a byte-level BPE of exactly `vocab_size` entries, the special tokens (ids 0 to 15) included.
 
     NFC, no prefix space, pairs seen at least twice. The same texts give the same tokenizer, in any order.
     `training_text` makes the text of a record. Raises UserError when `texts` are too few for it.
@@ -54,7 +54,7 @@ def train(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> HFTokenizer:
 
 
 def training_text(record: dict) -> str:
-    """What the tokenizer learns of one record: its block and its crónica."""
+    """Returns the text from which the tokenizer learns of one record: its block and its crónica."""
     return f"{record['stats_block'].strip()}\n{record['cronica'].strip()}"
 
 
@@ -69,13 +69,13 @@ def check_style(style: str) -> None:
 
 
 def style_id(tokenizer: Tokenizer, style: str) -> int:
-    """Id of the token `<style:X>`. Raises UserError for an unknown style or a tokenizer without it."""
+    """Returns the id of the token `<style:X>`. Raises UserError for an unknown style or a tokenizer without it."""
     check_style(style)
     return special_id(tokenizer, f"<style:{style}>")
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
-    """Id of one of SPECIAL_TOKENS. Raises UserError if `tokenizer` has no such token."""
+    """Returns the id of one of SPECIAL_TOKENS. Raises UserError if `tokenizer` has no such token."""
     try:
         return tokenizer.special_tokens[token]
     except KeyError:
@@ -89,7 +89,7 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 
 
 def encode_prompt(tokenizer: Tokenizer, stats_block: str, style: str) -> list[int]:
-    """`<bos><stats> block </stats><style:X><cronica>`, ready to be continued.
+    """Returns the ids of `<bos><stats> block </stats><style:X><cronica>`, ready to be continued.
 
     White space around the block is dropped, here and in `encode_pair`, so that both give the same ids.
     Raises UserError for an unknown style.
@@ -98,7 +98,7 @@ def encode_prompt(tokenizer: Tokenizer, stats_block: str, style: str) -> list[in
 
 
 def encode_pair(tokenizer: Tokenizer, stats_block: str, style: str, cronica: str) -> tuple[list[int], int]:
-    """A training row and the index of its first token that bears loss, the crónica's first.
+    """Returns a training row and the index of its first token that bears loss, the crónica's first.
 
     From there on everything does: text, `</cronica>` and `<eos>`. Raises UserError for an unknown style.
     """
@@ -108,7 +108,7 @@ def encode_pair(tokenizer: Tokenizer, stats_block: str, style: str, cronica: str
 def encode_pairs(
     tokenizer: Tokenizer, stats_blocks: Sequence[str], styles: Sequence[str], cronicas: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """`encode_pair` for many at once, several times quicker than one by one."""
+    """Encodes many pairs at once, several times quicker than `encode_pair` one by one."""
     # A match usually comes in several styles: its block is encoded once.
     blocks = list(dict.fromkeys(block.strip() for block in stats_blocks))
     encoded = tokenizer.encode_batch([*blocks, *(cronica.strip() for cronica in cronicas)])

@@ -3,40 +3,40 @@
 from collections.abc import Callable
 from typing import Any
 
-from zoo.tasks.cronica.evaluation import share
+from zoo.tasks.cronica.metrics import share
 
 _ROWS: tuple[tuple[str, Callable[[dict], Any]], ...] = (
-    ("home club named", lambda found: found["home"]),
-    ("away club named", lambda found: found["away"]),
-    ("result told literally", lambda found: found["score"]),
-    ("scorers' last names", lambda found: found["scorers"]),
-    ("style marker", lambda found: found["style"]),
-    ("style marker, strict", lambda found: found["style_strict"]),
-    ("both clubs named", lambda found: found["both"]),
-    ("both clubs in full", lambda found: found["clubs_in_full"]),
-    ("goals: name and minute in a sentence", lambda found: found["goals"]),
-    ("both clubs named, after the first paragraph", lambda found: found["both_later"]),
-    ("scorers' last names, after the first paragraph", lambda found: found["scorers_later"]),
-    ("goals: name and minute, after the first paragraph", lambda found: found["goals_later"]),
-    ("clubs told that are right", lambda found: found["told"]["clubs"]),
-    ("surnames told that are right", lambda found: found["told"]["surnames"]),
-    ("minutes told that are right", lambda found: found["told"]["minutes"]),
-    ("scores told that are right", lambda found: found["told"]["scores"]),
-    ("nothing told that is not in the block", lambda found: found["clean"]),
+    ("home club named", lambda metrics: metrics["home"]),
+    ("away club named", lambda metrics: metrics["away"]),
+    ("result told literally", lambda metrics: metrics["score"]),
+    ("scorers' last names", lambda metrics: metrics["scorers"]),
+    ("style marker", lambda metrics: metrics["style"]),
+    ("style marker, strict", lambda metrics: metrics["style_strict"]),
+    ("both clubs named", lambda metrics: metrics["both"]),
+    ("both clubs in full", lambda metrics: metrics["clubs_in_full"]),
+    ("goals: name and minute in a sentence", lambda metrics: metrics["goals"]),
+    ("both clubs named, after the first paragraph", lambda metrics: metrics["both_later"]),
+    ("scorers' last names, after the first paragraph", lambda metrics: metrics["scorers_later"]),
+    ("goals: name and minute, after the first paragraph", lambda metrics: metrics["goals_later"]),
+    ("clubs told that are right", lambda metrics: metrics["told"]["clubs"]),
+    ("surnames told that are right", lambda metrics: metrics["told"]["surnames"]),
+    ("minutes told that are right", lambda metrics: metrics["told"]["minutes"]),
+    ("scores told that are right", lambda metrics: metrics["told"]["scores"]),
+    ("nothing told that is not in the block", lambda metrics: metrics["clean"]),
 )
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables of `zoo.tasks.cronica.evaluation.evaluate`'s result: metrics, styles, the card's match."""
+    """Returns tables of the result of `zoo.tasks.cronica.evaluation.evaluate`: metrics, styles, the card's match."""
     return "\n\n".join([_metrics(result), _styles(result), _card(result)])
 
 
 def _metrics(result: dict[str, Any]) -> str:
     sets, original = result["sets"], result["original"]
     header, columns = ["metric"], []
-    for name, found in sets.items():
-        header += [f"{name} (n={found['generated']['n']})", f"{name}: reference texts"]
-        columns += [found["generated"], found["reference"]]
+    for name, measured in sets.items():
+        header += [f"{name} (n={measured['generated']['n']})", f"{name}: reference texts"]
+        columns += [measured["generated"], measured["reference"]]
     lines = [_line([*header, "original (other data)"]), _line(["---"] * (len(header) + 1))]
     published = ("home", "away", "score", "scorers")
     for (label, get), name in zip(_ROWS, (*published, *[None] * len(_ROWS)), strict=False):
@@ -51,23 +51,23 @@ def _metrics(result: dict[str, Any]) -> str:
     notes = [
         "In brackets: 95% intervals (Wilson; for pooled shares a bootstrap over matches).",
         f"original: {original['about']}.",
-        *(f"{name}: {found['about']}." for name, found in sets.items()),
+        *(f"{name}: {measured['about']}." for name, measured in sets.items()),
     ]
     return "\n".join([*lines, "", *notes])
 
 
 def _styles(result: dict[str, Any]) -> str:
-    """Style by style: the original's test and the strict one."""
+    """Returns a line a style: the original's test and the strict one."""
     sets, published = result["sets"], result["original"]["styles"]
     header = ["style"]
     for name in sets:
         header += [name, f"{name}, strict", f"{name}: reference, strict"]
     lines = [_line([*header, "original (other data)"]), _line(["---"] * (len(header) + 1))]
-    labels = list(dict.fromkeys(label for found in sets.values() for label in found["generated"]["styles"]))
+    labels = list(dict.fromkeys(label for measured in sets.values() for label in measured["generated"]["styles"]))
     for label in labels:
         cells = [label]
-        for found in sets.values():
-            own, reference = (found[kind]["styles"].get(label) for kind in ("generated", "reference"))
+        for measured in sets.values():
+            own, reference = (measured[kind]["styles"].get(label) for kind in ("generated", "reference"))
             shares = (own["style"], own["style_strict"], reference["style_strict"]) if own else ()
             cells += [str(share(stored)) for stored in shares] or [""] * 3
         past = published.get(label)
