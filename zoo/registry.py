@@ -15,7 +15,17 @@ from zoo.models.spec import NOT_STATED, ModelSpec, import_class
 from zoo.models.specs import ALL
 from zoo.util import nearest
 
-__all__ = ["BUILT_IN", "NOT_STATED", "TASKS", "ModelSpec", "describe", "list_models", "register", "task_class"]
+__all__ = [
+    "BUILT_IN",
+    "NOT_STATED",
+    "SUITES",
+    "TASKS",
+    "ModelSpec",
+    "describe",
+    "list_models",
+    "register",
+    "task_class",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +37,8 @@ TASKS = {
     "text": "zoo.tasks.text:TextTask",
     "chat": "zoo.tasks.text:TextTask",
 }
+# What tasks add to `zoo eval --suite`, "module:Name" of subclasses of `zoo.evaluate.suites.Suite`.
+SUITES = {"cronica": "zoo.tasks.cronica.suite:CronicaSuite"}
 BUILT_IN: dict[str, ModelSpec] = {spec.name: spec for spec in ALL}
 _REGISTERED: dict[str, ModelSpec] = {}
 

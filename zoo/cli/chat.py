@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import late_interrupt
-from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model, open_stdin
+from zoo.cli.common import given, late_interrupt
+from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, open_model, open_stdin
 from zoo.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -94,6 +95,11 @@ def _leave_out_a_tpu_that_is_not_there() -> None:
     tpu = any(next(Path("/dev").glob(name), None) for name in ("accel*", "vfio/[0-9]*"))
     if find_spec("libtpu") is not None and not tpu and not entry_points(group="jax_plugins"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Returns the settings that are not None: the options that the user gave."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import late_interrupt, ready_to_compute
+from zoo.cli.common import given, late_interrupt, ready_to_compute
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,11 +111,6 @@ def generate(
                 print(f"[{text}]{item.text}\n" if not stats else f"{item.text}\n")
     rate = f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
     print(f"{len(texts) * n:,} texts, {rate}", file=sys.stderr)
-
-
-def given(**settings: Any) -> dict[str, Any]:
-    """The settings that are not None."""
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "LanguageModel":
