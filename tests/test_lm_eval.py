@@ -246,13 +246,11 @@ def test_bos_rules(with_bos, lm):
 
 
 def test_rows_that_share_their_inputs_are_computed_once(lm):
-    model = HarnessModel(lm, batch_size=8)
-    batches = []
-    inner = model._scorer._batch
-    model._scorer._batch = lambda batch, *rest: batches.append(len(batch)) or inner(batch, *rest)
+    calls = []
+    model = HarnessModel(lm, batch_size=8, on_progress=lambda *call: calls.append(call))
     ids = lm.tokenizer.encode("The model writes")
     every = model._loglikelihood_tokens([(None, ids, [token]) for token in range(lm.tokenizer.vocab_size)])
-    assert batches == [1]
+    assert calls == [("log-likelihoods", done, len(every)) for done in (0, len(every))]  # one batch for them all
     assert math.fsum(math.exp(one) for one, _ in every) < 1
     wanted = np.asarray(jax.nn.log_softmax(lm.logits(ids)))[-1, : lm.tokenizer.vocab_size]
     np.testing.assert_allclose([one for one, _ in every], wanted, atol=1e-4)

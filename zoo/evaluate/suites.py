@@ -78,7 +78,16 @@ class KodaliteCard(Suite):
     spelling = "--suite kodalite-card"
 
     def run(
-        self, load, on_progress, *, tasks=None, data=None, limit=None, cache=None, batch_size=BATCH_SIZE, dtype=None
+        self,
+        load,
+        on_progress,
+        *,
+        tasks=None,
+        data=None,
+        limit=None,
+        cache=None,
+        batch_size=BATCH_SIZE,
+        dtype="bfloat16",
     ):
         """Runs `zoo.evaluate.kodalite_card.evaluate`, in bfloat16 unless told otherwise."""
         from zoo.evaluate import kodalite_card
