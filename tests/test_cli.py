@@ -185,19 +185,22 @@ def test_a_command_returns_its_code_and_keeps_what_follows_two_dashes(capsys):
     assert isinstance(app, typer.Typer)
 
 
+def markdown(result):
+    """The table of ToySuite."""
+    return f"limit {result['rows']['a']['limit']:g}"
+
+
 class ToySuite(Suite):
     """What a task adds to `zoo eval`."""
 
     spelling = "--suite toy"
+    options = ("limit",)
+    tables = __name__
     items = ("rows", "texts")
 
-    def run(self, load, on_progress, *, limit=None):
-        """Returns its option."""
-        return {"suite": "toy", "rows": {"a": {"limit": limit, "texts": ["long"]}}}
-
-    def markdown(self, result):
-        """Returns the limit."""
-        return f"limit {result['rows']['a']['limit']:g}"
+    def run(self, load, on_progress, options):
+        """Returns its option; no model is loaded."""
+        return {"suite": "toy", "rows": {"a": {**options, "texts": ["long"]}}}
 
 
 def test_a_registered_suite_has_its_own_options_and_tables(monkeypatch, tmp_path, capsys):

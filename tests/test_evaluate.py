@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from zoo.errors import UserError
-from zoo.evaluate.report import markdown
 from zoo.evaluate.statistics import pooled, proportion
 from zoo.language_model import LanguageModel, create
 from zoo.tasks.cronica import corpus
@@ -15,6 +14,7 @@ from zoo.tasks.cronica import tokens as cronica_tokens
 from zoo.tasks.cronica.grounding import Lexicon, mentions, parse
 from zoo.tasks.cronica.marking import Marker
 from zoo.tasks.cronica.match import Goal, Match, to_block
+from zoo.tasks.cronica.report import markdown
 from zoo.tasks.cronica.tokens import STYLES
 
 MATCH = Match(

@@ -38,7 +38,9 @@ TASKS = {
     "chat": "zoo.tasks.text:TextTask",
 }
 # What tasks add to `zoo eval --suite`, "module:Name" of subclasses of `zoo.evaluate.suites.Suite`.
-SUITES = {"cronica": "zoo.tasks.cronica.suite:CronicaSuite"}
+SUITES = {
+    "cronica": "zoo.tasks.cronica.suite:CronicaSuite",
+}
 BUILT_IN: dict[str, ModelSpec] = {spec.name: spec for spec in ALL}
 _REGISTERED: dict[str, ModelSpec] = {}
 

@@ -85,26 +85,9 @@ def evaluate(
       zoo eval runs/tiny_lm --perplexity texts.txt
       zoo eval --compare a.json b.json
     """
-    options = given(
-        tasks=tasks,
-        perplexity=perplexity,
-        compare=compare,
-        data=data,
-        include_path=include_path,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        batch_size=batch_size,
-        max_length=max_length,
-        add_bos=add_bos,
-        dtype=dtype,
-        cache=cache,
-        cronicas=cronicas,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
+    options = given(**locals())
+    for name in ("model", "suite", "out", "as_json"):
+        options.pop(name, None)
     _check_one_is_asked(suite, options)
     if out is not None:
         _check_out(out)
@@ -114,7 +97,7 @@ def evaluate(
         raise UserError("MODEL is missing: a run directory, a model directory or a name")
     chosen = _choose(suite, options)
     chosen.check(options)
-    result = chosen.run(partial(_load, model), _Progress(chosen.unit), **options)
+    result = chosen.run(partial(_load, model), _Progress(chosen.unit), options)
     if model is not None:
         result["model"] = model
     text = chosen.markdown(result)
@@ -126,7 +109,7 @@ def evaluate(
 def _check_one_is_asked(suite: str | None, options: dict[str, Any]) -> None:
     """Raises UserError where several suites are asked for, but for options that the named suite takes."""
     asked = [name for name in suites.BY_OPTION if name in options]
-    if suite in suites.NAMES and all(map(suites.named(suite).takes, asked)):
+    if suite in suites.NAMES and set(asked) <= set(suites.named(suite).options):
         return
     asked = [*(["suite"] if suite is not None else []), *asked]
     if len(asked) > 1:

@@ -4,56 +4,35 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.evaluate.suites import BATCH_SIZE, Suite
+from zoo.evaluate.suites import COMPUTING, ModelSuite
 
 
-class CronicaSuite(Suite):
-    """Crónicas that a model writes for held-out matches: do they tell the match, in the style asked for?"""
+class CronicaSuite(ModelSuite):
+    """Crónicas that a model writes for held-out matches, see `zoo.tasks.cronica.evaluation`."""
 
     spelling = "--suite cronica"
+    options = ("data", *COMPUTING, "cronicas", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    tables = "zoo.tasks.cronica.report"
     items = ("sets", "texts")
     unit = " crónicas"
 
-    def run(
-        self,
-        load,
-        on_progress,
-        *,
-        data=None,
-        cronicas=200,
-        max_new_tokens=None,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        seed=0,
-        batch_size=BATCH_SIZE,
-        dtype=None,
-    ):
-        """Runs `zoo.tasks.cronica.evaluation.evaluate`."""
-        sets = None if data is None else {"data": _records(data, cronicas)}
+    def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Reads the records of `data`."""
+        if "cronicas" in options:
+            options["num_cronicas"] = options.pop("cronicas")
+        if "data" in options:
+            options["sets"] = {"data": _records(options.pop("data"), options.get("num_cronicas", 200))}
+        return options
+
+    def measure(self, lm, **options):
+        """Lets the model write, and measures its crónicas beside the references."""
         from zoo.tasks.cronica.evaluation import evaluate
 
-        lm = load(dtype)
         try:
             lm.check_cronica()
         except UserError as error:
             raise UserError(f"--suite cronica: {error}; others are measured by --tasks or --perplexity") from None
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
-        return evaluate(
-            lm,
-            num_cronicas=cronicas,
-            sets=sets,
-            seed=seed,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            **{name: value for name, value in sampling.items() if value is not None},
-        )
-
-    def markdown(self, result: dict[str, Any]) -> str:
-        """Returns the tables of metrics, styles and the card's match."""
-        from zoo.evaluate import report
-
-        return report.markdown(result)
+        return evaluate(lm, **options)
 
 
 def _records(path: Path, count: int) -> list[dict]:

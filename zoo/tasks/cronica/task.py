@@ -98,7 +98,7 @@ class CronicaTask(Task):
 
     def finish(self, lm: "LanguageModel") -> Finished:
         """See `Task`."""
-        from zoo.evaluate.report import markdown
+        from zoo.tasks.cronica.report import markdown
 
         sections: dict[str, str] = {}
         evaluation = self._evaluation(lm) if self.recipe.eval.cronicas else None
