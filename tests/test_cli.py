@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from zoo import registry
 from zoo.cli import common, main, train
 from zoo.errors import UserError
+from zoo.evaluate.suites import Suite
 
 RECIPE = """
 model: {name: cronica-5m, vocab_size: 300, num_layers: 1, embed_dim: 16, num_heads: 1, max_seq_len: 1600}
@@ -181,6 +183,37 @@ def test_a_command_returns_its_code_and_keeps_what_follows_two_dashes(capsys):
     assert common.run_command(app, ["--debug", "--", "--debug", "a"], "prog") == 3
     assert capsys.readouterr().out == "--debug a\n"
     assert isinstance(app, typer.Typer)
+
+
+def markdown(result):
+    """The table of ToySuite."""
+    return f"limit {result['rows']['a']['limit']:g}"
+
+
+class ToySuite(Suite):
+    """What a task adds to `zoo eval`."""
+
+    spelling = "--suite toy"
+    options = ("limit",)
+    tables = __name__
+    items = ("rows", "texts")
+
+    def run(self, load, on_progress, options):
+        """Returns its option; no model is loaded."""
+        return {"suite": "toy", "rows": {"a": {**options, "texts": ["long"]}}}
+
+
+def test_a_registered_suite_has_its_own_options_and_tables(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(registry.SUITES, "toy", f"{__name__}:ToySuite")
+    command = ["eval", "MODEL", "--suite", "toy", "--limit", "3"]
+    assert main.main([*command, "--out", str(tmp_path / "toy.json")]) == 0
+    assert capsys.readouterr().out == (tmp_path / "toy.md").read_text() == "limit 3\n"
+    saved = json.loads((tmp_path / "toy.json").read_text())
+    assert saved == {"suite": "toy", "rows": {"a": {"limit": 3, "texts": ["long"]}}, "model": "MODEL"}
+    assert main.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == {"a": {"limit": 3}}  # without its items
+    assert main.main([*command, "--batch-size", "3"]) == 2
+    assert capsys.readouterr().err == "zoo: --batch-size has no meaning with --suite toy; leave it out\n"
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:

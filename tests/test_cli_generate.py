@@ -151,14 +151,15 @@ def test_bad_requests_are_one_line(directory, tmp_path, monkeypatch, capsys, arg
     assert out == "" and named in err and len(err.splitlines()) <= 2
 
 
-def test_lines_end_at_newlines_alone(tmp_path):
-    from zoo.cli.generate import _read_prompts
-
+def test_lines_end_at_newlines_alone(directory, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LanguageModel, "generate", lambda self, texts, **_: asked.append(texts) or [[] for _ in texts])
     text = "one\u2028two\u0085three\x0c"
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n\n", encoding="utf-8")
     (tmp_path / "p.txt").write_text(f"{text}\nfour\n", encoding="utf-8")
-    assert _read_prompts(tmp_path / "p.jsonl") == [text]
-    assert _read_prompts(tmp_path / "p.txt") == [text, "four"]
+    for name in ("p.jsonl", "p.txt"):
+        run(capsys, directory, "--prompts", str(tmp_path / name))
+    assert asked == [[text], [text, "four"]]
 
 
 def test_no_stdin_and_no_tokenizer_are_told_in_a_line(directory, tmp_path, capsys, monkeypatch):

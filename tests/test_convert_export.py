@@ -498,7 +498,7 @@ def test_only_the_authors_own_files_count_as_published(tmp_path):
         assert not found.origin.official
         found.export(tmp_path / f"{way} again", "tiny")
         head, text = front_matter(tmp_path / f"{way} again")
-        assert "license" not in head and "GPL" not in text and "not stated" in text
+        assert "license" not in head and "GPL" not in text and "| origin | not stated |" in text
     (tmp_path / "own" / "README.md").unlink()
     found = zoo.load(tmp_path / "own")
     assert found.origin.official

@@ -25,7 +25,8 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from zoo.evaluate.cache import ResultCache, identity_of  # noqa: E402
-from zoo.evaluate.lm_eval import HarnessModel, adds_bos, evaluate  # noqa: E402
+from zoo.evaluate.harness_model import HarnessModel, adds_bos  # noqa: E402
+from zoo.evaluate.lm_eval import evaluate  # noqa: E402
 from zoo.evaluate.tables import markdown  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -245,13 +246,11 @@ def test_bos_rules(with_bos, lm):
 
 
 def test_rows_that_share_their_inputs_are_computed_once(lm):
-    model = HarnessModel(lm, batch_size=8)
-    batches = []
-    inner = model._scorer._batch
-    model._scorer._batch = lambda batch, *rest: batches.append(len(batch)) or inner(batch, *rest)
+    calls = []
+    model = HarnessModel(lm, batch_size=8, on_progress=lambda *call: calls.append(call))
     ids = lm.tokenizer.encode("The model writes")
     every = model._loglikelihood_tokens([(None, ids, [token]) for token in range(lm.tokenizer.vocab_size)])
-    assert batches == [1]
+    assert calls == [("log-likelihoods", done, len(every)) for done in (0, len(every))]  # one batch for them all
     assert math.fsum(math.exp(one) for one, _ in every) < 1
     wanted = np.asarray(jax.nn.log_softmax(lm.logits(ids)))[-1, : lm.tokenizer.vocab_size]
     np.testing.assert_allclose([one for one, _ in every], wanted, atol=1e-4)
@@ -264,9 +263,7 @@ def test_a_cache_goes_on_and_knows_its_model(lm, tmp_path, monkeypatch):
     first = evaluate(lm, tasks, include_path=TASK_FILES, cache=ResultCache(file, identity_of(lm)))
     with monkeypatch.context() as closed:
         closed.setattr("zoo.evaluate.scoring._logprobs", None)
-        closed.setattr(
-            "zoo.evaluate.lm_eval.continue_all", lambda module, tokenizer, rows, *a, **k: [] if not rows else 1 / 0
-        )
+        closed.setattr("zoo.evaluate.harness_model.continue_all", None)
         again = evaluate(lm, tasks, include_path=TASK_FILES, cache=ResultCache(file, identity_of(lm)))
     assert again["tasks"] == first["tasks"]
     other = koda(lm.tokenizer, seed=2)

@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
 def test_a_long_run_is_thinned_and_its_smoothed_curve_is_not(tmp_path):
     run = made(tmp_path, "long", falling(count=5000), steps=5000)
     raw, smooth, *_ = plot.draw(plot.grouped([plot.read_run(run)])).axes[0].get_lines()
-    assert len(raw.get_xdata()) <= plot.MOST_POINTS < len(smooth.get_xdata()) == 5000
+    assert len(raw.get_xdata()) <= plot.MAX_POINTS < len(smooth.get_xdata()) == 5000
 
 
 def test_a_summary_stands_lines_without_some_numbers():

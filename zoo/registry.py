@@ -21,6 +21,7 @@ __all__ = [
     "BUILT_IN",
     "CORPORA",
     "NOT_STATED",
+    "SUITES",
     "TASKS",
     "ModelSpec",
     "corpus",
@@ -44,6 +45,10 @@ TASKS = {
 CORPORA = {
     "cronicas": "zoo.tasks.cronica.corpus",
     "stories": "zoo.data.stories",
+}
+# What tasks add to `zoo eval --suite`, "module:Name" of subclasses of `zoo.evaluate.suites.Suite`.
+SUITES = {
+    "cronica": "zoo.tasks.cronica.suite:CronicaSuite",
 }
 BUILT_IN: dict[str, ModelSpec] = {spec.name: spec for spec in ALL}
 _REGISTERED: dict[str, ModelSpec] = {}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import late_interrupt
-from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, given, open_model, open_stdin
+from zoo.cli.common import given, late_interrupt
+from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, open_model, open_stdin
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ class Session:
     """A conversation on the terminal.
 
     Attributes:
-        messages: the turns so far, user and assistant in turn; those too old for the context are gone.
+        lm: the model that replies.
+        template: the name of the chat template.
+        settings: settings of generation, without the seed.
+        seed: the first reply's; later ones count on from it.
+        messages: the turns so far, by user and assistant; those too old for the context are gone.
         system: the system text or None.
     """
 
@@ -95,8 +99,8 @@ class Session:
         }
 
     def run(self) -> bool:
-        """Read and reply until the input ends. False if something in a pipe could not be done: nobody can mend it."""
-        at_terminal, well = sys.stdin.isatty(), True
+        """Reads and replies until the input ends. Returns False if a line from a pipe could not be answered."""
+        at_terminal, ok = sys.stdin.isatty(), True
         if at_terminal:
             _edit_lines()
             note(f"{self.lm.name}; /help lists commands, Ctrl-D leaves")
@@ -104,13 +108,13 @@ class Session:
             try:
                 text = read_message()
             except EOFError:
-                return well
+                return ok
             except KeyboardInterrupt:
                 note("\n(Ctrl-D or /exit leaves)")
                 continue
             word, _, rest = text.strip().partition(" ")
             if word in ("/exit", "/quit"):
-                return well
+                return ok
             try:
                 if word in self._commands:
                     self._commands[word](rest.strip())
@@ -120,16 +124,16 @@ class Session:
                     self.reply(text.strip())
             except UserError as error:
                 note(str(error))
-                well = at_terminal
+                ok = ok and at_terminal
 
     def reply(self, text: str) -> None:
-        """Print the model's reply to a message of the user; Ctrl-C ends it, and what has come counts."""
-        asked = {"role": "user", "content": text}
+        """Prints the model's reply to a message of the user; Ctrl-C ends it, and what was printed is remembered."""
+        message = {"role": "user", "content": text}
         written = ""
         try:
             with late_interrupt() as interrupted:
                 stream = self.lm.stream_chat(
-                    self._fitting(asked), template=self.template, seed=self.seed + len(self.messages), **self.settings
+                    self._fitting(message), template=self.template, seed=self.seed + len(self.messages), **self.settings
                 )
                 for piece in stream:
                     if interrupted():
@@ -141,26 +145,27 @@ class Session:
             print(flush=True)
             note("(stopped)")
         if written.strip():
-            self.messages += [asked, {"role": "assistant", "content": written.strip()}]
+            self.messages += [message, {"role": "assistant", "content": written.strip()}]
         else:
             note("(no reply; your message is forgotten)")
 
     def all_messages(self) -> list[dict[str, str]]:
-        """The conversation, with its system text if there is one."""
+        """Returns the conversation, with its system text if there is one."""
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
 
-    def _fitting(self, asked: dict[str, str]) -> list[dict[str, str]]:
-        """The conversation with the new message, without the turns for which there is no room."""
+    def _fitting(self, message: dict[str, str]) -> list[dict[str, str]]:
+        """Returns the conversation with the new message, without the turns for which there is no room."""
         from zoo.generate import chat as conversations
 
         reply = self.lm.reply_settings(self.template, self.settings).max_new_tokens
         context = self.lm.config.max_seq_len
         room = max(context - reply, context // 2)  # a reply that may be endless takes half of it
-        kept, dropped = conversations.fit(self.lm.tokenizer, [*self.all_messages(), asked], self.template, room)
+        messages = [*self.all_messages(), message]
+        fitting, dropped = conversations.fit(self.lm.tokenizer, messages, self.template, room)
         if dropped:
             note(f"({dropped} oldest messages left out: they do not fit into {self.lm.config.max_seq_len} tokens)")
             del self.messages[:dropped]
-        return kept
+        return fitting
 
     def _reset(self, _: str) -> None:
         self.messages = []
@@ -180,9 +185,9 @@ class Session:
 
 
 def read_message() -> str:
-    """The next message: a line, lines that end with a backslash and the next one, or lines between triple quotes.
+    """Reads a message: a line, lines that end with a backslash and the next one, or lines between triple quotes.
 
-    What the end of the input cuts short is a message as it is. Raises EOFError at the end of the input.
+    A message may also end with the input. Raises EOFError where the input ends before one.
     """
     line = input("> " if sys.stdin.isatty() else "")
     lines = []
@@ -203,12 +208,12 @@ def read_message() -> str:
 
 
 def note(text: str) -> None:
-    """Print what is not part of the conversation."""
+    """Prints what is not part of the conversation, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _next_line() -> str | None:
-    """A further line of a message; None at the end of the input."""
+    """Reads a further line of a message; None at the end of the input."""
     try:
         return input("| " if sys.stdin.isatty() else "")
     except EOFError:
@@ -216,6 +221,6 @@ def _next_line() -> str | None:
 
 
 def _edit_lines() -> None:
-    """Arrow keys and history in `input`, where the platform has them."""
+    """Gives `input` arrow keys and a history, where the platform has them."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401

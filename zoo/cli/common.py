@@ -1,4 +1,4 @@
-"""What every command shares: how errors are shown and which exit code they have."""
+"""What commands share: running a typer app with errors shown in a line, Ctrl-C, setting JAX up, printing tables."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -20,12 +21,12 @@ _ClickException = next(base for base in typer.BadParameter.__mro__ if base.__nam
 
 
 def new_app(**settings) -> typer.Typer:
-    """A typer app whose help is plain text and whose exceptions come out unchanged."""
+    """Makes a typer app whose help is plain text and whose exceptions come out unchanged."""
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings)
 
 
 def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
-    """Run a typer app on `argv` (None: the process's own) and return the exit code.
+    """Runs a typer app on `argv` (None: the process's own) and returns the exit code.
 
     0: success. 2: bad usage or a `UserError`, its text on stderr. 130: interrupted. 1: the reader of stdout
     went away, or any other exception, one line on stderr. `--debug` anywhere before `--` adds the traceback.
@@ -35,7 +36,7 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
     debug = "--debug" in options
     if debug:
         argv.remove("--debug")
-    _leave_out_a_tpu_that_is_not_there()
+    _avoid_missing_tpu()
     try:
         code = app(args=argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe can still be answered
@@ -59,9 +60,9 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
 
 @contextlib.contextmanager
 def late_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C within it only makes what it gives return True; a second one is a KeyboardInterrupt.
+    """Yields a function that returns whether Ctrl-C was pressed in the block; a second one is a KeyboardInterrupt.
 
-    JAX may crash if the first came through it as an exception while it traces and compiles.
+    JAX may crash of an exception that comes while it traces and compiles.
     """
     pressed = False
 
@@ -82,22 +83,27 @@ def late_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def ready_to_compute() -> None:
-    """Set JAX up for commands that load a model; to be called before it looks for devices and compiles."""
+    """Sets JAX up for commands that load a model; must be called before JAX looks for devices and compiles."""
     from zoo.hardware import compile_cache, cpu  # these import JAX
 
     compile_cache.enable()
     cpu.compute_in_calling_thread()
 
 
-def _leave_out_a_tpu_that_is_not_there() -> None:
-    """libtpu, there for `zoo plan`, fills the terminal with complaints when JAX looks for a TPU in vain."""
+def _avoid_missing_tpu() -> None:
+    """Keeps JAX from looking for a TPU in vain, of which libtpu, there for `zoo plan`, complains at length."""
     tpu = any(next(Path("/dev").glob(name), None) for name in ("accel*", "vfio/[0-9]*"))
     if find_spec("libtpu") is not None and not tpu and not entry_points(group="jax_plugins"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def given(**settings: Any) -> dict[str, Any]:
+    """Returns the settings that are not None: the options that the user gave."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text in aligned columns; the last column is left as long as it is."""
+    """Prints rows of text in aligned columns; the last column is not padded."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last]))

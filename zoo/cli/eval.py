@@ -1,24 +1,29 @@
 """`zoo eval MODEL`."""
 
 import json
-import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import ready_to_compute
+from zoo.cli.common import given, ready_to_compute
+from zoo.errors import UserError
+from zoo.evaluate import suites
 
-SUITES = ("cronica", "kodalite-card", "wikitext")
+if TYPE_CHECKING:
+    from zoo.language_model import LanguageModel
 
 
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A run directory, a model directory or a name.")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help=f"What to measure: {', '.join(SUITES)} (default: cronica).")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help=f"What to measure: {', '.join(suites.NAMES)} (default: {suites.NAMES[0]}).")
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Tasks of lm-eval instead, with commas; of the card with it.")
     ] = None,
@@ -80,127 +85,43 @@ def evaluate(
       zoo eval runs/tiny_lm --perplexity texts.txt
       zoo eval --compare a.json b.json
     """
-    from zoo.errors import UserError
-
-    chosen = {"--suite": suite, "--tasks": tasks, "--perplexity": perplexity, "--compare": compare}
-    given = [name for name, value in chosen.items() if value is not None]
-    if len(given) > 1 and not (given == ["--suite", "--tasks"] and suite == "kodalite-card"):
-        raise UserError(f"{' and '.join(given)} ask for different things; give one of them")
+    options = given(**locals())
+    for name in ("model", "suite", "out", "as_json"):
+        options.pop(name, None)
+    _check_one_is_asked(suite, options)
     if out is not None:
         _check_out(out)
-    options = {
-        "--data": data,
-        "--include-path": include_path,
-        "--limit": limit,
-        "--num-fewshot": num_fewshot,
-        "--batch-size": batch_size,
-        "--max-length": max_length,
-        "--add-bos": add_bos,
-        "--dtype": dtype,
-        "--cache": cache,
-        "--cronicas": cronicas,
-        "--max-new-tokens": max_new_tokens,
-        "--temperature": temperature,
-        "--top-k": top_k,
-        "--top-p": top_p,
-        "--seed": seed,
-    }
-    if compare is not None:
-        if model is not None:
-            raise UserError(f"--compare takes two results and no model; leave {model!r} out")
-        _check_options("--compare", options)
-        _finish(_compared(*compare), out, as_json)
-        return
-    if model is None:
+    if model is not None and compare is not None:
+        raise UserError(f"--compare takes two results and no model; leave {model!r} out")
+    if model is None and compare is None:
         raise UserError("MODEL is missing: a run directory, a model directory or a name")
-    suite = suite or ("cronica" if not given else None)
-    if suite is not None and suite not in SUITES:
-        raise UserError(f"--suite is {suite!r}; there is: {', '.join(SUITES)}")
-    kind = suite or given[0]
-    _check_options(kind, options)
-    if limit is not None and not 0 < limit < math.inf:
-        raise UserError(f"--limit is {limit:g}; it must be a number above 0")
-    batch_size = 32 if batch_size is None else batch_size
-    if kind == "cronica":
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
-        sampling = {name: value for name, value in sampling.items() if value is not None}
-        result = _cronica(model, data, 200 if cronicas is None else cronicas, seed or 0, batch_size, dtype, sampling)
-        _finish(result, out, as_json)
+    chosen = _choose(suite, options)
+    chosen.check(options)
+    result = chosen.run(partial(_load, model), _Progress(chosen.unit), options)
+    if model is not None:
+        result["model"] = model
+    text = chosen.markdown(result)
+    if out is not None:
+        _write(result, text, out)
+    print(json.dumps(chosen.without_items(result), ensure_ascii=False) if as_json else text)
+
+
+def _check_one_is_asked(suite: str | None, options: dict[str, Any]) -> None:
+    """Raises UserError where several suites are asked for, but for options that the named suite takes."""
+    asked = [name for name in suites.BY_OPTION if name in options]
+    if suite in suites.NAMES and set(asked) <= set(suites.named(suite).options):
         return
-    if kind == "--tasks":
-        _need_lm_eval()
-    if perplexity is not None and not perplexity.is_file():
-        raise UserError(f"--perplexity: there is no file {perplexity}")
-
-    from zoo.evaluate.cache import ResultCache, identity_of
-
-    lm = _load(model, dtype or ("bfloat16" if suite == "kodalite-card" else None))
-    shared: dict[str, Any] = {"batch_size": batch_size, "on_progress": _Progress("")}
-    shared["cache"] = None if cache is None else ResultCache(cache, identity_of(lm))
-    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    if kind == "--tasks":
-        from zoo.evaluate import lm_eval
-
-        result = lm_eval.evaluate(
-            lm,
-            names,
-            include_path=include_path,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            max_length=max_length,
-            add_bos=add_bos,
-            **shared,
-        )
-    elif kind == "kodalite-card":
-        from zoo.evaluate import card
-
-        result = card.evaluate(lm, names or tuple(card.TASKS), data=data, limit=_whole(limit), **shared)
-    elif kind == "wikitext":
-        from zoo.evaluate.perplexity import wikitext
-
-        result = wikitext(lm, data=data, limit=_whole(limit), **shared)
-    else:
-        from zoo.evaluate.perplexity import of_texts, read_texts
-
-        result = of_texts(lm, read_texts(perplexity), name=perplexity.name, max_length=max_length, **shared)
-    _finish({**result, "model": model}, out, as_json)
+    asked = [*(["suite"] if suite is not None else []), *asked]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in asked)} ask for different things; give one of them")
 
 
-# What each way of measuring takes of the options that not all take.
-_COMPUTING = ("--batch-size", "--dtype")
-_TAKES = {
-    "cronica": (
-        "--data",
-        *_COMPUTING,
-        *("--cronicas", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed"),
-    ),
-    "kodalite-card": ("--data", "--limit", "--cache", *_COMPUTING),
-    "wikitext": ("--data", "--limit", "--cache", *_COMPUTING),
-    "--tasks": ("--include-path", "--limit", "--num-fewshot", "--max-length", "--add-bos", "--cache", *_COMPUTING),
-    "--perplexity": ("--max-length", "--cache", *_COMPUTING),
-    "--compare": (),
-}
+def _choose(suite: str | None, options: dict[str, Any]) -> suites.Suite:
+    by_option = [suites.BY_OPTION[name] for name in suites.BY_OPTION if name in options]
+    return by_option[0] if suite is None and by_option else suites.named(suite or suites.NAMES[0])
 
 
-def _check_options(kind: str, options: dict[str, Any]) -> None:
-    from zoo.errors import UserError
-
-    for name, value in options.items():
-        if value is not None and name not in _TAKES[kind]:
-            what = kind if kind.startswith("--") else f"--suite {kind}"
-            raise UserError(f"{name} has no meaning with {what}; leave it out")
-
-
-def _whole(limit: float | None) -> int | None:
-    from zoo.errors import UserError
-
-    if limit is not None and (limit < 1 or limit != int(limit)):
-        raise UserError(f"--limit is {limit:g}; it must be a whole number of at least 1")
-    return None if limit is None else int(limit)
-
-
-def _load(model: str, dtype: str | None):
-    from zoo.errors import UserError
+def _load(model: str, dtype: str | None) -> "LanguageModel":
     from zoo.language_model import load
 
     if dtype not in (None, "float32", "bfloat16"):
@@ -209,57 +130,7 @@ def _load(model: str, dtype: str | None):
     return load(model, dtype=dtype)
 
 
-def _need_lm_eval() -> None:
-    import importlib.util
-
-    from zoo.errors import UserError
-
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("--tasks needs the package lm-eval: pip install 'zoo-nnx[eval]'")
-
-
-def _cronica(model, data, cronicas, seed, batch_size, dtype, sampling) -> dict[str, Any]:
-    sets = None if data is None else {"data": _records(data, cronicas)}
-    from zoo.errors import UserError
-    from zoo.tasks.cronica.evaluation import evaluate as run
-
-    lm = _load(model, dtype)
-    try:
-        lm.check_cronica()
-    except UserError as error:
-        raise UserError(f"--suite cronica: {error}; others are measured by --tasks or --perplexity") from None
-    result = run(
-        lm,
-        num_cronicas=cronicas,
-        sets=sets,
-        seed=seed,
-        batch_size=batch_size,
-        on_progress=_Progress(" crónicas"),
-        **sampling,
-    )
-    return {**result, "model": model}
-
-
-def _records(path: Path, count: int) -> list[dict]:
-    from zoo.errors import UserError
-    from zoo.recipe.data import DataSection
-    from zoo.tasks.cronica.records import load_records
-
-    if count < 1:
-        raise UserError(f"--cronicas is {count}; it must be at least 1")
-    source = "parquet" if path.is_dir() or path.suffix == ".parquet" else "jsonl"
-    return load_records(DataSection(source=source, path=str(path), num_pairs=count))
-
-
-def _compared(first: Path, second: Path) -> dict[str, Any]:
-    from zoo.evaluate.compare import compare, read
-
-    return compare(read(first), read(second))
-
-
 def _check_out(out: Path) -> None:
-    from zoo.errors import UserError
-
     if out.is_dir():
         raise UserError(f"--out: {out} is a directory; name a JSON file, as {out / 'result.json'}")
     if not out.absolute().parent.is_dir():
@@ -268,40 +139,28 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out: {out} is where the tables would go; name a JSON file, as {out.with_suffix('.json')}")
 
 
-def _finish(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    """Write the whole result, and print it without its items and texts."""
+def _write(result: dict[str, Any], text: str, out: Path) -> None:
     from zoo.util import atomic_write
 
-    if result["suite"] == "cronica":
-        from zoo.tasks.cronica.report import markdown
-    else:
-        from zoo.evaluate.tables import markdown
-    text = markdown(result)
-    if out is not None:
-        atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-        atomic_write(out.with_suffix(".md"), text + "\n")
-    for found in result.get("sets", {}).values():
-        del found["texts"]
-    for found in result.get("tasks", {}).values():
-        found.pop("items", None)
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+    atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    atomic_write(out.with_suffix(".md"), text + "\n")
 
 
 class _Progress:
-    """A line on stderr after each batch, at most one a second: how many, and how long it will take."""
+    """Prints a line on stderr after each batch, at most one a second: how much is done, and how long it will take."""
 
     def __init__(self, unit: str):
-        self._unit, self._name, self._started, self._first, self._shown = unit, "", 0.0, 0, 0.0
+        self._unit, self._name, self._started, self._first, self._printed = unit, "", 0.0, 0, 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
         from zoo.util import human_duration
 
         now = time.perf_counter()
         if name != self._name:
-            self._name, self._started, self._first, self._shown = name, now, done, 0.0
-        if now - self._shown < 1 and done < total:
+            self._name, self._started, self._first, self._printed = name, now, done, 0.0
+        if now - self._printed < 1 and done < total:
             return
-        self._shown = now
-        fresh = done - self._first
-        left = f", {human_duration((now - self._started) / fresh * (total - done))} left" if fresh else ""
+        self._printed = now
+        computed = done - self._first  # the rest was in a cache
+        left = f", {human_duration((now - self._started) / computed * (total - done))} left" if computed else ""
         print(f"{name}: {done} of {total}{self._unit}{left}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import late_interrupt, ready_to_compute
+from zoo.cli.common import given, late_interrupt, ready_to_compute
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,13 +113,8 @@ def generate(
     print(f"{len(texts) * n:,} texts, {rate}", file=sys.stderr)
 
 
-def given(**settings: Any) -> dict[str, Any]:
-    """The settings that are not None."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
 def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "LanguageModel":
-    """Load a model as the options say."""
+    """Loads a model with the options `--rope-scaling` and `--dtype`. Raises UserError for a bad one."""
     from zoo.convert.base import storage_dtype
     from zoo.generate.rope_scaling import overrides
     from zoo.language_model import load
@@ -132,17 +127,19 @@ def open_model(model: str, rope_scaling: str | None, dtype: str | None) -> "Lang
 
 
 def open_stdin(what: str) -> Any:
-    """The process's stdin. UserError, which begins with `what`, where it was started with none."""
+    """Returns the process's stdin. Raises UserError, which begins with `what`, where the process has none."""
     if sys.stdin is None:
         raise UserError(f"{what}: reads stdin, which is closed; give it a file or a pipe")
     return sys.stdin
 
 
 def show(begin: Callable[[], "TextStream"], started: float, transform=None) -> None:
-    """Print a stream to stdout as it comes, and how fast it came to stderr.
+    """Prints a stream to stdout as it comes, and its speed to stderr.
 
-    `begin` gives the stream. `transform` (with `push` and `flush`) changes the text on its way; `started` is when the
-    call was made.
+    Args:
+        begin: returns the stream.
+        started: `time.perf_counter` at the time of the call.
+        transform: an object with `push` and `flush` that changes the text before it is printed; None: unchanged.
     """
     with late_interrupt() as interrupted:
         stream = begin()
@@ -161,24 +158,24 @@ def show(begin: Callable[[], "TextStream"], started: float, transform=None) -> N
 
 
 def _record(prompt: str, item, seed: int) -> dict[str, Any]:
-    found = {"prompt": prompt, "seed": seed, "text": item.text, "finish": item.finish}
-    return {**found, "tokens": item.tokens, "logprobs": item.logprobs}
+    record = {"prompt": prompt, "seed": seed, "text": item.text, "finish": item.finish}
+    return {**record, "tokens": item.tokens, "logprobs": item.logprobs}
 
 
 def _progress(done: int, total: int) -> None:
-    """How many texts are written: one line that changes on a terminal, nothing elsewhere."""
+    """Prints how many texts are written: one line that changes on a terminal, nothing elsewhere."""
     if sys.stderr.isatty():
         print(f"\r{done}/{total} texts", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _read_prompts(path: Path) -> list[str]:
-    # At newlines alone: other marks that Python ends lines with may stand inside a JSON text.
+    # Split at newlines alone: other characters at which `splitlines` splits may stand inside a JSON text.
     lines = [(number, line) for number, line in enumerate(_read(path, "--prompts").split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"--prompts: {path} holds no prompt")
     if path.suffix != ".jsonl":
         return [line for _, line in lines]
-    found = []
+    prompts = []
     for number, line in lines:
         try:
             record = json.loads(line)
@@ -186,8 +183,8 @@ def _read_prompts(path: Path) -> list[str]:
             raise UserError(f"--prompts: {path}, line {number} is no JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise UserError(f"--prompts: {path}, line {number} has no text in a field `prompt`")
-        found.append(record["prompt"])
-    return found
+        prompts.append(record["prompt"])
+    return prompts
 
 
 def _read(path: Path, what: str) -> str:

@@ -48,7 +48,7 @@ def _about(
 
 
 def build_app(names: Sequence[str]) -> typer.Typer:
-    """The typer app with these commands."""
+    """Makes the typer app with these commands, names from COMMANDS."""
     app = new_app()
     app.callback(invoke_without_command=True)(_about)
     for name in names:
@@ -57,13 +57,13 @@ def build_app(names: Sequence[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):  # a group of commands
             app.add_typer(command, name=name)
             continue
-        # Typer would cut a first paragraph of its own finding at 45 letters.
+        # Typer would cut the first paragraph at 45 letters.
         app.command(name, short_help=" ".join(command.__doc__.split("\n\n")[0].split()))(command)
     return app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zoo`; returns the exit code."""
+    """Runs `zoo` with `argv` (None: the process's own) and returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         run_command(build_app(list(COMMANDS)), ["--help"], "zoo")

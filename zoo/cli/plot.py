@@ -9,7 +9,7 @@ import typer
 
 
 class Axis(StrEnum):
-    """What runs along the x axis."""
+    """What the x axis counts."""
 
     step = "step"
     tokens = "tokens"
@@ -39,14 +39,14 @@ def plot(
     from zoo.errors import UserError
     from zoo.plotting import runs as plots
 
-    found = [plots.read_run(path) for path in dict.fromkeys(runs)]
-    for run in found:
+    plotted = [plots.read_run(path) for path in dict.fromkeys(runs)]
+    for run in plotted:
         for note in run.notes:
             print(f"zoo plot: {run.path}: {note}", file=sys.stderr)
     if out is None:
-        out = (found[0].path if len(found) == 1 else Path()) / "plot"
+        out = (plotted[0].path if len(plotted) == 1 else Path()) / "plot"
     out = out.with_suffix("") if out.suffix in (".png", ".html") else out
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no directory {out.parent}; make it, or name another")
-    for path in plots.write(found, out, x=x.value):
+    for path in plots.write(plotted, out, x=x.value):
         print(path)

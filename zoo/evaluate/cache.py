@@ -1,4 +1,4 @@
-"""Results kept in a file, so that an evaluation that was interrupted goes on where it was."""
+"""A file of results, with which an interrupted evaluation goes on where it was."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from zoo.util import sha256_hex
 
 
 class ResultCache:
-    """JSON values by question, of one model: another model, or the same with other weights, finds nothing here.
+    """An SQLite file of JSON values by question, as one model answered.
 
-    An SQLite file; several models may share it.
+    Several models may share the file; each, and each set of weights, sees its own answers alone.
     """
 
     def __init__(self, path: str | os.PathLike, identity: str):
-        """Opens or creates the file; `identity` is `identity_of` the model. Raises UserError if that cannot be done."""
+        """Opens or creates the file; `identity` is `identity_of` the model. Raises UserError if it cannot be used."""
         self._path, self._identity = Path(path), identity
         try:
             self._connection = sqlite3.connect(self._path)
@@ -32,19 +32,18 @@ class ResultCache:
             raise UserError(f"--cache: {path} cannot be used ({error}); name a new file, or one it wrote") from None
 
     def get(self, kind: str, question: Any) -> Any:
-        """The value that was put, or None. `question` is what JSON can say."""
-        found = self._connection.execute(
-            "SELECT value FROM results WHERE key = ?", [self._key(kind, question)]
-        ).fetchone()
-        return None if found is None else json.loads(found[0])
+        """Returns the value that was put for a question, which JSON can hold; None where there is none."""
+        key = self._key(kind, question)
+        row = self._connection.execute("SELECT value FROM results WHERE key = ?", [key]).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def put(self, kind: str, question: Any, value: Any) -> None:
-        """Keep `value`; `commit` makes it last."""
+        """Stores the value of a question; it is lost without a later `commit`."""
         row = [self._key(kind, question), json.dumps(value)]
         self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", row)
 
     def commit(self) -> None:
-        """Write what was put."""
+        """Writes to the disk what was put."""
         self._connection.commit()
 
     def _key(self, kind: str, question: Any) -> str:
@@ -52,10 +51,11 @@ class ResultCache:
 
 
 def identity_of(lm: LanguageModel) -> str:
-    """SHA-256 over what decides a model's results: architecture, weights, tokenizer and the dtype it computes in."""
+    """Returns the SHA-256 over what decides a model's results: architecture, weights, tokenizer and compute dtype."""
     _, state = nnx.split(lm.module)
-    about = [lm.spec.name, lm.config.to_dict(), None if lm.tokenizer is None else lm.tokenizer.fingerprint]
-    digest = hashlib.sha256(json.dumps([*about, str(lm.computing.dtype)], sort_keys=True).encode())
+    tokenizer = None if lm.tokenizer is None else lm.tokenizer.fingerprint
+    settings = [lm.spec.name, lm.config.to_dict(), tokenizer, str(lm.computing.dtype)]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state)):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

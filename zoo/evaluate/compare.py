@@ -7,29 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.evaluate import measures
+from zoo.evaluate import measures, tables
+from zoo.evaluate.kodalite_card import CHOICE_TASKS
+from zoo.evaluate.protocol import FORMAT
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """A result that `zoo eval --out` wrote. Raises UserError for anything else."""
+    """Reads a result that `zoo eval --out` wrote. Raises UserError for anything else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--compare: there is no file {path}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"--compare: {path} cannot be read as JSON ({error})") from None
-    tasks = found.get("tasks") if isinstance(found, dict) else None
+    tasks = result.get("tasks") if isinstance(result, dict) else None
     items_there = isinstance(tasks, dict) and all(
         isinstance(task, dict) and isinstance(task.get("items"), list) and isinstance(task.get("metrics"), dict)
         for task in tasks.values()
     )
-    if not items_there or found.get("format") != measures.FORMAT:
+    if not items_there or result.get("format") != FORMAT:
         raise UserError(f"--compare: {path} is no result of tasks; write one by zoo eval MODEL --tasks ... --out FILE")
-    return found
+    return result
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """What the second result has over the first, from the items that both have.
+    """Compares two results by the items that both have: what does the second one have over the first?
 
     Args:
         first, second: results of one suite, as `read` gives them.
@@ -52,13 +54,13 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         if name not in common:
             notes.append(f"{name}: in one of the results only")
             continue
-        tasks[name], found = _task(name, first["tasks"][name], second["tasks"][name])
-        notes += found
+        tasks[name], task_notes = _task(name, first["tasks"][name], second["tasks"][name])
+        notes += task_notes
     if not any(task["metrics"] for task in tasks.values()):
         raise UserError(f"--compare: the results have no items in common ({'; '.join(notes) or 'no tasks'})")
     notes += _settings(first.get("settings", {}), second.get("settings", {}))
     result = {
-        "format": measures.FORMAT,
+        "format": FORMAT,
         "suite": "compare",
         "of": first["suite"],
         "first": first.get("model"),
@@ -81,23 +83,23 @@ def _settings(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def _task(name: str, first: dict[str, Any], second: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The compared metrics of a task, and what is to be said about it."""
+    """Returns the compared metrics of a task, and notes on what was left out."""
     pairs, notes = _pairs(first["items"], second["items"]), []
     missing = max(len(first["items"]), len(second["items"])) - len(pairs)
     if missing:
         notes.append(f"{name}: {missing} items are not in both results, or not the same in both")
     metrics = {}
-    for metric, about in first["metrics"].items():
+    for metric, measured in first["metrics"].items():
         values = [(one[metric], other[metric]) for one, other in pairs if metric in one and metric in other]
         if values and metric in second["metrics"]:
             # Items hold the loss of a perplexity; the difference of its logarithms is a mean over them.
             label = f"log {metric}" if metric.endswith("perplexity") else metric
-            metrics[label] = _difference(values) | {"higher_is_better": about.get("higher_is_better")}
+            metrics[label] = _difference(values) | {"higher_is_better": measured.get("higher_is_better")}
     return {"metrics": metrics}, notes
 
 
 def _pairs(first: list[dict], second: list[dict]) -> list[tuple[dict, dict]]:
-    """Items of both that are the same question: equal number and content."""
+    """Returns the pairs of items that are the same question: equal number and content."""
     others = {(item.get("id"), item.get("hash")): item for item in second}
     keys = [(item.get("id"), item.get("hash")) for item in first]
     return [(item, others[key]) for item, key in zip(first, keys, strict=True) if key in others]
@@ -109,18 +111,18 @@ def _difference(values: list[tuple[Any, Any]]) -> dict[str, Any]:
         return _of_ratios([one for one, _ in weighted], [other for _, other in weighted])
     first, second = [float(one) for one, _ in values], [float(other) for _, other in values]
     difference, error = measures.mean([other - one for one, other in zip(first, second, strict=True)])
-    found = {"first": measures.mean(first)[0], "second": measures.mean(second)[0], "n": len(values)}
-    found |= _interval(difference, error)
+    result = {"first": measures.mean(first)[0], "second": measures.mean(second)[0], "n": len(values)}
+    result |= _interval(difference, error)
     if all(value in (0.0, 1.0) for value in [*first, *second]):
         only_first = sum(one > other for one, other in values)
         only_second = sum(other > one for one, other in values)
-        found |= {"only_first": only_first, "only_second": only_second}
-        found["p"] = measures.sign_test(only_first, only_second)
-    return found
+        result |= {"only_first": only_first, "only_second": only_second}
+        result["p"] = measures.sign_test(only_first, only_second)
+    return result
 
 
 def _of_ratios(first: list[list[float]], second: list[list[float]]) -> dict[str, Any]:
-    """Difference of sum / weight, both with their own weights (tokens differ where tokenizers do)."""
+    """Returns the difference of sum / weight, each with its own weights: tokens differ where tokenizers do."""
     n = len(first)
     (up, down), (other_up, other_down) = zip(*first, strict=True), zip(*second, strict=True)
     one, other = measures.ratio(up, down)[0], measures.ratio(other_up, other_down)[0]
@@ -133,17 +135,15 @@ def _of_ratios(first: list[list[float]], second: list[list[float]]) -> dict[str,
 
 
 def _interval(difference: float, error: float | None) -> dict[str, Any]:
-    found = {"difference": difference, "stderr": error, "low": None, "high": None, "p": None}
+    interval = {"difference": difference, "stderr": error, "low": None, "high": None, "p": None}
     if error is not None:
-        found |= {"low": difference - measures.Z95 * error, "high": difference + measures.Z95 * error}
-        found["p"] = measures.normal_p(difference / error) if error else float(difference == 0)
-    return found
+        interval |= {"low": difference - measures.Z95 * error, "high": difference + measures.Z95 * error}
+        interval["p"] = measures.normal_p(difference / error) if error else float(difference == 0)
+    return interval
 
 
 def _average(tasks: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the card's average over the tasks with choices."""
-    from zoo.evaluate.card import CHOICE_TASKS
-
+    """Compares the averages over the card's tasks with choices; None unless all of them are compared."""
     if not all(name in tasks and "acc" in tasks[name]["metrics"] for name in CHOICE_TASKS):
         return None
     each = [tasks[name]["metrics"]["acc"] for name in CHOICE_TASKS]
@@ -151,3 +151,30 @@ def _average(tasks: dict[str, Any]) -> dict[str, Any] | None:
     errors = [one["stderr"] for one in each]
     error = None if None in errors else math.sqrt(math.fsum(e**2 for e in errors)) / len(errors)
     return {**means, **_interval(means["difference"], error), "n": sum(one["n"] for one in each)}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Returns the table of a `compare`."""
+    rows = [["task", "metric", "n", "first", "second", "difference", "95% interval", "p", "only first", "only second"]]
+    compared = [(name, *metric) for name, task in result["tasks"].items() for metric in task["metrics"].items()]
+    if result.get("average"):
+        compared.append(("average", "acc", result["average"]))
+    for name, metric, one in compared:
+        share = tables.is_share(metric)
+        scale, digits = (100, 2) if share else (1, 4)
+        interval = "unknown"
+        if one["low"] is not None:
+            interval = f"{scale * one['low']:+.{digits}f} to {scale * one['high']:+.{digits}f}"
+        first, second = (f"{scale * one[which]:.{digits}f}{'%' if share else ''}" for which in ("first", "second"))
+        difference = f"{scale * one['difference']:+.{digits}f}"
+        chance = "unknown" if one["p"] is None else f"{one['p']:.4f}"
+        only = [str(one.get(which, "")) for which in ("only_first", "only_second")]
+        rows.append([name, metric, str(one["n"]), first, second, difference, interval, chance, *only])
+    notes = [
+        f"first: {result['first']}; second: {result['second']}. difference: second - first, over the items of both, "
+        "paired.",
+        "p: two-sided; for right and wrong answers the exact sign test (McNemar's), with the items that one alone has "
+        "right.",
+        *(f"{note}." for note in result["notes"]),
+    ]
+    return "\n".join([tables.table(rows), "", *notes])

@@ -1,4 +1,4 @@
-"""Records of the public data sets that suites use: from files that the user has, else from the Hugging Face hub."""
+"""Records of the public data sets that suites use, from files that the user has or from the Hugging Face hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 @dataclass(frozen=True)
 class HubData:
-    """Where a data set lies on the hub."""
+    """A data set on the Hugging Face hub: its repository, its configuration (None: the only one) and the split."""
 
     repository: str
     config: str | None
@@ -21,9 +21,16 @@ class HubData:
 
 
 def records(name: str, hub: HubData, directory: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first `limit` records: of `directory`/`name`.jsonl (or .jsonl.gz, .parquet), with no directory of the hub.
+    """Returns the first `limit` records of a data set; None: all of them.
 
-    Raises UserError when they cannot be had, or are none.
+    Args:
+        name: the data set's name, and that of its file.
+        hub: where it lies on the hub.
+        directory: a directory with `name`.jsonl (or .jsonl.gz, .parquet) to read instead; None: the hub is asked.
+        limit: how many records.
+
+    Raises:
+        UserError: they cannot be had, or there are none.
     """
     rows = _from_hub(name, hub) if directory is None else _from_files(name, directory)
     rows = rows[:limit] if limit is not None else rows

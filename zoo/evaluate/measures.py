@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-FORMAT = 1  # of the JSON results with "tasks" and their "items"
-
-Z95 = 1.959964
+Z95 = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 
 
 def mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of independent values and its standard error (None for fewer than two)."""
+    """Returns the mean of independent values and its standard error (None for fewer than two)."""
     n = len(values)
     middle = math.fsum(values) / n
     if n < 2:
@@ -19,7 +17,7 @@ def mean(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float | None]:
-    """sum / sum over independent items, and its standard error by linearisation (None for fewer than two items)."""
+    """Returns sum / sum over independent items and its standard error by linearisation (None for fewer than two)."""
     n, total = len(numerators), math.fsum(denominators)
     value = math.fsum(numerators) / total
     if n < 2:
@@ -28,12 +26,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[f
     return value, math.sqrt(squares * n / (n - 1)) / total
 
 
-# The harness keeps log-likelihoods of items; here they are kept as losses, in nats or bits.
+# The harness holds log-likelihoods of items; results hold losses, in nats or bits: log-likelihood times this.
 _LOSSES = {"perplexity": -1.0, "word_perplexity": -1.0, "byte_perplexity": -1.0, "bits_per_byte": -1 / math.log(2)}
 
 
 def item_value(metric: str, value: Any) -> float | list[float] | None:
-    """What is kept of an item's value in the harness: a number, or [sum, weight]; None for anything else.
+    """Returns what a result holds of an item's value in the harness: a number, or [sum, weight]; else None.
 
     For perplexities that is the loss in nats (of an item, or with its words or bytes), for bits_per_byte in bits.
     """
@@ -53,7 +51,7 @@ def _number(value: Any) -> float | None:
 
 
 def weighted_stderr(metric: str, values: Sequence[Any]) -> float | None:
-    """Standard error of the harness's weighted metrics, whose items are [loss, words or bytes]."""
+    """Returns the standard error of a weighted metric of the harness, whose items are [loss, words or bytes]."""
     if len(values) < 2 or not all(isinstance(value, list) for value in values):
         return None
     rate, error = ratio(*zip(*values, strict=True))
@@ -63,20 +61,21 @@ def weighted_stderr(metric: str, values: Sequence[Any]) -> float | None:
 
 
 def measured(value: float, stderr: float | None, higher_is_better: bool) -> dict[str, Any]:
-    """A metric as results hold it."""
+    """Returns a metric as results hold it."""
     return {"value": value, "stderr": stderr, "higher_is_better": higher_is_better}
 
 
 def perplexity(loss: float, stderr: float | None) -> dict[str, Any]:
-    """The metric of a loss in nats a token and its standard error."""
+    """Returns the metric "perplexity" for a loss in nats a token and its standard error."""
     value = math.exp(min(loss, 700.0))  # beyond, no float holds it
     return measured(value, None if stderr is None else value * stderr, False)
 
 
 def sign_test(first_better: int, second_better: int) -> float:
-    """Two-sided p of the exact sign test: for right and wrong answers it is McNemar's.
+    """Returns the two-sided p of the exact sign test, which for right and wrong answers is McNemar's.
 
-    The chance that of so many items that differ, the fewer side has no more than it has, or the other way round.
+    It is the chance that one of the two sides, whichever, has at most min(first_better, second_better) of the items
+    that differ, if both are equally good.
     """
     n, few = first_better + second_better, min(first_better, second_better)
     if n == 0:
@@ -89,5 +88,5 @@ def sign_test(first_better: int, second_better: int) -> float:
 
 
 def normal_p(z: float) -> float:
-    """Two-sided p of a standard normal value."""
+    """Returns the two-sided p of a standard normal value."""
     return math.erfc(abs(z) / math.sqrt(2))

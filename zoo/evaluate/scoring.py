@@ -8,7 +8,8 @@ last token only (answers of one token) are one row for the model.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +29,31 @@ CPU_CHUNK, ACCELERATOR_CHUNK = 512, 4096
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Token ids, and how many of the last ones are scored, each given all before it; never the first."""
+    """A row of a batch: each of its last tokens is scored given all tokens before it.
+
+    Attributes:
+        tokens: token ids.
+        scored: how many of the last tokens are scored; less than all of them.
+    """
 
     tokens: tuple[int, ...]
     scored: int
 
+    @classmethod
+    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int) -> "Row":
+        """Returns the row that scores `continuation`; beyond `longest` tokens it loses those at its beginning."""
+        tokens = tuple([*context, *continuation][-longest:])
+        return cls(tokens, min(len(continuation), max(len(tokens) - 1, 0)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Of the scored tokens of a row: the sum of their natural log probabilities, and whether each is the likeliest."""
+    """The score of a row.
+
+    Attributes:
+        logprob: the sum of the natural log probabilities of its scored tokens.
+        greedy: whether each scored token is the likeliest one at its place.
+    """
 
     logprob: float
     greedy: bool
@@ -46,9 +63,15 @@ class Scorer:
     """A module ready to score rows, `batch_size` at a time."""
 
     def __init__(self, module: nnx.Module, *, batch_size: int = 32, cache: ResultCache | None = None):
-        """`cache`: results found there are not computed again, new ones are added after every batch.
+        """Splits the module, which stays as it is.
 
-        Raises UserError for a batch_size below 1.
+        Args:
+            module: a causal model of the zoo.
+            batch_size: rows computed at a time; rounded up to a multiple of the devices that the module lies on.
+            cache: results that it holds are not computed again; new ones are added after every batch.
+
+        Raises:
+            UserError: a batch_size below 1.
         """
         if batch_size < 1:
             raise UserError(f"--batch-size is {batch_size}; it must be at least 1")
@@ -61,45 +84,52 @@ class Scorer:
         self._vocab_size = module.config.vocab_size
 
     def score(self, rows: Sequence[Row], *, on_progress: Callable[[int, int], None] | None = None) -> list[Scored]:
-        """The score of each row, in their order; a row of which nothing is scored has log probability 0.
+        """Returns the score of each row, in their order; a row of which nothing is scored has log probability 0.
 
-        on_progress: called with rows done and their number, at the start and after each batch.
+        Args:
+            rows: of any lengths.
+            on_progress: called with the number of rows done and of all rows, at the start and after each batch.
 
-        Raises UserError for a row that holds more tokens than the model takes, or an id it does not know.
+        Raises:
+            UserError: a row with more tokens than the model takes, or with an id outside its vocabulary.
         """
         for row in rows:
             self._check(row)
-        found: list[Scored | None] = [None if row.scored else Scored(0.0, True) for row in rows]
-        if self._cache is not None:
-            for number, row in enumerate(rows):
-                kept = None if found[number] else self._cache.get("score", [row.tokens, row.scored])
-                found[number] = found[number] or (kept and Scored(*kept))
+        results = [self._known(row) for row in rows]
         # Rows with equal inputs are computed once.
-        alike: dict[tuple[int, ...], list[int]] = {}
+        by_inputs: dict[tuple[int, ...], list[int]] = {}
         for number, row in enumerate(rows):
-            if found[number] is None:
-                alike.setdefault(row.tokens[:-1], []).append(number)
-        # The longest first: what does not fit in memory is known at once.
-        order = sorted(alike, key=lambda inputs: (-len(inputs), inputs))
-        done = sum(one is not None for one in found)
+            if results[number] is None:
+                by_inputs.setdefault(row.tokens[:-1], []).append(number)
+        # The longest come first: what does not fit in memory fails at once.
+        order = sorted(by_inputs, key=lambda inputs: (-len(inputs), inputs))
+        done = sum(result is not None for result in results)
         if on_progress:
             on_progress(done, len(rows))
-        for at in range(0, len(order), self._batch_size):
-            batch = order[at : at + self._batch_size]
-            members = [alike[inputs] for inputs in batch]
-            scored = self._batch(batch, [[rows[number] for number in some] for some in members], len(order))
-            for some, results in zip(members, scored, strict=True):
-                for number, result in zip(some, results, strict=True):
-                    found[number] = result
-                    if self._cache is not None:
-                        row = rows[number]
-                        self._cache.put("score", [row.tokens, row.scored], [result.logprob, result.greedy])
-                    done += 1
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            numbers = [by_inputs[inputs] for inputs in batch]
+            scored = self._batch(batch, [[rows[number] for number in group] for group in numbers], len(order))
+            for number, result in zip(itertools.chain(*numbers), itertools.chain(*scored), strict=True):
+                results[number] = result
+                self._store(rows[number], result)
+                done += 1
             if self._cache is not None:
                 self._cache.commit()
             if on_progress:
                 on_progress(done, len(rows))
-        return found
+        return results
+
+    def _known(self, row: Row) -> Scored | None:
+        """Returns the score of a row that needs no computation, None for the others."""
+        if not row.scored:
+            return Scored(0.0, True)
+        stored = None if self._cache is None else self._cache.get("score", [row.tokens, row.scored])
+        return None if stored is None else Scored(*stored)
+
+    def _store(self, row: Row, result: Scored) -> None:
+        if self._cache is not None:
+            self._cache.put("score", [row.tokens, row.scored], [result.logprob, result.greedy])
 
     def _check(self, row: Row) -> None:
         inputs = len(row.tokens) - 1
@@ -110,31 +140,27 @@ class Scorer:
         if row.scored and not (min(row.tokens) >= 0 and max(row.tokens) < self._vocab_size):
             raise UserError(f"a token to be scored is outside the model's vocabulary of {self._vocab_size}")
 
-    def _batch(self, batch: list[tuple[int, ...]], members: list[list[Row]], num_rows: int) -> list[list[Scored]]:
-        """Scores of the rows that share each of the inputs in `batch`."""
+    def _batch(self, batch: list[tuple[int, ...]], groups: list[list[Row]], num_rows: int) -> list[list[Scored]]:
+        """Returns the scores of the rows in `groups`, which share the inputs in `batch`."""
         longest = max(map(len, batch))
         width = min(_width(longest), max(longest, self._limit))
         # A run's batches all have one size, so that the last one compiles nothing new.
         size = self._batch_size if self._mesh else min(self._batch_size, 1 << (num_rows - 1).bit_length())
-        tokens = np.zeros((size, width), np.int32)
         entries: dict[tuple[int, int], int] = {}  # (place in the flattened batch, target) -> number
-        for number, inputs in enumerate(batch):
-            tokens[number, : len(inputs)] = inputs
-        for number, some in enumerate(members):
-            for row in some:
-                for at in range(len(row.tokens) - 1 - row.scored, len(row.tokens) - 1):
-                    entries.setdefault((number * width + at, row.tokens[at + 1]), len(entries))
+        wanted = [
+            [[entries.setdefault(key, len(entries)) for key in _keys(row, at * width)] for row in group]
+            for at, group in enumerate(groups)
+        ]
         chunk = min(_chunk(), 1 << (size * width - 1).bit_length())
         room = chunk * -(-size * width // chunk)
         while room < len(entries):  # many answers of one token to the same question
             room *= 2
-        places, targets = np.zeros(room, np.int32), np.zeros(room, np.int32)
-        places[: len(entries)] = [place for place, _ in entries]
-        targets[: len(entries)] = [target for _, target in entries]
+        places, targets = np.zeros((2, room), np.int32)
+        places[: len(entries)], targets[: len(entries)] = zip(*entries, strict=True)
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
             logprobs, best = _logprobs(
                 self._params,
-                tokens,
+                _padded(batch, size, width),
                 places,
                 targets,
                 np.int32(-(-len(entries) // chunk)),
@@ -142,49 +168,61 @@ class Scorer:
                 chunk=chunk,
             )
         logprobs, best = np.asarray(logprobs, np.float64), np.asarray(best)
-        results = []
-        for number, some in enumerate(members):
-            results.append([])
-            for row in some:
-                first = len(row.tokens) - 1 - row.scored
-                mine = [entries[number * width + first + i, row.tokens[first + i + 1]] for i in range(row.scored)]
-                results[-1].append(Scored(float(logprobs[mine].sum()), bool(best[mine].all())))
-        return results
+        return [[Scored(float(logprobs[at].sum()), bool(best[at].all())) for at in group] for group in wanted]
+
+
+def _keys(row: Row, offset: int) -> Iterator[tuple[int, int]]:
+    """Yields the place, counted from the row's `offset`, and the target of each scored token."""
+    inputs = len(row.tokens) - 1
+    for at in range(inputs - row.scored, inputs):
+        yield offset + at, row.tokens[at + 1]
+
+
+def _padded(rows: Sequence[Sequence[int]], size: int, width: int) -> np.ndarray:
+    """Returns int32 [size, width]: the rows, right-padded with zeros, and rows of zeros."""
+    tokens = np.zeros((size, width), np.int32)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+    return tokens
 
 
 @functools.partial(jax.jit, static_argnames=("structure", "chunk"))
 def _logprobs(
     params, tokens: Array, places: Array, targets: Array, chunks: Array, *, structure: Structure, chunk: int
 ) -> tuple[Array, Array]:
-    """Log probability of each target at its place in the flattened batch, and whether it is the likeliest token.
+    """Returns the log probability of each target at its place, and whether it is the likeliest token there.
 
     Args:
         tokens: int32 [B, T], right-padded; the model is causal, so that nothing sees the padding.
-        places, targets: int32 [M], M a multiple of `chunk`; `chunks`: how many chunks of them count.
+        places: int32 [M], positions in the flattened batch; M is a multiple of `chunk`.
+        targets: int32 [M].
+        chunks: how many chunks of places and targets count.
     """
     model = nnx.merge(structure.graphdef, params)
     hidden, _ = model.hidden(tokens)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     head = model.head()
 
-    def some(number, results):
+    def score_chunk(number, results):
         at = number * chunk
         wanted = jax.lax.dynamic_slice_in_dim(targets, at, chunk)
         logits = unembed(hidden[jax.lax.dynamic_slice_in_dim(places, at, chunk)], *head)
         logprobs = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-        found = (logprobs, jnp.argmax(logits, axis=-1) == wanted)
+        scores = (logprobs, jnp.argmax(logits, axis=-1) == wanted)
         return tuple(
-            jax.lax.dynamic_update_slice_in_dim(all_, x, at, 0) for all_, x in zip(results, found, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(all_, x, at, 0) for all_, x in zip(results, scores, strict=True)
         )
 
-    return jax.lax.fori_loop(0, chunks, some, (jnp.zeros(places.shape, jnp.float32), jnp.zeros(places.shape, bool)))
+    return jax.lax.fori_loop(
+        0, chunks, score_chunk, (jnp.zeros(places.shape, jnp.float32), jnp.zeros(places.shape, bool))
+    )
 
 
 def windows(tokens: Sequence[int], prefix: int, max_length: int) -> list[Row]:
-    """Rows in which each of `tokens` is scored once, with `prefix` before the first of them.
+    """Returns rows in which each of `tokens` is scored once, with `prefix` before the first of them.
 
-    As lm-eval's rolling log-likelihood: rows of `max_length` inputs that begin with the last token of the row before;
-    the last row reaches back to be full.
+    They are those of lm-eval's rolling log-likelihood: rows of `max_length` inputs, each of which begins with the last
+    token of the row before; the last row reaches back to be full.
     """
     ids = [prefix, *tokens]
     rows = []
@@ -195,7 +233,10 @@ def windows(tokens: Sequence[int], prefix: int, max_length: int) -> list[Row]:
 
 
 def check_max_length(config: ModelConfig, max_length: int | None) -> int:
-    """Tokens a row may have: `max_length`, or the model's max_seq_len; UserError if it does not take so many."""
+    """Returns how many input tokens a row may have: `max_length`, or the model's max_seq_len for None.
+
+    Raises UserError for a length that the model does not take.
+    """
     limit = config.generation_limit or config.max_seq_len
     if max_length is None:
         return config.max_seq_len
@@ -205,7 +246,7 @@ def check_max_length(config: ModelConfig, max_length: int | None) -> int:
 
 
 def _width(length: int) -> int:
-    """`length` rounded up to one of 16, 24, 32, 48, 64, 96, ...: tasks of all lengths compile a dozen programs."""
+    """Rounds `length` up to one of 16, 24, 32, 48, 64, 96, ...: tasks of all lengths compile a dozen programs."""
     power = 1 << max(4, (length - 1).bit_length())
     return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
 
@@ -215,7 +256,7 @@ def _chunk() -> int:
 
 
 def _mesh_of(params) -> jax.sharding.Mesh | None:
-    """The mesh that the parameters lie on, if it has several devices."""
+    """Returns the mesh that the parameters lie on if it has several devices, else None."""
     for leaf in jax.tree.leaves(params):
         if isinstance(leaf.sharding, jax.sharding.NamedSharding) and leaf.sharding.mesh.size > 1:
             return leaf.sharding.mesh

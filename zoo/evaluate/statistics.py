@@ -6,28 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Z95 = 1.959964
-RESAMPLES = 2000
+from zoo.evaluate.measures import Z95
+
+RESAMPLES = 2000  # draws of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """`hits` of `total` with a 95% interval, as shares from 0 to 1; all None when `total` is 0."""
+    """A share with its 95% interval.
+
+    Attributes:
+        hits, total: the share is hits / total.
+        low, high: ends of the interval, from 0 to 1; None when `total` is 0.
+        interval: how it was made: "wilson", "bootstrap over matches" or "wilson over matches".
+    """
 
     hits: int
     total: int
     low: float | None
     high: float | None
     interval: str
-    """How the interval was made: "wilson", "bootstrap over matches" or "wilson over matches"."""
 
     @property
     def value(self) -> float | None:
-        """The share itself, from 0 to 1."""
+        """The share itself, from 0 to 1; None when `total` is 0."""
         return self.hits / self.total if self.total else None
 
     def to_dict(self) -> dict:
-        """JSON-serialisable, the value included."""
+        """Returns the fields and the value, JSON-serialisable."""
         return {"value": self.value, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
@@ -37,16 +43,16 @@ class Share:
 
 
 def proportion(hits: Sequence[bool]) -> Share:
-    """Share of independent yes-or-no outcomes, with the Wilson score interval (Wilson 1927)."""
+    """Returns the share of independent yes-or-no outcomes, with the Wilson score interval (Wilson 1927)."""
     total, count = len(hits), sum(map(bool, hits))
     return Share(count, total, *_wilson(count / total if total else 0.0, total), "wilson")
 
 
 def pooled(hits: Sequence[int], totals: Sequence[int]) -> Share:
-    """sum(hits) / sum(totals) over groups (matches), with a percentile bootstrap (Efron 1979) of whole groups.
+    """Returns sum(hits) / sum(totals) over matches, with a percentile bootstrap (Efron 1979) of whole matches.
 
-    Outcomes within a match go together, so an interval that took each for itself would be too narrow. Where
-    all outcomes agree every resample does too; there the Wilson interval for the number of matches is given.
+    Outcomes of one match depend on each other, so an interval that took each for itself would be too narrow. Where
+    all outcomes agree, every resample does too; there the Wilson interval for the number of matches is given.
     The resamples are seeded: equal input gives equal intervals.
     """
     hits, totals = np.asarray(hits, np.int64), np.asarray(totals, np.int64)

@@ -1,4 +1,4 @@
-"""Proof that weights are what they should be: written files against the model, published ones against their card."""
+"""Checks of weights: written files against the model they were made of, published ones against their card."""
 
 import hashlib
 import os
@@ -16,23 +16,23 @@ from zoo import registry
 from zoo.evaluate import perplexity
 from zoo.language_model import LanguageModel, load
 from zoo.models import build
-from zoo.models.nanochat import NanochatConfig
+from zoo.models.spec import ModelSpec
 from zoo.weights import resolve, sources
 
 LONGEST = 256  # tokens of a row that logits are compared on
-CHUNKS = (7, 1, 1, 16, 1)  # what a cached row is fed in, repeated
-
-# The two greedy completions on the card of gelu-d12.
-GELU_COMPLETIONS = {
-    "The meaning of life is": "to live in a place where you can live. The meaning of life is to live in a",
-    "Once upon a time,": "the first thing I would do was to make a list of all the things I would like to do",
-}
-TOLERANCE = 0.01  # of the loss on wikitext-103; the original computes partly in bfloat16
+CHUNKS = (7, 1, 1, 16, 1)  # lengths in which a row is fed to a cache, repeated
+TOLERANCE = 0.01  # of a published loss in nats a token; originals compute partly in bfloat16
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what, what was found, and whether it is well."""
+    """The outcome of one check.
+
+    Attributes:
+        what: what was checked.
+        found: what was measured, in words.
+        ok: whether it is as it should be.
+    """
 
     what: str
     found: str
@@ -42,71 +42,100 @@ class Check:
 def written(
     lm: LanguageModel, directory: str | os.PathLike, format: str, *, bound: float, dtype: str | None = None
 ) -> Iterator[Check]:
-    """Read an export back and hold it against the model it was made of.
+    """Reads an export back and compares it with the model it was made of.
 
-    `dtype`: what the tensors were written in; every parameter, rounded to it, must come back to the bit. None: a
-    format with types of its own.
-    `bound`: how far logits may differ, see `bound_for`; rounding grows with them, so where their standard deviation
-    is above 1, it is multiplied by that. A Hugging Face directory is also run by transformers, where that is
-    installed: whole rows and through its cache.
+    A Hugging Face directory is also run by transformers, where that is installed: whole rows and through its cache.
+
+    Args:
+        lm: the model that was exported.
+        directory: the export.
+        format: the format it was written in, such as "hf".
+        bound: how far logits may differ, see `bound_for`. Rounding grows with the logits, so where they are not capped
+            and their standard deviation is above 1, the bound is multiplied by that.
+        dtype: what the tensors were written in; every parameter, rounded to it, must come back to the bit. None: a
+            format with types of its own.
     """
     again = load(directory)
     yield _same_parameters(lm if format == "peft" else lm.merge(), again, dtype)
     tokens = sample_tokens(lm)
-    ours = np.asarray(lm.logits(tokens))
-    if not isinstance(lm.config, NanochatConfig):  # whose logits are capped
-        bound *= max(1.0, float(ours.std()))
-    yield _difference("max |delta logits|, zoo on the written files", ours, np.asarray(again.logits(tokens)), bound)
+    logits = np.asarray(lm.logits(tokens))
+    if not _caps_logits(lm):
+        bound *= max(1.0, float(logits.std()))
+    yield _difference("max |delta logits|, zoo on the written files", logits, np.asarray(again.logits(tokens)), bound)
     if format == "hf":
-        yield from _transformers(Path(directory), tokens, ours, bound)
+        yield from _transformers(Path(directory), tokens, logits, bound)
 
 
 def hashes(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """The name and the SHA-256 of the content of every tensor in published files, as they are stored."""
-    found = resolve.find(path)
-    if isinstance(found, sources.AdapterWeights):
-        for name, array in found.adapter.arrays.items():
-            yield name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        return
-    for name, tensor in found.published.tensors.items():
-        yield name, hashlib.sha256(np.ascontiguousarray(tensor.read()).tobytes()).hexdigest()
+    """Yields the name and the SHA-256 of the content of every tensor in published files, as they are stored."""
+    source = resolve.find(path)
+    if isinstance(source, sources.AdapterWeights):
+        arrays = source.adapter.arrays.items()
+    else:
+        arrays = ((name, tensor.read()) for name, tensor in source.published.tensors.items())
+    for name, array in arrays:
+        yield name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def sample_tokens(lm: LanguageModel) -> np.ndarray:
-    """int32 [2, T]: random ids, the same every time; T is max_seq_len, at most LONGEST."""
+    """Returns int32 [2, T]: random ids, the same every time; T is max_seq_len, at most LONGEST."""
     length = min(lm.config.max_seq_len, LONGEST)
     return np.random.default_rng(0).integers(0, lm.config.vocab_size, (2, length)).astype(np.int32)
 
 
 def published(name: str, *, wikitext: Path | None = None) -> Iterator[Check]:
-    """Hold the published weights of a registry name against their card.
+    """Compares the published weights of a registry name with what its spec states of them.
 
-    `wikitext`: wikitext-103-raw-v1's test split, as text, .jsonl or .parquet; without it the figure is left out.
+    These are the number of parameters, and where the spec has them, greedy completions and figures.
+
+    Args:
+        name: a name in the registry.
+        wikitext: wikitext-103-raw-v1's test split, as text, .jsonl or .parquet; without it that figure is left out.
     """
     spec = registry.describe(name)
     lm = load(name)
     stated = int(re.sub(r"\D", "", spec.facts.get("parameters", "")) or 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(_params(lm)))
     yield Check("parameters", f"{count:,}; the card says {stated:,}", count == stated)
-    if name != "gelu-d12":
+    texts = [*(["completions"] if spec.completions else []), *spec.figures]
+    if texts and lm.tokenizer is None:
+        yield Check(" and ".join(texts), "left out: the tokenizer could not be had")
         return
-    if lm.tokenizer is None:
-        yield Check("completions and wikitext-103", "left out: the tokenizer could not be had")
-        return
-    for prompt, wanted in GELU_COMPLETIONS.items():
-        text = lm.generate(prompt, temperature=0, max_new_tokens=len(lm.tokenizer.encode(wanted))).text.strip()
-        yield Check(f"greedy after {prompt!r}", repr(text), text.startswith(wanted))
-    if wikitext is None:
-        yield Check("wikitext-103", "left out: give its test split with --wikitext FILE")
-    else:
-        yield wikitext_check(lm, wikitext)
+    for prompt, completion in spec.completions.items():
+        length = len(lm.tokenizer.encode(completion))
+        text = lm.generate(prompt, temperature=0, max_new_tokens=length).text.strip()
+        yield Check(f"greedy after {prompt!r}", repr(text), text.startswith(completion))
+    for protocol in spec.figures:
+        if protocol != perplexity.WIKITEXT_TASK:
+            yield Check(protocol, "left out: zoo does not compute it")
+        elif wikitext is None:
+            yield Check(protocol, "left out: give its test split with --wikitext FILE")
+        else:
+            yield wikitext_check(lm, spec, wikitext)
 
 
-def wikitext_check(lm: LanguageModel, file: Path) -> Check:
-    """The loss of a gelu-d12 on the file, see `zoo.evaluate.perplexity.wikitext`, beside the one on its card."""
-    loss = perplexity.wikitext(lm, data=file)["tasks"]["wikitext-103"]["metrics"]["nats_per_token"]["value"]
-    stated = perplexity.PUBLISHED["nats_per_token"]
-    return Check("wikitext-103 test loss", f"{loss:.3f}; the card says {stated:.3f}", abs(loss - stated) < TOLERANCE)
+def wikitext_check(lm: LanguageModel, spec: ModelSpec, file: Path) -> Check:
+    """Compares the loss on the file, see `zoo.evaluate.perplexity.wikitext`, with the figure in the spec."""
+    name = perplexity.WIKITEXT_TASK
+    loss = perplexity.wikitext(lm, data=file)["tasks"][name]["metrics"]["nats_per_token"]["value"]
+    stated = spec.figures[name]["nats_per_token"]
+    return Check(f"{name} test loss", f"{loss:.3f}; the card says {stated:.3f}", abs(loss - stated) < TOLERANCE)
+
+
+def bound_for(lm: LanguageModel, *, exact: bool) -> float:
+    """Returns how far logits of an export may differ, for logits of a standard deviation up to 1.
+
+    If `exact`, that is float32 rounding alone: 3e-5 for capped logits, whose bound does not grow with them, 1e-5 for
+    the others. Else it is what half precision does.
+    """
+    if not exact:
+        return 0.5
+    return 3e-5 if _caps_logits(lm) else 1e-5
+
+
+def _caps_logits(lm: LanguageModel) -> bool:
+    *_, softcap = lm.module.head()
+    return softcap is not None
 
 
 def _params(lm: LanguageModel) -> build.Params:
@@ -116,15 +145,15 @@ def _params(lm: LanguageModel) -> build.Params:
 def _same_parameters(lm: LanguageModel, again: LanguageModel, dtype: str | None) -> Check:
     if type(lm.config) is not type(again.config):
         return Check("parameters", f"{type(again.config).__name__.removesuffix('Config')} when read back")
-    one, other = build.flatten(_params(lm)), build.flatten(_params(again))
-    if one.keys() != other.keys():
+    params, read_back = build.flatten(_params(lm)), build.flatten(_params(again))
+    if params.keys() != read_back.keys():
         return Check("parameters", "others when read back", ok=False)
-    same, well = 0, True
-    for path, leaf in one.items():
-        leaf, back = np.asarray(leaf), np.asarray(other[path])
+    same, ok = 0, True
+    for path, leaf in params.items():
+        leaf, back = np.asarray(leaf), np.asarray(read_back[path])
         same += np.array_equal(leaf, back)
-        well = well and (dtype is None or np.array_equal(leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype), back))
-    return Check("parameters", f"{same} of {len(one)} are bit-identical when read back", bool(well))
+        ok = ok and (dtype is None or np.array_equal(leaf.astype(jnp.dtype(dtype)).astype(leaf.dtype), back))
+    return Check("parameters", f"{same} of {len(params)} are bit-identical when read back", bool(ok))
 
 
 def _difference(what: str, one: np.ndarray, other: np.ndarray, bound: float) -> Check:
@@ -132,7 +161,7 @@ def _difference(what: str, one: np.ndarray, other: np.ndarray, bound: float) -> 
     return Check(what, f"{worst:.2e} (at most {bound:.1e})", worst <= bound)
 
 
-def _transformers(directory: Path, tokens: np.ndarray, ours: np.ndarray, bound: float) -> Iterator[Check]:
+def _transformers(directory: Path, tokens: np.ndarray, logits: np.ndarray, bound: float) -> Iterator[Check]:
     try:
         import torch
         from transformers import AutoModelForCausalLM, DynamicCache
@@ -140,7 +169,7 @@ def _transformers(directory: Path, tokens: np.ndarray, ours: np.ndarray, bound: 
     except ImportError:
         yield Check("transformers", "left out: torch and transformers are not installed")
         return
-    own_code = (directory / "modeling_gelu_gpt.py").is_file()  # written by zoo a moment ago
+    own_code = any(directory.glob("modeling_*.py"))  # zoo has just written it, so it may run
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own_code, dtype=torch.float32).eval()
     rows = torch.tensor(tokens, dtype=torch.long)
     # The cache's argument is called as the output's field is: past_key_values until transformers 5.23, cache since.
@@ -152,16 +181,6 @@ def _transformers(directory: Path, tokens: np.ndarray, ours: np.ndarray, bound: 
             step = CHUNKS[len(parts) % len(CHUNKS)]
             parts.append(model(rows[:, at : at + step], **{name: cache}).logits.numpy())
             at += step
-    yield _difference("max |delta logits|, transformers against zoo", ours, full, bound)
+    yield _difference("max |delta logits|, transformers against zoo", logits, full, bound)
     cached = np.concatenate(parts, axis=1)
     yield _difference("max |delta logits|, transformers through its cache against whole rows", full, cached, 3e-5)
-
-
-def bound_for(lm: LanguageModel, *, exact: bool) -> float:
-    """How far logits of an export may differ, for logits of a standard deviation up to 1.
-
-    If `exact`, float32 rounding alone: 3e-5 for gelu-d12, 1e-5 for the others; else what half precision does.
-    """
-    if not exact:
-        return 0.5
-    return 3e-5 if isinstance(lm.config, NanochatConfig) else 1e-5

@@ -1,1 +1,1 @@
-"""Pictures of runs: the plots (`runs`) and the HTML page around them (`page`)."""
+"""Pictures of runs: `runs` draws them, `page` writes the HTML around them."""

@@ -1,4 +1,4 @@
-"""One HTML file with a figure and tables in it, that needs nothing but itself: no scripts, no fonts, no network."""
+"""An HTML file with a figure and tables that needs nothing else: no scripts, no fonts, no network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ p { color: #555; margin: 0.25rem 0; }
 
 
 def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The page.
+    """Returns the page as HTML.
 
     Args:
         title: of the page, plain text.
         svg: a figure, as matplotlib writes it.
-        tables: (heading or "", names of the columns, a mapping row -> text for each column).
+        tables: of each the heading or "", the names of its columns, and for each column a mapping row -> text.
         notes: plain text, a paragraph each.
     """
     figure = svg[svg.index("<svg") :]  # without the XML declaration, which names a DTD on the net

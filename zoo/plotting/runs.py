@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 2000  # of a raw curve: more cannot be told apart
+MAX_POINTS = 2000  # of a raw curve: more cannot be told apart
 PUBLISHED = ("final loss", "validation loss")  # the registry's facts that are drawn
 PANELS = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens/s"}
 
@@ -37,8 +37,11 @@ PANELS = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "
 class PlottedRun:
     """A run directory as far as plots need it.
 
-    lines: those of metrics.jsonl that can be read, in order of their steps. notes: what is worth knowing about them,
-    a sentence each.
+    Attributes:
+        path: the directory.
+        recipe: the run's recipe.
+        lines: those of metrics.jsonl that can be read, in order of their steps.
+        notes: what the reader should know about the run, such as damaged lines; a sentence each.
     """
 
     path: Path
@@ -48,12 +51,12 @@ class PlottedRun:
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """The run's name in its recipe."""
         return self.recipe.name
 
     @cached_property
-    def but_for_the_seed(self) -> str:
-        """What runs of one group have in common: the recipe without names, places and seeds."""
+    def group_key(self) -> str:
+        """The recipe as JSON without names, places and seeds, which is equal for the runs of one group."""
         plain = self.recipe.resolved()
         for section in ("name", "description", "checkpoint", "logging", "eval", "mesh"):
             plain.pop(section, None)
@@ -64,13 +67,17 @@ class PlottedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; often one alone."""
+    """Runs that differ in nothing but the seed; there may be only one.
+
+    Attributes:
+        runs: at least one.
+    """
 
     runs: list[PlottedRun]
 
     @property
     def label(self) -> str:
-        """What the legend calls it."""
+        """The name in the legend: the run's, or the beginning that the names share and the number of runs."""
         if len(self.runs) == 1:
             return self.runs[0].name
         letters = zip(*(run.name for run in self.runs), strict=False)
@@ -78,12 +85,12 @@ class Group:
         return f"{shared.rstrip('_-.') or self.runs[0].name}, {len(self.runs)} runs"
 
     def final_losses(self) -> list[float]:
-        """Of each run, in nats a target; see `zoo.train.report.final_loss`."""
+        """Returns each run's `zoo.train.report.final_loss`, in nats a target."""
         return [final_loss(run.lines) for run in self.runs]
 
 
 def read_run(path: str | os.PathLike) -> PlottedRun:
-    """Read a run directory: finished, interrupted, just begun, or with lines that cannot be read.
+    """Reads a run directory, whether it is finished, interrupted, just begun or has damaged lines.
 
     Raises UserError where there is no run.
     """
@@ -103,36 +110,37 @@ def read_run(path: str | os.PathLike) -> PlottedRun:
 
 
 def grouped(runs: Sequence[PlottedRun]) -> list[Group]:
-    """The runs in groups, in order of their first ones."""
+    """Returns the runs in groups, in the order of each group's first run."""
     groups: dict[str, list[PlottedRun]] = {}
     for run in runs:
-        groups.setdefault(run.but_for_the_seed, []).append(run)
+        groups.setdefault(run.group_key, []).append(run)
     return [Group(members) for members in groups.values()]
 
 
 def published_losses(recipe: Recipe) -> dict[str, float]:
-    """The losses that the authors of the recipe's model publish, by label; {} where it is another size or none is."""
+    """Returns the losses that are published of the recipe's model, by label; {} for another size or where none are."""
     try:
         spec = registry.describe(recipe.model.name)
         config, published = recipe.model.make_config().to_dict(), spec.make_config().to_dict()
     except UserError:
         return {}
-    # First weights and the dtype of tables are how it is trained, not what it is.
+    # Initial weights and the dtype of tables may differ: they belong to the training, not to the model.
     if any(config[key] != published[key] and not key.endswith(("_std", "_dtype")) for key in published):
         return {}
-    found = {label: re.match(r"\d+\.\d+", spec.facts.get(label, "")) for label in PUBLISHED}
-    return {label: float(number[0]) for label, number in found.items() if number}
+    numbers = {label: re.match(r"\d+\.\d+", spec.facts.get(label, "")) for label in PUBLISHED}
+    return {label: float(number[0]) for label, number in numbers.items() if number}
 
 
 def write(runs: Sequence[PlottedRun], out: Path, *, x: str = "step") -> list[Path]:
-    """Write `out`.png and `out`.html for the runs that have logged something; the two paths.
+    """Writes `out`.png and `out`.html for the runs that have logged a loss, and returns the two paths.
 
     Args:
         runs: from `read_run`.
         out: path without its suffix; the directory must exist.
-        x: "step" or "tokens".
+        x: what the x axis counts, "step" or "tokens".
 
-    Raises UserError where no run has logged a loss.
+    Raises:
+        UserError: no run has logged a loss, or the files cannot be written.
     """
     drawn = [run for run in runs if series(run.lines, "loss")]
     if not drawn:
@@ -143,7 +151,7 @@ def write(runs: Sequence[PlottedRun], out: Path, *, x: str = "step") -> list[Pat
     picture, drawing = BytesIO(), StringIO()
     figure.savefig(picture, format="png")
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
-    tables = [("", [run.name for run in runs], [summary(run.lines) | _about(run) for run in runs])]
+    tables = [("", [run.name for run in runs], [summary(run.lines) | _identity(run) for run in runs])]
     spread = {group.label: _spread(group.final_losses()) for group in groups if len(group.runs) > 1}
     if spread:
         tables.append(("Over seeds", ["final loss"], [spread]))
@@ -159,7 +167,7 @@ def write(runs: Sequence[PlottedRun], out: Path, *, x: str = "step") -> list[Pat
 
 
 def draw(groups: Sequence[Group], x: str = "step") -> "Figure":
-    """The loss on top, learning rate, gradient norm and throughput below; `x` as for `write`."""
+    """Draws the loss on top, learning rate, gradient norm and throughput below; `x` is that of `write`."""
     from matplotlib.figure import Figure  # the object interface: it opens no window and needs no back end
 
     figure = Figure(figsize=(11, 7.5), dpi=110, layout="constrained")
@@ -187,7 +195,7 @@ def draw(groups: Sequence[Group], x: str = "step") -> "Figure":
 
 
 def mean_and_deviation(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
-    """(step, mean, standard deviation) over several curves, at the steps that all of them have."""
+    """Returns (step, mean, standard deviation) over curves of (step, value), at the steps that all of them have."""
     tables = [dict(curve) for curve in curves]
     steps = [step for step in tables[0] if all(step in table for table in tables[1:])]
     columns = ([table[step] for table in tables] for step in steps)
@@ -197,7 +205,7 @@ def mean_and_deviation(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tu
 
 
 def _draw(axes: "Axes", group: Group, name: str, colour: str, x: str, label: str | None = None) -> None:
-    """One quantity of a group: raw and smoothed curves of the runs, or of several their mean and deviation."""
+    """Draws one quantity of a group: raw and smoothed curves of the runs; of several runs mean and deviation."""
     smooth = name != "lr"
     curves = []
     for run in group.runs:
@@ -207,7 +215,7 @@ def _draw(axes: "Axes", group: Group, name: str, colour: str, x: str, label: str
         steps, values = (list(part) for part in zip(*points, strict=True))
         at = _positions(run, steps, x)
         if smooth:
-            thin = max(1, math.ceil(len(values) / MOST_POINTS))
+            thin = max(1, math.ceil(len(values) / MAX_POINTS))
             marker = "." if len(values) < 3 else None
             alpha = 0.35 if len(group.runs) == 1 else 0.15
             axes.plot(at[::thin], values[::thin], color=colour, alpha=alpha, linewidth=0.8, marker=marker)
@@ -244,14 +252,14 @@ def _positions(run: PlottedRun, steps: Iterable[int], x: str) -> list[float]:
 
 
 def _published(groups: Sequence[Group]) -> dict[tuple[str, str], float]:
-    """(model, label) -> loss, for all models that are drawn."""
+    """Returns (model, label) -> published loss for all models that are drawn."""
     recipes = [group.runs[0].recipe for group in groups]
     return {
         (recipe.model.name, label): value for recipe in recipes for label, value in published_losses(recipe).items()
     }
 
 
-def _about(run: PlottedRun) -> dict[str, str]:
+def _identity(run: PlottedRun) -> dict[str, str]:
     rows = {"Model": run.recipe.model.name, "Seed": str(run.recipe.train.seed), "Directory": str(run.path)}
     return rows | ({"Note": "; ".join(run.notes)} if run.notes else {})
 
@@ -271,7 +279,7 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
-    """The logged steps of a metrics.jsonl by ascending step, what its events say, and how many lines are damaged."""
+    """Reads a metrics.jsonl: the logged steps by ascending step, the events' names, and the count of damaged lines."""
     if not path.is_file():
         return [], [], 0
     lines, events, damaged = {}, [], 0

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.evaluate import measures
+from zoo.evaluate import measures, tables
 from zoo.evaluate.cache import ResultCache
 from zoo.evaluate.local_data import HubData, records
+from zoo.evaluate.protocol import Progress, check_limit, check_tokenizer, make_result, progress_of
 from zoo.evaluate.scoring import Row, Scorer
 from zoo.language_model import LanguageModel
 from zoo.util import sha256_hex
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class Question:
-    """A context, its possible continuations and the number of the right one (there may be only that one)."""
+    """A question with its answers.
+
+    Attributes:
+        context: the text that every answer follows.
+        choices: the possible answers; of LAMBADA the right one alone.
+        gold: the number of the right one.
+    """
 
     context: str
     choices: tuple[str, ...]
@@ -86,7 +91,16 @@ CHOICE_TASKS = tuple(name for name in TASKS if name != LAMBADA)
 
 @dataclass(frozen=True)
 class CardRow:
-    """A row of the card's table, in percent; LAMBADA as accuracy and perplexity; None where the card is silent."""
+    """A row of the card's table; None where the card gives nothing.
+
+    Attributes:
+        model: as the card names it.
+        params: number of parameters, in words.
+        tokens: tokens it was trained on, in words.
+        average: mean of the accuracies in `choices`, in percent.
+        choices: accuracies in percent, in the order of CHOICE_TASKS.
+        lambada: accuracy in percent, and perplexity.
+    """
 
     model: str
     params: str
@@ -96,7 +110,6 @@ class CardRow:
     lambada: tuple[float, float] | None = None
 
 
-# As the card publishes them; choices in the order of CHOICE_TASKS.
 CARD_TABLE = (
     CardRow("TinyLlama-1.1B", "1.10B", "3000B", 50.3, (56.2, 43.9, 30.0, 52.2, 72.1, 60.6, 37.2)),
     CardRow(
@@ -125,15 +138,15 @@ def evaluate(
     cache: ResultCache | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Ask a model the card's questions in the card's way.
+    """Asks a model the card's questions in the card's way.
 
     Args:
         lm: the card's figures were computed in bfloat16.
         tasks: names in `TASKS`; the average is made when all seven with choices are among them.
-        data: a directory with <task>.jsonl, the hub's fields in each record; None: from the hub.
+        data: a directory with <task>.jsonl, the hub's fields in each record; None: the hub's records.
         limit: questions of each task.
         batch_size: rows computed at a time.
-        cache: results found there are not computed again.
+        cache: results that it holds are not computed again.
         on_progress: called with the task, rows done and their number.
 
     Returns:
@@ -143,35 +156,23 @@ def evaluate(
     Raises:
         UserError: data that cannot be had or lack a field, a model without a tokenizer.
     """
-    if lm.tokenizer is None:
-        raise UserError(f"this {lm.spec.name} has no tokenizer; load trained weights to evaluate it")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}; it must be at least 1")
+    check_tokenizer(lm)
+    check_limit(limit)
     for name in tasks:
         if name not in TASKS:
             raise UserError(f"--tasks: the card has no task {name!r}; it has {', '.join(TASKS)}")
     started = time.perf_counter()
     scorer = Scorer(lm.computing, batch_size=batch_size, cache=cache)
-    # All data before anything is computed: what is missing is known at once.
-    asked = {name: _questions(name, data, limit) for name in tasks}
-    found = {}
-    for name, questions in asked.items():
-        progress = None if on_progress is None else lambda *at, name=name: on_progress(name, *at)
-        found[name] = _task(lm, scorer, name, questions, progress)
-    return {
-        "format": measures.FORMAT,
-        "suite": "kodalite-card",
-        "model": lm.spec.name,
-        "settings": {"limit": limit, "max_length": lm.config.max_seq_len, "dtype": str(lm.computing.dtype)},
-        "seconds": time.perf_counter() - started,
-        "tasks": found,
-        "average": _average(found),
-    }
+    # All data are read before anything is computed, so that missing ones are reported at once.
+    questions = {name: _questions(name, data, limit) for name in tasks}
+    results = {name: _task(lm, scorer, name, questions[name], progress_of(name, on_progress)) for name in tasks}
+    settings = {"limit": limit, "max_length": lm.config.max_seq_len, "dtype": str(lm.computing.dtype)}
+    return make_result(lm, "kodalite-card", results, settings, started) | {"average": _average(results)}
 
 
 def _questions(name: str, data: Path | None, limit: int | None) -> list[Question]:
     hub, read = TASKS[name]
-    found = []
+    questions = []
     for number, record in enumerate(records(name, hub, data, limit), 1):
         try:
             question = read(record)
@@ -183,32 +184,23 @@ def _questions(name: str, data: Path | None, limit: int | None) -> list[Question
                 f"{name}, record {number}: does not have the data set's fields ({type(error).__name__}: {error}); "
                 f"it has {known}"
             ) from None
-        found.append(question)
-    return found
+        questions.append(question)
+    return questions
 
 
 def _task(lm: LanguageModel, scorer: Scorer, name: str, questions: list[Question], on_progress) -> dict[str, Any]:
-    encode, held = lm.tokenizer.encode_batch, lm.config.max_seq_len
-    contexts = encode([question.context for question in questions])
-    answers = iter(encode([choice for question in questions for choice in question.choices]))
-    before = [i for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id) if i is not None][:1]
-    rows = []
-    for question, context in zip(questions, contexts, strict=True):
-        rows.append([])
-        for _ in question.choices:
-            answer = next(answers)
-            ids = tuple([*(context or before), *answer][-held:])
-            rows[-1].append(Row(ids, min(len(answer), len(ids) - 1)))
-    scored = iter(scorer.score([one for row in rows for one in row], on_progress=on_progress))
+    """Returns the task's metrics and items, as results hold them."""
+    rows = _rows(lm, questions)
+    scored = iter(scorer.score([row for group in rows for row in group], on_progress=on_progress))
     items = []
-    for number, (question, row) in enumerate(zip(questions, rows, strict=True)):
-        results = [next(scored) for _ in row]
+    for number, (question, group) in enumerate(zip(questions, rows, strict=True)):
+        scores = [next(scored) for _ in group]
         text = "\x00".join([question.context, *question.choices, str(question.gold)])
         item = {"id": number, "hash": sha256_hex(text.encode())}
         if name == LAMBADA:
-            item |= {"acc": float(results[0].greedy), "perplexity": [-results[0].logprob, row[0].scored]}
+            item |= {"acc": float(scores[0].greedy), "perplexity": [-scores[0].logprob, group[0].scored]}
         else:
-            means = [result.logprob / max(one.scored, 1) for result, one in zip(results, row, strict=True)]
+            means = [score.logprob / max(row.scored, 1) for score, row in zip(scores, group, strict=True)]
             item |= {"acc": float(means.index(max(means)) == question.gold), "scores": means}
         items.append(item)
     metrics = {"acc": measures.measured(*measures.mean([item["acc"] for item in items]), True)}
@@ -218,11 +210,59 @@ def _task(lm: LanguageModel, scorer: Scorer, name: str, questions: list[Question
     return {"n": len(items), "metrics": metrics, "items": items}
 
 
-def _average(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Mean accuracy over the seven tasks with choices, None unless all are there."""
-    if not all(name in found for name in CHOICE_TASKS):
+def _rows(lm: LanguageModel, questions: list[Question]) -> list[list[Row]]:
+    """Returns a row for each choice of each question; an empty context begins with BOS, else with EOS."""
+    encode, longest = lm.tokenizer.encode_batch, lm.config.max_seq_len
+    contexts = encode([question.context for question in questions])
+    answers = iter(encode([choice for question in questions for choice in question.choices]))
+    start = [i for i in (lm.tokenizer.bos_id, lm.tokenizer.eos_id) if i is not None][:1]
+    return [
+        [Row.of(context or start, next(answers), longest) for _ in question.choices]
+        for question, context in zip(questions, contexts, strict=True)
+    ]
+
+
+def _average(tasks: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the mean accuracy over the seven tasks with choices, None unless all are there."""
+    if not all(name in tasks for name in CHOICE_TASKS):
         return None
-    accuracies = [found[name]["metrics"]["acc"] for name in CHOICE_TASKS]
+    accuracies = [tasks[name]["metrics"]["acc"] for name in CHOICE_TASKS]
     errors = [one["stderr"] for one in accuracies]
     stderr = None if None in errors else math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
     return measures.measured(math.fsum(one["value"] for one in accuracies) / len(accuracies), stderr, True)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Returns the table of an `evaluate`: the model beside the card's nine, in percent, as the card has them."""
+    return "\n\n".join([_table(result), tables.summary(result)])
+
+
+def _table(result: dict[str, Any]) -> str:
+    tasks, average = result["tasks"], result["average"]
+    short = {"hellaswag": "HellaSwag", "arc_easy": "ARC-E", "arc_challenge": "ARC-C", "winogrande": "WinoGr."}
+    short |= {"piqa": "PIQA", "boolq": "BoolQ", "openbookqa": "OBQA"}
+    rows = [["model", "params", "tokens", "avg", *(short[name] for name in CHOICE_TASKS), "LAMBADA acc / ppl"]]
+    own = [_percent(tasks[name]["metrics"]["acc"]) if name in tasks else "" for name in CHOICE_TASKS]
+    lambada = ""
+    if LAMBADA in tasks:
+        metrics = tasks[LAMBADA]["metrics"]
+        error = metrics["perplexity"]["stderr"]
+        spread = "" if error is None else f" ± {error:.2f}"
+        lambada = f"{_percent(metrics['acc'])} / {metrics['perplexity']['value']:.2f}{spread}"
+    rows.append([f"**{result['model']}**", "", "", "" if average is None else _percent(average), *own, lambada])
+    for row in CARD_TABLE:
+        cells = [row.model, row.params, row.tokens, "" if row.average is None else f"{row.average}"]
+        cells += ["" if value is None else f"{value}" for value in row.choices]
+        rows.append([*cells, f"{row.lambada[0]} / {row.lambada[1]}" if row.lambada else ""])
+    counts = ", ".join(f"{name} {task['n']}" for name, task in tasks.items())
+    notes = [
+        "Percent, ± standard error. The first row is this model; the others stand in the card of KodaLite-1.3B, whose",
+        "protocol this is (it is not lm-eval's). avg: the seven tasks with choices, without LAMBADA.",
+        f"Questions: {counts}.",
+    ]
+    return "\n".join([tables.table(rows), "", *notes])
+
+
+def _percent(metric: dict[str, Any]) -> str:
+    error = metric["stderr"]
+    return f"{100 * metric['value']:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
