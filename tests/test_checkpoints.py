@@ -112,18 +112,17 @@ def test_a_save_on_cpus_leaves_all_of_orbax_to_the_background(tmp_path):
         import numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
 
-        from zoo import checkpoint_files
-        from zoo.checkpoints import Checkpoints
+        from zoo.checkpoints import Checkpoints, orbax_io
 
         begun, go_on = threading.Event(), threading.Event()
-        write = checkpoint_files.ocp.save_checkpointables_async
+        write = orbax_io.ocp.save_checkpointables_async
 
         def later(*args, **kwargs):
             begun.set()
             assert go_on.wait(60)
             return write(*args, **kwargs)
 
-        checkpoint_files.ocp.save_checkpointables_async = later
+        orbax_io.ocp.save_checkpointables_async = later
         mesh = jax.make_mesh((4, 2), ("data", "tensor"))
         specs = [(), ("data",), (None, "tensor"), (("data", "tensor"),)]
         layouts = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]

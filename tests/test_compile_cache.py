@@ -14,7 +14,7 @@ from zoo.util import cache_directory
 PROGRAM = textwrap.dedent(
     """
     from collections import Counter
-    from zoo import compile_cache
+    from zoo.hardware import compile_cache
     directory = compile_cache.enable()
     import jax
     events = Counter()

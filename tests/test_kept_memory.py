@@ -16,7 +16,7 @@ PROGRAM = """
     import jax.numpy as jnp
     from test_memory import recipe_of
 
-    from zoo import cpu
+    from zoo.hardware import cpu
     from zoo.train import memory
     from zoo.train.malloc import keep_freed_memory
     from zoo.plan.layout import make_mesh_for
@@ -84,7 +84,7 @@ def test_who_computes_in_the_calling_thread(environment, expected):
     program = """
         import jax
 
-        from zoo import cpu
+        from zoo.hardware import cpu
 
         cpu.compute_in_calling_thread()
         print(jax.config.read("jax_cpu_enable_async_dispatch"))

@@ -32,10 +32,11 @@ def test_every_built_in_model_is_what_it_says(name):
     assert spec.name == name
     assert spec.num_params == parameters
     assert spec.facts["parameters"] == f"{parameters:,}"
-    assert spec.facts.get("context", registry.NOT_STATED).split()[0].replace(",", "") in (
-        str(spec.make_config().max_seq_len),
-        "not",
-    )
+    context = spec.facts.get("context")
+    if name == "nanochat-d12":  # nothing is published of it
+        assert context is None
+    else:
+        assert context.split()[0] == f"{spec.make_config().max_seq_len:,}"
     assert type(spec.make_config()) is spec.config_class()
     if tokens is not None:
         assert spec.tokens_per_param == pytest.approx(tokens / parameters, rel=1e-3)

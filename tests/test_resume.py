@@ -115,14 +115,15 @@ def killed_run(recipe: Path, when: str, step: int) -> str:
     program = f"""
         import os, signal, sys, threading, time
         from pathlib import Path
-        from zoo import checkpoint_files, run
+        from zoo import run
+        from zoo.checkpoints import orbax_io
         from zoo.cli.train import main
         from zoo.train.step import TrainStep
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        run_step, save = TrainStep.__call__, checkpoint_files.ocp.save_checkpointables_async
+        run_step, save = TrainStep.__call__, orbax_io.ocp.save_checkpointables_async
 
         def step(self, params, opt_state, batch, number):
             here = number == {step} - 1
@@ -144,7 +145,7 @@ def killed_run(recipe: Path, when: str, step: int) -> str:
 
         run.peak_flops = lambda: (1e11, "not measured")
         TrainStep.__call__ = step
-        checkpoint_files.ocp.save_checkpointables_async = save_and_die
+        orbax_io.ocp.save_checkpointables_async = save_and_die
         sys.exit(main([{str(recipe)!r}]))
         """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
