@@ -2,6 +2,6 @@
 
 from zoo.generate.text import Generation
 from zoo.language_model.loading import create, load
-from zoo.language_model.model import CRONICA_SETTINGS, LanguageModel, Score
+from zoo.language_model.model import LanguageModel, Score
 
-__all__ = ["CRONICA_SETTINGS", "Generation", "LanguageModel", "Score", "create", "load"]
+__all__ = ["Generation", "LanguageModel", "Score", "create", "load"]
