@@ -22,9 +22,9 @@ The texts below are the first 16 records of the split `heldout`. `python docs/ma
 
 
 def page() -> str:
-    """The page's Markdown."""
+    """Returns the page as Markdown."""
     parts = [HEAD]
-    for record in sorted(generate(16, split="heldout"), key=lambda r: list(STYLES).index(r["style_label"])):
+    for record in sorted(generate(16, split="heldout"), key=lambda record: list(STYLES).index(record["style_label"])):
         region, flavour = STYLES[record["style_label"]]
         parts.append(f"\n## {record['style_label']} ({region}: {flavour})\n")
         parts.append(f"```\n{record['stats_block']}\n```\n\n{record['cronica']}\n")

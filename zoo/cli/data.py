@@ -86,8 +86,8 @@ def inspect(
     loaded, tokenizer = resolve_tokenizer(loaded, _saved_tokenizer(loaded), say=_say)
     data = TextData.load(loaded, tokenizer, loaded.model.make_config(), say=_say)
     size = loaded.data.batch_size
-    found = data.heldout_batches(size) if heldout else data.batches(size, start_example=step * size)
-    report, first = Report.measure(found, batches)
+    inspected = data.heldout_batches(size) if heldout else data.batches(size, start_example=step * size)
+    report, first = Report.measure(inspected, batches)
     if first is None:
         raise UserError("--heldout: the recipe holds nothing out (eval.num_pairs)")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -119,9 +119,9 @@ def tokenizer(
 
     from zoo.data.tokenizer import make_tokenizer
 
-    made = make_tokenizer(loaded, say=_say)
-    made.save(out)
-    print(f"{out}: {made.vocab_size:,} entries, SHA-256 {made.fingerprint}")
+    trained = make_tokenizer(loaded, say=_say)
+    trained.save(out)
+    print(f"{out}: {trained.vocab_size:,} entries, SHA-256 {trained.fingerprint}")
 
 
 def _load(path: Path, overrides):
@@ -135,7 +135,7 @@ def _load(path: Path, overrides):
 
 
 def _saved_tokenizer(recipe):
-    """The tokenizer of the recipe's run, where it has begun: its shards are those the run goes on with."""
+    """Returns the tokenizer of the recipe's run where it has started: the run goes on with that tokenizer's shards."""
     from zoo import tokenizers
 
     saved = recipe.run_dir / "tokenizer"

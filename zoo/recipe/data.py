@@ -122,7 +122,7 @@ class TokenizerSection(Section):
 
 
 class SourceFields(Section):
-    """Where documents come from.
+    """Where the documents of a run come from.
 
     `source`: `stories` (built in: small English stories), `jsonl` (plain, gzip or zstd), `parquet`, `text` (each
     file a document, or its parts between `separator`), `hub` (a data set of the Hugging Face hub, or a local one in
