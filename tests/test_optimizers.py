@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from zoo.errors import UserError
-from zoo.recipe import make_recipe
-from zoo.recipe.training import OptimizerSection, resume_diff
+from zoo.recipe import make_recipe, resume_diff
+from zoo.recipe.training import OptimizerSection
 from zoo.train.optimizers import make_optimizer, make_schedule
 
 PARAMS = {"a": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([[0.5]])}
