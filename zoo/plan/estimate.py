@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from zoo.layers.sharding import BATCH_AXES
 from zoo.layers.stack import executing
 from zoo.models.build import flatten
 from zoo.plan.collectives import Collective, totals
@@ -217,7 +216,7 @@ def collectives_of(program: Program) -> list[Collective]:
             found.append(("reduce-scatter", ("fsdp",), microbatches, payload, shape["fsdp"]))
             found.append(("all-reduce", ("data",), microbatches, payload / shape["fsdp"], shape["data"]))
         elif path in trained:
-            both = tuple(axis for axis in BATCH_AXES if shape[axis] > 1)
+            both = tuple(axis for axis in ("data", "fsdp") if shape[axis] > 1)
             found.append(("all-reduce", both, microbatches, payload, shape["data"] * shape["fsdp"]))
         if "tensor" in axes and len(leaf.shape) == 2:
             # Its products are sums of parts: forward over the side that lies apart, backward of the other.
