@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from zoo.layers.sharding import BATCH_AXES
 from zoo.layers.stack import executing
 from zoo.models.build import flatten
 from zoo.plan.collectives import Collective, totals
