@@ -63,7 +63,7 @@ class ModelSpec:
 
     @property
     def repositories(self) -> list[str]:
-        """Returns the hub repositories of the authors with its weights; the first one is loaded by name."""
+        """Returns the hub repositories with the model's published weights; the first one is loaded by name."""
         addresses = [self.source, *self.facts.values()]
         return [address.removeprefix(HUB) for address in addresses if address.startswith(HUB)]
 
