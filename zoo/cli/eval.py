@@ -12,6 +12,7 @@ import typer
 from zoo.cli.common import given, ready_to_compute
 from zoo.errors import UserError
 from zoo.evaluate import suites
+from zoo.util import atomic_write, human_duration
 
 if TYPE_CHECKING:
     from zoo.language_model import LanguageModel
@@ -102,7 +103,8 @@ def evaluate(
         result["model"] = model
     text = chosen.markdown(result)
     if out is not None:
-        _write(result, text, out)
+        atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        atomic_write(out.with_suffix(".md"), text + "\n")
     print(json.dumps(chosen.without_items(result), ensure_ascii=False) if as_json else text)
 
 
@@ -139,13 +141,6 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out: {out} is where the tables would go; name a JSON file, as {out.with_suffix('.json')}")
 
 
-def _write(result: dict[str, Any], text: str, out: Path) -> None:
-    from zoo.util import atomic_write
-
-    atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    atomic_write(out.with_suffix(".md"), text + "\n")
-
-
 class _Progress:
     """Prints a line on stderr after each batch, at most one a second: how much is done, and how long it will take."""
 
@@ -153,8 +148,6 @@ class _Progress:
         self._unit, self._name, self._started, self._first, self._printed = unit, "", 0.0, 0, 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        from zoo.util import human_duration
-
         now = time.perf_counter()
         if name != self._name:
             self._name, self._started, self._first, self._printed = name, now, done, 0.0

@@ -148,8 +148,7 @@ def _average(tasks: dict[str, Any]) -> dict[str, Any] | None:
         return None
     each = [tasks[name]["metrics"]["acc"] for name in CHOICE_TASKS]
     means = {name: math.fsum(one[name] for one in each) / len(each) for name in ("first", "second", "difference")}
-    errors = [one["stderr"] for one in each]
-    error = None if None in errors else math.sqrt(math.fsum(e**2 for e in errors)) / len(errors)
+    error = measures.mean_error([one["stderr"] for one in each])
     return {**means, **_interval(means["difference"], error), "n": sum(one["n"] for one in each)}
 
 

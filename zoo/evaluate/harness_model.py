@@ -6,7 +6,7 @@ Importing this module needs the package lm-eval.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -190,7 +190,7 @@ class HarnessModel(TemplateLM):
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
-        done = 0
+        done, total, on_progress = 0, len(requests), progress_of("texts", self._on_progress)
         for key, numbers in groups.items():
             settings = self._settings(json.loads(key))
             prompts = {number: self._prompt(requests[number].args[0], settings.max_new_tokens) for number in numbers}
@@ -209,7 +209,7 @@ class HarnessModel(TemplateLM):
                     settings,
                     seeds=left,
                     batch_size=self._batch_size,
-                    on_progress=self._generated(before, len(requests)),
+                    on_progress=on_progress and (lambda new, _, before=before: on_progress(before + new, total)),
                 )
                 for number, text in zip(left, written, strict=True):
                     texts[number] = text.text
@@ -219,11 +219,6 @@ class HarnessModel(TemplateLM):
                 self._cache.commit()
             done += len(numbers)
         return texts
-
-    def _generated(self, before: int, total: int) -> Callable[[int, int], None] | None:
-        if self._on_progress is None:
-            return None
-        return lambda done, _: self._on_progress("texts", before + done, total)
 
     def _settings(self, generation_kwargs: dict[str, Any]) -> Settings:
         """Returns what a request's generation_kwargs ask for. Raises UserError for what zoo does not do."""

@@ -112,17 +112,13 @@ class CardRow:
 
 CARD_TABLE = (
     CardRow("TinyLlama-1.1B", "1.10B", "3000B", 50.3, (56.2, 43.9, 30.0, 52.2, 72.1, 60.6, 37.2)),
-    CardRow(
-        "Pythia-1.4B", "1.41B", "300B", 50.2, (49.21, 51.73, 29.01, 52.88, 71.22, 63.70, 33.40), lambada=(61.03, 3.8)
-    ),
-    CardRow("GPT-2-XL", "1.56B", "40B", 49.4, (47.94, 50.80, 28.16, 51.93, 70.89, 61.59, 34.20), lambada=(50.79, 6.4)),
+    CardRow("Pythia-1.4B", "1.41B", "300B", 50.2, (49.21, 51.73, 29.01, 52.88, 71.22, 63.70, 33.40), (61.03, 3.8)),
+    CardRow("GPT-2-XL", "1.56B", "40B", 49.4, (47.94, 50.80, 28.16, 51.93, 70.89, 61.59, 34.20), (50.79, 6.4)),
     CardRow("OPT-1.3B", "1.32B", "180B", 49.1),
     CardRow("Pythia-1B", "1.01B", "300B", 47.6),
     CardRow("GPT-2-large", "0.77B", "40B", 46.2),
     CardRow("GPT-2-medium", "0.35B", "40B", 44.2),
-    CardRow(
-        "GPT-2-124M", "0.12B", "40B", 39.7, (29.22, 38.30, 22.70, 49.49, 62.24, 49.76, 26.40), lambada=(30.84, 17.5)
-    ),
+    CardRow("GPT-2-124M", "0.12B", "40B", 39.7, (29.22, 38.30, 22.70, 49.49, 62.24, 49.76, 26.40), (30.84, 17.5)),
     CardRow("KodaLite-1.3B", "1.27B", "1.64B", 36.8, (25.65, 32.79, 21.50, 49.57, 58.92, 44.34, 25.00), (18.22, 93.78)),
     CardRow("random", "", "", None, (25.0, 25.0, 25.0, 50.0, 50.0, 50.0, 25.0)),
 )
@@ -227,8 +223,7 @@ def _average(tasks: dict[str, Any]) -> dict[str, Any] | None:
     if not all(name in tasks for name in CHOICE_TASKS):
         return None
     accuracies = [tasks[name]["metrics"]["acc"] for name in CHOICE_TASKS]
-    errors = [one["stderr"] for one in accuracies]
-    stderr = None if None in errors else math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+    stderr = measures.mean_error([one["stderr"] for one in accuracies])
     return measures.measured(math.fsum(one["value"] for one in accuracies) / len(accuracies), stderr, True)
 
 

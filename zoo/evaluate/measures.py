@@ -16,6 +16,11 @@ def mean(values: Sequence[float]) -> tuple[float, float | None]:
     return middle, math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (n - 1) / n)
 
 
+def mean_error(errors: Sequence[float | None]) -> float | None:
+    """Returns the standard error of the mean of independent values from theirs (None where one is unknown)."""
+    return None if None in errors else math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+
+
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float | None]:
     """Returns sum / sum over independent items and its standard error by linearisation (None for fewer than two)."""
     n, total = len(numerators), math.fsum(denominators)

@@ -28,13 +28,9 @@ def _tasks(result: dict[str, Any]) -> str:
 
 def _value(metric: str, measured: dict[str, Any]) -> list[str]:
     share = is_share(metric) and 0 <= measured["value"] <= 1
-    scale, digits = (100, 2) if share else (1, 4)
-    error = measured["stderr"]
-    mark = "%" if share else ""
-    return [
-        f"{scale * measured['value']:.{digits}f}{mark}",
-        "unknown" if error is None else f"{scale * error:.{digits}f}",
-    ]
+    scale, digits, mark = (100, 2, "%") if share else (1, 4, "")
+    value, error = f"{scale * measured['value']:.{digits}f}{mark}", measured["stderr"]
+    return [value, "unknown" if error is None else f"{scale * error:.{digits}f}"]
 
 
 def is_share(metric: str) -> bool:
