@@ -24,7 +24,7 @@ from zoo.layers.initializers import normal
 from zoo.layers.norm import RMSNorm
 from zoo.layers.rotary import rotary_tables, rotate_split_half
 from zoo.models.config import ModelConfig, mean_keys, training_flops
-from zoo.models.decoder import Decoder, advanced, default_positions
+from zoo.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,12 @@ class Toy(Decoder):
         self.attn = Attention(c.embed_dim, c.num_heads, c.num_heads, c.head_dim, keys=keys, init=normal(0.1))
         self.norm = RMSNorm(c.embed_dim, 1e-6)
 
-    def hidden(self, tokens, *, positions=None, segment_ids=None, cache=None, key=None):
-        if positions is None:
-            positions = default_positions(tokens, segment_ids, cache)
+    def forward(self, tokens, positions, segment_ids, cache, key):
         cos, sin = rotary_tables(positions, self.config.head_dim, 1e4)
         rotate = partial(rotate_split_half, cos=cos[:, :, None], sin=sin[:, :, None])
         x = self.embed(tokens)
         out, cache = self.attn(x, rotate, segment_ids=segment_ids, cache=cache)
-        return self.norm(x + out), advanced(cache, tokens, segment_ids)
-
-    def head(self):
-        return self.embed.as_head(), None, None
+        return self.norm(x + out), cache
 
     def init_cache(self, batch, max_len, dtype=jnp.float32):
         return kv_cache.init_cache(1, batch, max_len, self.config.num_heads, self.config.head_dim, dtype)

@@ -209,8 +209,8 @@ def cached_attention(
     q, mask = _grouped(q, k.shape[1], scaled=exact), mask[:, :, None]
     if not exact:
         return _ungrouped(_attend_rounded(softmax_dtype, q, k, v, mask))
-    scores = cpu.single_query_scores if q.shape[3] == 1 and cpu.on_one_cpu() else _scores
-    return _ungrouped(_attend(q, k, v, mask, scores))
+    score = cpu.single_query_scores if q.shape[3] == 1 and cpu.on_one_cpu() else _scores
+    return _ungrouped(_attend(q, k, v, mask, score))
 
 
 def _is_exact(softmax_dtype):
@@ -247,12 +247,12 @@ def _scores(q, k):
     )
 
 
-def _attend(q, k, v, allowed, scores=_scores):
+def _attend(q, k, v, allowed, score=_scores):
     """q [B,K,G,t,H] (scaled), k and v [B,K,s,H] -> [B,K,G,t,H].
 
     The softmax is divided by its sum after the product with v: H divisions a query instead of s.
     """
-    scores = scores(q, k)
+    scores = score(q, k)
     if allowed is not None:
         scores = jnp.where(allowed, scores, MASKED)
     # The softmax does not depend on what is subtracted, so its gradient is zero.

@@ -64,9 +64,9 @@ def joined_products(x: Float[Array, "... in"], kernels: Sequence[Float[Array, "i
 
 
 def write_token(
-    buffers: tuple[Float[Array, "1 K S H"], ...], new: tuple[Float[Array, "1 1 K H"], ...], slot: Int[Array, ""]
+    buffers: tuple[Float[Array, "1 K S H"], ...], new: tuple[Float[Array, "1 1 K H"], ...], slots: Int[Array, "1 1"]
 ) -> tuple[Float[Array, "1 K S H"], ...]:
-    """Returns a single row's cache buffers with one token's keys and values written at `slot`; S means nowhere.
+    """Returns a single row's cache buffers with one token's keys and values at its slot; slot S writes nothing.
 
     XLA turns a scatter of one token into a slice update and fuses it, twice over, into the attention that reads the
     cache, which copies the whole cache four times a token. It fuses nothing out of a conditional.
@@ -74,11 +74,13 @@ def write_token(
 
     def put(buffers):
         return tuple(
-            jax.lax.dynamic_update_slice(buffer, token.transpose(0, 2, 1, 3).astype(buffer.dtype), (0, 0, slot, 0))
+            jax.lax.dynamic_update_slice(
+                buffer, token.transpose(0, 2, 1, 3).astype(buffer.dtype), (0, 0, slots[0, 0], 0)
+            )
             for buffer, token in zip(buffers, new, strict=True)
         )
 
-    return jax.lax.cond(slot < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
+    return jax.lax.cond(slots[0, 0] < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
 
 
 def single_query_scores(q: Float[Array, "B K G 1 H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K G 1 S"]:

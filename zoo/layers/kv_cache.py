@@ -93,7 +93,7 @@ class KVCache:
     def _write(self, layer, k, v, slots):
         buffers = self.k[layer], self.v[layer]
         if slots.shape == (1, 1) and cpu.on_one_cpu():
-            k, v = cpu.write_token(buffers, (k, v), slots[0, 0])
+            k, v = cpu.write_token(buffers, (k, v), slots)
         else:
             k, v = _scatter(buffers, (k, v), slots)
         return replace(self, k=_replaced(self.k, layer, k), v=_replaced(self.v, layer, v))
