@@ -157,7 +157,7 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
     """SIGKILL between a shard's files and the manifest, when the shard before was written anew."""
     program = f"""
         import os, signal
-        from zoo.data import prepare, shards
+        from zoo.data import budget, prepare, shards
         from zoo.recipe.data import DataSection
         from zoo.tokenizers import load
 

@@ -19,13 +19,7 @@ Lookup = Callable[[int, int], Sequence[Row]]
 
 
 def endless(
-    lookup: Lookup,
-    rows: Rows,
-    batch_size: int,
-    *,
-    start_example: int = 0,
-    share: tuple[int, int] = (0, 1),
-    prefetch: int = 2,
+    lookup: Lookup, rows: Rows, batch_size: int, start_example: int, share: tuple[int, int], prefetch: int = 2
 ) -> Iterator[Batch]:
     """Returns batches without end, as `Rows.assemble` makes them.
 

@@ -137,8 +137,7 @@ class TextData:
             skip = first - numbers[0] * _BLOCK
             return rows[skip : skip + count]
 
-        share = (process_index, process_count)
-        return batches.endless(lookup, self.rows, batch_size, start_example=start_example, share=share)
+        return batches.endless(lookup, self.rows, batch_size, start_example, (process_index, process_count))
 
     def examples(self, examples: np.ndarray) -> list[tuple[PackedSource, int]]:
         """Returns the rows of examples of the order, int64 [N]: (source, row of its layout) each."""

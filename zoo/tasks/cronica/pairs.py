@@ -97,8 +97,8 @@ def training_batches(
         return [(pairs, int(order[example])) for example in range(first, first + count)]
 
     # A row is a lookup and a copy: too little work for a thread to be worth its hand-over.
-    options = {"start_example": start_example, "share": share, "prefetch": 0}
-    return batches.endless(lookup, Rows(data.seq_len, trim_to=data.trim_to), data.batch_size, **options)
+    rows = Rows(data.seq_len, trim_to=data.trim_to)
+    return batches.endless(lookup, rows, data.batch_size, start_example, share, prefetch=0)
 
 
 def heldout_batches(pairs: Pairs, data: DataSection, batch_size: int) -> Iterator[Batch]:
