@@ -102,7 +102,8 @@ def outside(tmp_path_factory):
     (root / "toy.yaml").write_text(RECIPE)
 
     def run(*command):
-        env = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+        path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
         return subprocess.run([sys.executable, *command], cwd=root, env=env, capture_output=True, text=True)
 
     return root, run
