@@ -37,8 +37,6 @@ class Board(Protocol):
 class Boards:
     """Several boards as one. A board that fails is dropped with a warning: metrics.jsonl has all of its numbers."""
 
-    name = "boards"
-
     def __init__(self, boards: Sequence[Board] = ()):
         self._boards = list(boards)
 

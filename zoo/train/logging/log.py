@@ -28,7 +28,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zoo.train.logging.boards import Board, Boards
+from zoo.train.logging.boards import Boards
 from zoo.util import atomic_write
 
 
@@ -45,16 +45,10 @@ class MetricsLog:
         boards: where the numbers are shown too; closed with the log.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike | None,
-        *,
-        step: int = 0,
-        boards: Board | None = None,
-    ):
+    def __init__(self, path: str | os.PathLike | None, *, step: int = 0, boards: Boards | None = None):
         self._path = None if path is None else Path(path)
         self._last: dict[str, Any] = {}
-        self._boards = Boards() if boards is None else boards
+        self._boards = boards or Boards()
         if self._path is not None:
             cut_metrics(self._path, step)
             self._open()
