@@ -1,4 +1,4 @@
-"""The registry of models and tasks by name. Importing this module, and listing names, loads no JAX.
+"""The registry of models, tasks and optimizers by name. Importing this module, and listing names, loads no JAX.
 
 The built-in models are those of `zoo.models.specs`. Other packages add theirs through an entry point in the group
 "zoo.models", whose name is the model's name and whose object is a `ModelSpec`:
@@ -21,6 +21,7 @@ __all__ = [
     "BUILT_IN",
     "CORPORA",
     "NOT_STATED",
+    "OPTIMIZERS",
     "SUITES",
     "TASKS",
     "ModelSpec",
@@ -45,6 +46,11 @@ TASKS = {
 CORPORA = {
     "cronicas": "zoo.tasks.cronica.corpus",
     "stories": "zoo.data.stories",
+}
+# Optimizers (`optimizer.name` of a recipe), "module:Name" of subclasses of `zoo.recipe.optimizers.base.Optimizer`.
+OPTIMIZERS = {
+    "adamw": "zoo.recipe.optimizers.adamw:AdamW",
+    "muon": "zoo.recipe.optimizers.muon:Muon",
 }
 # What tasks add to `zoo eval --suite`, "module:Name" of subclasses of `zoo.evaluate.suites.Suite`.
 SUITES = {

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from zoo.recipe.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
+from zoo.recipe.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed, default
 
 SourceName = Literal["cronicas", "stories", "jsonl", "parquet", "text", "hub", "shards"]
 ChatFormat = Literal["messages", "dolly", "oasst1"]
@@ -34,11 +34,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "OpenAssistant/oasst1": ("chat", {"format": "oasst1"}),
     "DanielRegaladoCardoso/cronicas-d2t": ("cronicas", {}),
 }
-
-
-def default(section: type[Section], field: str) -> Any:
-    """Returns the value that a section's field has when the recipe does not give it."""
-    return section.model_fields[field].get_default(call_default_factory=True)
 
 
 class TokenizerSection(Section):

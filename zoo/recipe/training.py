@@ -4,16 +4,43 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
+from zoo import registry
+from zoo.models.spec import import_class
 from zoo.models.specs import CRONICA_5M
-from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
+from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed, default
+from zoo.recipe.optimizers.base import Optimizer, Transformation
+
+# In the order of the registry; the first is what a recipe has that names none.
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name: import_class(target, f"optimizer.name {name}") for name, target in registry.OPTIMIZERS.items()
+}
+_FIRST, *_OTHERS = OPTIMIZERS.values()
 
 
-class OptimizerSection(Section):
-    """AdamW or Muon, and the learning rate.
+class _RateFields(Section):
+    name: Literal[*OPTIMIZERS] = next(iter(OPTIMIZERS))
+    peak_lr: PositiveFloat = 3e-4
+    final_lr: NonNegativeFloat | None = None
+    warmup_steps: NonNegativeInt = 100
+    warmup_init_lr: NonNegativeFloat = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class _CommonFields(Section):
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat | None = 1.0
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    lr_scales: dict[str, PositiveFloat] = Field(default_factory=dict)
+    no_decay: list[str] = Field(default_factory=list)
+
+
+# Fields are written into a run's recipe.yaml from the last base to the first: an optimizer that is added to the
+# registry has its fields at the end.
+class OptimizerSection(*reversed(_OTHERS), _CommonFields, _FIRST, _RateFields):
+    """The optimizer called `name` with its own fields (see `zoo.recipe.optimizers`), and the learning rate.
 
     The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a cosine to `final_lr`
-    at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`). Muon updates the matrices of the
-    layers, and an Adam with b1, b2 and eps all else.
+    at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`).
 
     Attributes:
         lr_scales: from a pattern, as in train.trainable ("layers/*/kernel"), to a factor of the learning rate of the
@@ -21,28 +48,11 @@ class OptimizerSection(Section):
         no_decay: patterns of parameters without weight decay.
         clip_norm: the bound on the global gradient norm; null clips nothing.
         moments_dtype: the dtype in which the moments are stored.
-        muon_iterations: of Newton and Schulz.
-        muon_rms: the root mean square of an update's entries at a learning rate of 1; null takes Jordan's scale, by the
-            ratio of a matrix's sides.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
-    peak_lr: PositiveFloat = 3e-4
-    final_lr: NonNegativeFloat | None = None
-    warmup_steps: NonNegativeInt = 100
-    warmup_init_lr: NonNegativeFloat = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
-    clip_norm: PositiveFloat | None = 1.0
-    moments_dtype: Literal["float32", "bfloat16"] = "float32"
-    lr_scales: dict[str, PositiveFloat] = Field(default_factory=dict)
-    no_decay: list[str] = Field(default_factory=list)
-    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    muon_iterations: PositiveInt = 5
-    muon_rms: PositiveFloat | None = None
+    def build(self, *last: Transformation) -> Transformation:
+        """Returns the optimizer called `name`; see `Optimizer.build`."""
+        return OPTIMIZERS[self.name].build(self, *last)
 
     @model_validator(mode="before")
     @classmethod
@@ -52,10 +62,11 @@ class OptimizerSection(Section):
         return data
 
     @model_validator(mode="after")
-    def _muon_fields_need_muon(self) -> "OptimizerSection":
-        for field in ("muon_momentum", "muon_iterations", "muon_rms"):
-            if self.name != "muon" and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"optimizer.{field} is for optimizer.name muon; leave it out")
+    def _fields_are_of_this_optimizer(self) -> "OptimizerSection":
+        for field in type(self).model_fields:
+            owners = [name for name, optimizer in OPTIMIZERS.items() if field in optimizer.model_fields]
+            if owners and self.name not in owners and getattr(self, field) != default(type(self), field):
+                raise ValueError(f"optimizer.{field} is for optimizer.name {' or '.join(owners)}; leave it out")
         return self
 
     @model_validator(mode="after")

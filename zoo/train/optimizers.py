@@ -1,13 +1,11 @@
 """The learning-rate schedule and the optimizer of a recipe's `optimizer` section."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from zoo.errors import UserError
 from zoo.train.parameters import matches, matching
@@ -40,10 +38,9 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW or Muon behind a clip of the global gradient norm.
+    """Returns the recipe's optimizer (see `zoo.recipe.optimizers`) behind a clip of the global gradient norm.
 
-    AdamW: Loshchilov and Hutter, arXiv:1711.05101. Muon: Jordan et al., github.com/KellerJordan/Muon, and Liu et al.,
-    arXiv:2502.16982. Clip: Pascanu et al., arXiv:1211.5063.
+    The clip is that of Pascanu et al., arXiv:1211.5063.
 
     Weight decay applies to every parameter, norms and embeddings too, except those that `no_decay` matches. The update
     of a parameter, its decay included, is multiplied by the first of `lr_scales` whose pattern matches its path. Both
@@ -58,65 +55,10 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     """
     # identity() keeps the state's tree the same without a clip.
     clip = optax.identity() if config.clip_norm is None else _clip(config.clip_norm)
-    make = _muon if config.name == "muon" else _adamw
-    tx = store_moments_in(make(config, make_schedule(config, steps)), jnp.dtype(config.moments_dtype))
+    decay = optax.add_decayed_weights(config.weight_decay, _decayed(config.no_decay))
+    learning_rate = optax.scale_by_learning_rate(make_schedule(config, steps))
+    tx = store_moments_in(config.build(decay, learning_rate), jnp.dtype(config.moments_dtype))
     return optax.chain(clip, _by_patterns(tx, config))
-
-
-def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed(config.no_decay),
-    )
-
-
-def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns Muon (github.com/KellerJordan/Muon) for the matrices of the layers, and AdamW for everything else.
-
-    The momentum, with Nesterov's look-ahead, is made nearly orthogonal by `muon_iterations` Newton-Schulz steps and
-    scaled by sqrt(max(1, fan_out / fan_in)); or, with `muon_rms`, by muon_rms * sqrt(max(fan_in, fan_out)), so that the
-    root mean square of its entries is about muon_rms (Liu et al., arXiv:2502.16982; AdamW's is about 0.2).
-    """
-
-    def scale(update: jax.Array) -> jax.Array:
-        fan_in, fan_out = update.shape
-        if config.muon_rms is not None:
-            return config.muon_rms * math.sqrt(max(fan_in, fan_out)) * update
-        return math.sqrt(max(1.0, fan_out / fan_in)) * update
-
-    def each_a_matrix(updates: Tree) -> Tree:
-        return jax.tree.map(lambda _: MuonDimensionNumbers(), updates)
-
-    muon = optax.chain(
-        scale_by_muon(
-            ns_steps=config.muon_iterations,
-            beta=config.muon_momentum,
-            weight_dimension_numbers=each_a_matrix,
-        ),
-        optax.stateless(lambda updates, params: jax.tree.map(scale, updates)),
-        optax.add_decayed_weights(config.weight_decay, mask=_decayed(config.no_decay)),
-        optax.scale_by_learning_rate(schedule),
-    )
-    return optax.partition({"muon": muon, "adam": _adamw(config, schedule)}, _muon_or_adam)
-
-
-def _muon_or_adam(params: Tree) -> Tree:
-    """Labels matrices in the list of layers "muon", and embeddings, head, norms, biases and scalars "adam"."""
-
-    def label(path: tuple, leaf: Any) -> str:
-        in_a_layer = any(isinstance(getattr(key, "key", None), int) for key in path)
-        return "muon" if in_a_layer and leaf.ndim == 2 and _name(path[-1:]) != "embedding" else "adam"
-
-    labels = jax.tree.map_with_path(label, params)
-    if "muon" not in jax.tree.leaves(labels):
-        raise UserError(
-            "optimizer.name: muon moves the matrices of a model's layers and none of them is trained here; take adamw"
-        )
-    return labels
 
 
 def to_float32(tree: Tree) -> Tree:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UserError
-from zoo.recipe.data import default
+from zoo.recipe.fields import default
 from zoo.recipe.training import EvalSection
 from zoo.tasks.cronica import tokens
 from zoo.tasks.cronica.match import Match, parse_block, to_block

@@ -1,0 +1,27 @@
+"""AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from zoo.recipe.fields import PositiveFloat
+from zoo.recipe.optimizers.base import Optimizer, Transformation
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    Attributes:
+        b1, b2: how much of the first and of the second moment stays at each step.
+        eps: is added to the root of the second moment.
+    """
+
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+
+    def build(self, *last: Transformation) -> Transformation:
+        """Returns AdamW."""
+        import optax
+
+        return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), *last)
