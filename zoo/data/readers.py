@@ -17,6 +17,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
+from zoo.util import first_line
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 and tokenizers cannot
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -91,7 +92,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     except IsADirectoryError:
         raise UserError(f"data.path: {path} is a directory; give a file of JSON lines") from None
     except (EOFError, OSError, zlib.error) as error:  # the first and the last from a damaged gzip file
-        raise UserError(f"{path}, after line {number}: cannot be read ({hub.first_line(error)})") from None
+        raise UserError(f"{path}, after line {number}: cannot be read ({first_line(error)})") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -144,7 +145,7 @@ def read_parquet(
                     start = max(0, start - batch.num_rows)
                     before += batch.num_rows
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as Parquet ({hub.first_line(error)})") from None
+            raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
 def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Record]:
@@ -155,7 +156,7 @@ def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Re
             yield Record(f"{source.path} ({source.split}), row {number}", values)
     except Exception as error:  # the library's, the network's and the file formats' own
         raise UserError(
-            f"{source.path}: stopped after row {number} ({hub.first_line(error)}); run again to go on from there"
+            f"{source.path}: stopped after row {number} ({first_line(error)}); run again to go on from there"
         ) from None
 
 
@@ -191,7 +192,7 @@ def load_dataset(source: SourceFields, *, streaming: bool) -> Any:
     except Exception as error:  # the library raises its own, the hub's, the network's and ValueError alike
         raise UserError(
             f"data.path: the data set {source.path} (config {source.config or 'default'}, split {source.split}, "
-            f"revision {source.revision or 'newest'}) cannot be read ({hub.first_line(error)})"
+            f"revision {source.revision or 'newest'}) cannot be read ({first_line(error)})"
         ) from None
 
 
@@ -209,5 +210,5 @@ def hub_revision(source: SourceFields) -> str | None:
     except Exception as error:
         raise UserError(
             f"data.path: the data set {source.path} (revision {source.revision or 'newest'}) is not to be found on "
-            f"the hub ({hub.first_line(error)})"
+            f"the hub ({first_line(error)})"
         ) from None
