@@ -36,7 +36,6 @@ def same_adapters(source: LoraSection | None, target: LoraSection | None, model_
 def new_paths(
     recipe: Recipe,
     model: parameters.Parameters,
-    *,
     path: Path,
     spec: registry.ModelSpec,
     config: ModelConfig,

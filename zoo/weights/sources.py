@@ -77,9 +77,9 @@ class Weights:
     path: Path
     spec: registry.ModelSpec
     config: ModelConfig
-    step: int | None
-    tokenizer_path: Path | None
-    published: Published | None
+    step: int | None = field(default=None, kw_only=True)
+    tokenizer_path: Path | None = field(default=None, kw_only=True)
+    published: Published | None = field(default=None, kw_only=True)
     official: bool = field(default=False, kw_only=True)
     is_community_model: bool = field(default=False, kw_only=True)
     display_name: str = field(default="", kw_only=True)
@@ -127,8 +127,7 @@ class Weights:
 
         Raises UserError where it may not start from them; see `zoo.weights.lineage.new_paths`.
         """
-        facts = {"path": self.path, "spec": self.spec, "config": self.config, "lora": self.lora}
-        return lineage.new_paths(recipe, model, **facts)
+        return lineage.new_paths(recipe, model, self.path, self.spec, self.config, self.lora)
 
     def tensors(self) -> list[StoredTensor]:
         """Returns the stored tensors in the order of the files."""
@@ -305,9 +304,7 @@ class AdapterWeights(Weights):
     def lora(self) -> LoraSection:
         """Returns rank, alpha, targets and dropout of the adapters."""
         adapter = self.adapter
-        return LoraSection(
-            rank=adapter.rank, alpha=adapter.alpha, targets=list(adapter.targets), dropout=adapter.dropout
-        )
+        return LoraSection(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets, dropout=adapter.dropout)
 
     @property
     def base(self) -> Weights:
@@ -368,11 +365,7 @@ def initial_params(
     if source is not None:
         taken = set(paths) - set(source.new_paths(recipe, model))
         graphdef, params = source.read(dtype=dtype, mesh=mesh)
-        base = {
-            "source": str(recipe.from_.source),
-            "step": source.step,
-            "fingerprint": lineage.fingerprint(params),
-        }
+        base = {"source": str(recipe.from_.source), "step": source.step, "fingerprint": lineage.fingerprint(params)}
         place = f"{source.path} now"
         if source.lora is not None and not source.same_adapters(recipe.lora):
             params = nnx.to_pure_dict(nnx.state(lora.merge(nnx.merge(graphdef, params))))
