@@ -64,30 +64,32 @@ def test_public_docstrings_are_sentences(name):
     assert not faults(module)
 
 
+class Sample:
+    """Its sample."""
+
+    def silent(self): ...
+
+    def elsewhere(self):
+        """See `Task`."""
+
+    def half(self):
+        """Returns the number of"""
+
+    @property
+    def good(self):
+        """The number of bytes the tensor takes on disk."""
+
+    def inherited(self):
+        """Returns a copy of the sample."""
+
+
+class Other(Sample):
+    """A sample that overrides a method."""
+
+    def inherited(self): ...
+
+
 def test_faults_are_noticed():
-    class Sample:
-        """Its sample."""
-
-        def silent(self): ...
-
-        def elsewhere(self):
-            """See `Task`."""
-
-        def half(self):
-            """Returns the number of"""
-
-        @property
-        def good(self):
-            """The number of bytes the tensor takes on disk."""
-
-        def inherited(self):
-            """Returns a copy of the sample."""
-
-    class Other(Sample):
-        """A sample that overrides a method."""
-
-        def inherited(self): ...
-
     assert [fault(getattr(Sample, name)) for name in ("silent", "elsewhere", "half", "good")] == [
         "no docstring",
         "refers elsewhere: See `Task`.",
