@@ -11,6 +11,7 @@ import importlib
 import logging
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.models.spec import NOT_STATED, ModelSpec, import_class
@@ -20,6 +21,7 @@ from zoo.util import nearest
 __all__ = [
     "BUILT_IN",
     "CORPORA",
+    "FILE_FORMATS",
     "NOT_STATED",
     "OPTIMIZERS",
     "SUITES",
@@ -27,6 +29,7 @@ __all__ = [
     "ModelSpec",
     "corpus",
     "describe",
+    "file_format",
     "list_models",
     "register",
     "task_class",
@@ -42,10 +45,16 @@ TASKS = {
     "text": "zoo.tasks.text:TextTask",
     "chat": "zoo.tasks.text:TextTask",
 }
-# Built-in corpora (`data.source` of a recipe) and their modules, which have `items` and `VERSION`.
+# Built-in corpora (`data.source` of a recipe) and their modules, which have `items` and `VERSION`. Those whose name is
+# no kind of data hold texts.
 CORPORA = {
     "cronicas": "zoo.tasks.cronica.corpus",
     "stories": "zoo.data.stories",
+}
+# Formats of files (`data.source` of a recipe) that hold records, "module:Name" of a `zoo.data.readers.FileFormat`.
+FILE_FORMATS = {
+    "jsonl": "zoo.data.readers:JSONL",
+    "parquet": "zoo.data.readers:PARQUET",
 }
 # Optimizers (`optimizer.name` of a recipe), "module:Name" of subclasses of `zoo.recipe.optimizers.base.Optimizer`.
 OPTIMIZERS = {
@@ -101,6 +110,11 @@ def task_class(kind: str) -> type:
     if kind not in TASKS:
         raise UserError(f"data.kind: there is no task for {kind!r} here, only for {', '.join(TASKS)}")
     return import_class(TASKS[kind], f"data.kind {kind!r}")
+
+
+def file_format(source: str) -> Any:
+    """Returns the `zoo.data.readers.FileFormat` of a recipe's `data.source`, a key of FILE_FORMATS."""
+    return import_class(FILE_FORMATS[source], f"data.source {source!r}")
 
 
 def corpus(source: str) -> ModuleType:

@@ -12,16 +12,10 @@ from pathlib import Path
 from zoo import registry
 from zoo.data import conversations, readers
 from zoo.data.conversations import Conversation
-from zoo.data.readers import LONE_SURROGATE, Fault, Record
+from zoo.data.readers import LONE_SURROGATE, TEXT_FIELD, Fault, Record
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 
-_SUFFIXES = {
-    "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),
-    "parquet": (".parquet",),
-    "text": (".txt", ".text"),
-}
-_SETTING = " (data.text_field)"
 _BLOCK = 1 << 24  # bytes of a text file read at a time
 
 Item = str | Conversation | Fault
@@ -60,14 +54,15 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
 def files(source: SourceFields) -> list[Path]:
     """Returns the local files of a source in the order in which they are read. Raises UserError if there are none."""
     path = Path(source.path)
+    suffixes = (".txt", ".text") if source.source == "text" else registry.file_format(source.source).suffixes
     if path.is_file():
         return [path]
     if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.name.lower().endswith(_SUFFIXES[source.source]))
+        paths = sorted(file for file in path.rglob("*") if file.name.lower().endswith(suffixes))
     else:
         paths = sorted(path.parent.glob(path.name))
     if not paths:
-        reason = "it does not exist" if not path.exists() else f"no {_SUFFIXES[source.source][0]} file in it"
+        reason = "it does not exist" if not path.exists() else f"no {suffixes[0]} file in it"
         raise UserError(f"data.path: {path}: {reason}")
     return paths
 
@@ -120,10 +115,8 @@ def _complete(records: Iterable[Record], columns: tuple[str, ...], source: Sourc
 
 
 def _records(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) -> Iterator[Record | Fault]:
-    if source.source == "jsonl":
-        yield from itertools.islice(readers.read_jsonl(files(source)), start, None)
-    elif source.source == "parquet":
-        yield from readers.read_parquet(files(source), columns, start=start, setting=_SETTING)
+    if source.source in registry.FILE_FORMATS:
+        yield from registry.file_format(source.source).read(files(source), columns, start=start)
     elif source.source == "hub":
         yield from _hub(source, columns, seed, start)
     else:
@@ -138,7 +131,7 @@ def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) 
         missing = [column for column in columns if column not in known]
         if missing:
             raise UserError(
-                f"data.path: {source.path} has no column {missing[0]!r}{_SETTING}; its columns: {', '.join(known)}"
+                f"data.path: {source.path} has no column {missing[0]!r}{TEXT_FIELD}; its columns: {', '.join(known)}"
             )
         rows = rows.select_columns(list(columns))
     if source.shuffle_buffer:

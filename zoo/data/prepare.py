@@ -22,7 +22,7 @@ from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
 from zoo.errors import UserError
-from zoo.recipe.data import DataSection, SourceSection
+from zoo.recipe.data import FILES, DataSection, SourceSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 from zoo.util import human_duration, sha256_hex
@@ -59,7 +59,7 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
         content["seed"] = data.seed
     if data.kind == "chat":
         content["template"] = dataclasses.asdict(chat.find(data.chat_template))
-    if source.source in ("jsonl", "parquet", "text"):
+    if source.source in FILES:
         stats = [(path.name, path.stat()) for path in documents.files(source)]
         content["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     elif source.source == "hub":

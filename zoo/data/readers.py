@@ -6,10 +6,11 @@ place; a file or data set that cannot be read is a `UserError`.
 
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
 from zoo.util import first_line
 
+TEXT_FIELD = " (data.text_field)"  # what an error message says of a column that a recipe may have named
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 and tokenizers cannot
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -45,6 +47,21 @@ class Record:
 
     place: str
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A format of files that hold records. A new one is an object of this class and a line in `registry.FILE_FORMATS`.
+
+    Attributes:
+        suffixes: those of the files that are read of a directory, in lower case.
+        read: yields the records of files from number `start` on, called with their paths, the columns that they must
+            have, `whole` (whether the other columns are wanted too) and `start`. A record that cannot be decoded is a
+            `Fault`, a file that cannot be read a UserError.
+    """
+
+    suffixes: tuple[str, ...]
+    read: Callable[..., Iterator[Record | Fault]]
 
 
 def without_faults(records: Iterable[Record | Fault]) -> Iterator[Record]:
@@ -110,7 +127,7 @@ def _open(path: Path) -> io.BufferedIOBase:
 
 
 def read_parquet(
-    files: Iterable[Path], columns: Sequence[str] = (), *, whole: bool = False, start: int = 0, setting: str = ""
+    files: Iterable[Path], columns: Sequence[str] = (), *, whole: bool = False, start: int = 0
 ) -> Iterator[Record]:
     """Yields the rows of Parquet files from row `start` of all of them on.
 
@@ -119,7 +136,6 @@ def read_parquet(
         columns: that every file must have.
         whole: whether to read all columns, and not only `columns`.
         start: how many rows to skip.
-        setting: follows the name of a missing column in the error message.
 
     Raises:
         UserError: a file is not Parquet or lacks a column.
@@ -133,6 +149,7 @@ def read_parquet(
                 names = table.schema_arrow.names
                 missing = [column for column in columns if column not in names]
                 if missing:
+                    setting = "" if whole else TEXT_FIELD
                     raise UserError(f"{path}: no column {missing[0]!r}{setting}; its columns: {names}")
                 if start >= table.metadata.num_rows:
                     start -= table.metadata.num_rows
@@ -146,6 +163,14 @@ def read_parquet(
                     before += batch.num_rows
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+
+
+def _read_jsonl_from(files: Iterable[Path], columns: Sequence[str], *, whole: bool = False, start: int = 0) -> Iterator:
+    return itertools.islice(read_jsonl(files), start, None)
+
+
+JSONL = FileFormat((".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"), _read_jsonl_from)
+PARQUET = FileFormat((".parquet",), read_parquet)
 
 
 def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Record]:

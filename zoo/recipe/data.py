@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from zoo.recipe.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed, default
+from zoo import registry
+from zoo.recipe.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 
-SourceName = Literal["cronicas", "stories", "jsonl", "parquet", "text", "hub", "shards"]
+FILES = (*registry.FILE_FORMATS, "text")
+SourceName = Literal[*registry.CORPORA, *FILES, "hub", "shards"]
 ChatFormat = Literal["messages", "dolly", "oasst1"]
 
-_FILES = ("jsonl", "parquet", "text")
-_BUILT_IN = ("cronicas", "stories")
 # The kinds of data that a source can hold; those that are not listed can hold every kind.
-_KINDS = {"cronicas": ("cronicas",), "stories": ("text",), "text": ("text",), "shards": ("text", "chat")}
+_KINDS = {name: (name if name in registry.TASKS else "text",) for name in registry.CORPORA}
+_KINDS |= {"text": ("text",), "shards": ("text", "chat")}
+_TRAINED = ("kind", "strip_accents", "eos_token", "special_tokens")  # what only a tokenizer trained on texts has
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # What a recipe need not say when `data.path` names a published data set: its kind and fields of the source.
@@ -89,31 +91,22 @@ class TokenizerSection(Section):
                 f"tokenizer.vocab_size is for a tokenizer that is trained; the file in "
                 f"tokenizer.{'path' if self.path else 'name'} has its own size, so leave tokenizer.vocab_size out"
             )
-        self._only_for_training("kind", "strip_accents", "eos_token", "special_tokens")
+        if not self.train and self.learns_texts:
+            raise ValueError(f"tokenizer.{self.changed(_TRAINED)[0]} is for a tokenizer that is trained; leave it out")
         if self.kind == "characters":
             if self.vocab_size is not None:
                 raise ValueError(
                     "tokenizer.vocab_size has no meaning for tokenizer.kind characters, whose size is the number "
                     "of distinct characters; leave it out"
                 )
-            self._only_for_bpe("strip_accents", "eos_token", "special_tokens")
+            for field in self.changed(_TRAINED[1:]):
+                raise ValueError(f"tokenizer.{field} has no meaning for tokenizer.kind characters; leave it out")
         return self
-
-    def _only_for_training(self, *fields: str) -> None:
-        for field in [] if self.train else self._changed(fields):
-            raise ValueError(f"tokenizer.{field} is for a tokenizer that is trained; leave it out")
-
-    def _only_for_bpe(self, *fields: str) -> None:
-        for field in self._changed(fields):
-            raise ValueError(f"tokenizer.{field} has no meaning for tokenizer.kind characters; leave it out")
-
-    def _changed(self, fields) -> list[str]:
-        return [field for field in fields if getattr(self, field) != default(type(self), field)]
 
     @property
     def learns_texts(self) -> bool:
         """Whether the section sets fields that only a tokenizer trained on plain texts has."""
-        return bool(self._changed(("kind", "strip_accents", "eos_token", "special_tokens")))
+        return bool(self.changed(_TRAINED))
 
 
 class SourceFields(Section):
@@ -196,22 +189,21 @@ class SourceFields(Section):
             )
 
     def _only(self, source: str, where: str, *fields: str) -> None:
-        for field in fields:
-            if self.source != source and getattr(self, field) != default(type(self), field):
-                meant = f"is for source {source}" if source else f"has no meaning for source {self.source} here"
-                raise ValueError(f"{where}.{field} {meant}; leave it out")
+        for field in [] if self.source == source else self.changed(fields):
+            meant = f"is for source {source}" if source else f"has no meaning for source {self.source} here"
+            raise ValueError(f"{where}.{field} {meant}; leave it out")
 
     @property
     def built_in(self) -> bool:
         """Whether the source is a corpus that zoo makes itself, see `zoo.registry.CORPORA`."""
-        return self.source in _BUILT_IN
+        return self.source in registry.CORPORA
 
     @property
     def is_file(self) -> bool:
         """Whether `path` is a local file, a directory or a pattern that must exist."""
         local_hub = self.source == "hub" and not _REPOSITORY.fullmatch(self.path or "")
         local_shards = self.source == "shards" and "://" not in (self.path or "")
-        return self.source in _FILES or local_hub or local_shards
+        return self.source in FILES or local_hub or local_shards
 
 
 class SourceSection(SourceFields):
@@ -268,7 +260,7 @@ class DataSection(SourceFields):
         if data.get("kind") is None:
             data = {**data, "kind": _kind(data)}
         if data["kind"] == "cronicas":
-            if data.get("num_pairs") is None and source in _BUILT_IN:
+            if data.get("num_pairs") is None and source in registry.CORPORA:
                 data = {**data, "num_pairs": 16_000}
         else:
             if data.get("source") is None:
@@ -304,16 +296,15 @@ class DataSection(SourceFields):
                 )
         else:
             self._check_path("data")
-        if self.source in ("jsonl", "parquet") and self.split != "train":
+        if self.source in FILES and self.split != "train":
             raise ValueError(
                 f"data.split has no meaning for data.source {self.source}; leave it out, or name another "
                 f"file in data.path"
             )
         if self.source != "hub" and self.revision is not None:
             raise ValueError("data.revision is for data.source hub; leave it out")
-        for field in _TEXT_ONLY:
-            if getattr(self, field) != default(type(self), field):
-                raise ValueError(f"data.{field} is for texts, not for crónicas; set data.kind: text, or leave it out")
+        for field in self.changed(_TEXT_ONLY):
+            raise ValueError(f"data.{field} is for texts, not for crónicas; set data.kind: text, or leave it out")
 
     def _check_documents(self) -> None:
         if self.num_pairs is not None:
@@ -352,7 +343,7 @@ class DataSection(SourceFields):
     def file(self) -> str | None:
         """The local file or directory in `path`; None for built-in corpora, the hub and gs://."""
         if self.holds_pairs:
-            return self.path if self.source in _FILES else None
+            return self.path if self.source in FILES else None
         return self.path if self.sources is None and self.is_file else None
 
     @property

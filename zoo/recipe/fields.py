@@ -1,6 +1,7 @@
 """The strict base class of a recipe's sections, and the kinds of numbers in them."""
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +17,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-
-def default(section: type[Section], field: str) -> Any:
-    """Returns the value that a section's field has when the recipe does not give it."""
-    return section.model_fields[field].get_default(call_default_factory=True)
+    def changed(self, fields: Iterable[str]) -> list[str]:
+        """Returns those of the named fields whose values are not their defaults, in the order given."""
+        known = type(self).model_fields
+        return [name for name in fields if getattr(self, name) != known[name].get_default(call_default_factory=True)]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_serializer, model_validator
 from zoo import registry
 from zoo.models.spec import import_class
 from zoo.models.specs import CRONICA_5M
-from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed, default
+from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 from zoo.recipe.optimizers.base import Optimizer, Transformation
 
 # In the order of the registry; the first is what a recipe has that names none.
@@ -63,9 +63,9 @@ class OptimizerSection(*reversed(_OTHERS), _CommonFields, _FIRST, _RateFields):
 
     @model_validator(mode="after")
     def _fields_are_of_this_optimizer(self) -> "OptimizerSection":
-        for field in type(self).model_fields:
+        for field in self.changed(type(self).model_fields):
             owners = [name for name, optimizer in OPTIMIZERS.items() if field in optimizer.model_fields]
-            if owners and self.name not in owners and getattr(self, field) != default(type(self), field):
+            if owners and self.name not in owners:
                 raise ValueError(f"optimizer.{field} is for optimizer.name {' or '.join(owners)}; leave it out")
         return self
 

@@ -1,5 +1,6 @@
 """The learning-rate schedule and the optimizer of a recipe's `optimizer` section."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -121,23 +122,17 @@ def _by_patterns(tx: optax.GradientTransformation, config) -> optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-def _decayed(patterns: Iterable[str]) -> Callable[[Tree], Tree] | None:
+def _decayed(patterns: list[str]) -> Callable[[Tree], Tree] | None:
     """Returns a function that masks the parameters that decay; None where all do."""
-    patterns = list(patterns)
-    if not patterns:
-        return None
 
-    def mask(params: Tree) -> Tree:
-        def decays(path: tuple, leaf: Any) -> bool:
-            return not any(matches(pattern, _name(path)) for pattern in patterns)
+    def decays(path: tuple, leaf: Any) -> bool:
+        return not any(matches(pattern, _name(path)) for pattern in patterns)
 
-        return jax.tree.map_with_path(decays, params)
-
-    return mask
+    return functools.partial(jax.tree.map_with_path, decays) if patterns else None
 
 
 def _refuse_unmatched(field: str, patterns: Iterable[str], names: list[str]) -> None:
-    for pattern, matched in matching(list(patterns), names).items():
+    for pattern, matched in matching(patterns, names).items():
         if not matched:
             raise UserError(
                 f"{field}: {pattern!r} matches none of the {len(names)} trained parameters; they are called like "

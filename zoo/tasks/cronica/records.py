@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from zoo import registry
 from zoo.data import readers
 from zoo.data.readers import LONE_SURROGATE, Fault, Record
 from zoo.errors import UserError
@@ -43,10 +44,11 @@ def _read(data: DataSection) -> Iterator[Record | Fault]:
         return readers.read_jsonl([path])
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist")
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    form = registry.file_format(data.source)
+    files = sorted(file for file in path.iterdir() if file.name.endswith(form.suffixes)) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"data.path: no .parquet file in the directory {path}")
-    return readers.read_parquet(files, FIELDS, whole=True)
+        raise UserError(f"data.path: no {form.suffixes[0]} file in the directory {path}")
+    return form.read(files, FIELDS, whole=True)
 
 
 def _check(record: Record) -> None:

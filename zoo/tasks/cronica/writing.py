@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UserError
-from zoo.recipe.fields import default
 from zoo.recipe.training import EvalSection
 from zoo.tasks.cronica import tokens
 from zoo.tasks.cronica.match import Match, parse_block, to_block
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 # The published card's sampling, with room for the longest texts: what a run's `eval` section has by default.
 SETTINGS: dict[str, Any] = {
-    name: default(EvalSection, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")
+    name: getattr(EvalSection(), name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")
 }
 
 
