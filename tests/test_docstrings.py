@@ -18,6 +18,11 @@ def module_name(path: Path) -> str:
 MODULES = [name for name in map(module_name, sorted(ROOT.glob("zoo/**/*.py"))) if name not in FOREIGN]
 
 
+def _is_def(value) -> bool:
+    """Whether it is a function of its own; a lambda is the default of a field."""
+    return inspect.isfunction(value) and value.__name__ != "<lambda>"
+
+
 def public_objects(module):
     """Name and object of public functions and classes of a module, and of the classes' methods and properties."""
     for name, value in vars(module).items():
@@ -27,7 +32,7 @@ def public_objects(module):
             yield name, value
             for attribute, member in vars(value).items():
                 plain = getattr(member, "__func__", member)  # what a class or static method wraps
-                if not attribute.startswith("_") and (inspect.isfunction(plain) or isinstance(member, property)):
+                if not attribute.startswith("_") and (_is_def(plain) or isinstance(member, property)):
                     yield f"{name}.{attribute}", getattr(value, attribute)
         elif callable(value) and inspect.isfunction(inspect.unwrap(value)):
             yield name, value

@@ -21,7 +21,7 @@ class AdamW(Optimizer):
     eps: PositiveFloat = 1e-8
 
     def build(self, *last: Transformation) -> Transformation:
-        """Returns AdamW."""
+        """Returns the AdamW transformation of gradients into updates."""
         import optax
 
         return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), *last)

@@ -28,7 +28,7 @@ class Muon(AdamW):
     muon_rms: PositiveFloat | None = None
 
     def build(self, *last: Transformation) -> Transformation:
-        """Returns Muon.
+        """Returns the Muon transformation of gradients into updates.
 
         The momentum, with Nesterov's look-ahead, is made nearly orthogonal by `muon_iterations` Newton-Schulz steps and
         scaled by sqrt(max(1, fan_out / fan_in)); or, with `muon_rms`, by muon_rms * sqrt(max(fan_in, fan_out)), so that

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """One goal.
+    """One goal of a match.
 
     Attributes:
         minute: of the match; 45+2 is minute 45 with 2 added.
