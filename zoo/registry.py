@@ -11,7 +11,6 @@ import importlib
 import logging
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
 
 from zoo.errors import UserError
 from zoo.models.spec import NOT_STATED, ModelSpec, import_class
@@ -51,10 +50,10 @@ CORPORA = {
     "cronicas": "zoo.tasks.cronica.corpus",
     "stories": "zoo.data.stories",
 }
-# Formats of files (`data.source` of a recipe) that hold records, "module:Name" of a `zoo.data.readers.FileFormat`.
+# Formats of files that hold records (`data.source` of a recipe) and their modules: see `zoo.data.formats`.
 FILE_FORMATS = {
-    "jsonl": "zoo.data.readers:JSONL",
-    "parquet": "zoo.data.readers:PARQUET",
+    "jsonl": "zoo.data.formats.jsonl",
+    "parquet": "zoo.data.formats.parquet",
 }
 # Optimizers (`optimizer.name` of a recipe), "module:Name" of subclasses of `zoo.recipe.optimizers.base.Optimizer`.
 OPTIMIZERS = {
@@ -112,9 +111,9 @@ def task_class(kind: str) -> type:
     return import_class(TASKS[kind], f"data.kind {kind!r}")
 
 
-def file_format(source: str) -> Any:
-    """Returns the `zoo.data.readers.FileFormat` of a recipe's `data.source`, a key of FILE_FORMATS."""
-    return import_class(FILE_FORMATS[source], f"data.source {source!r}")
+def file_format(source: str) -> ModuleType:
+    """Returns the module of a format of files, a key of FILE_FORMATS; see `zoo.data.formats`."""
+    return importlib.import_module(FILE_FORMATS[source])
 
 
 def corpus(source: str) -> ModuleType:

@@ -54,7 +54,7 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
 def files(source: SourceFields) -> list[Path]:
     """Returns the local files of a source in the order in which they are read. Raises UserError if there are none."""
     path = Path(source.path)
-    suffixes = (".txt", ".text") if source.source == "text" else registry.file_format(source.source).suffixes
+    suffixes = (".txt", ".text") if source.source == "text" else registry.file_format(source.source).SUFFIXES
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data.readers import read_jsonl, read_parquet, without_faults
+from zoo.data.formats import jsonl, parquet
+from zoo.data.readers import without_faults
 from zoo.errors import UserError
 from zoo.tokenizers.hub import unreachable
 
@@ -45,7 +46,7 @@ def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
     path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
     if path is None:
         raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
-    rows = read_parquet([path], whole=True) if path.suffix == ".parquet" else without_faults(read_jsonl([path]))
+    rows = parquet.read([path], whole=True) if path.suffix == ".parquet" else without_faults(jsonl.read([path]))
     return [record.values for record in rows]
 
 

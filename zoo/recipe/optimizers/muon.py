@@ -46,13 +46,11 @@ class Muon(AdamW):
                 return self.muon_rms * math.sqrt(max(fan_in, fan_out)) * update
             return math.sqrt(max(1.0, fan_out / fan_in)) * update
 
-        def each_a_matrix(updates: Tree) -> Tree:
+        def as_matrices(updates: Tree) -> Tree:
             return jax.tree.map(lambda _: MuonDimensionNumbers(), updates)
 
         muon = optax.chain(
-            scale_by_muon(
-                ns_steps=self.muon_iterations, beta=self.muon_momentum, weight_dimension_numbers=each_a_matrix
-            ),
+            scale_by_muon(ns_steps=self.muon_iterations, beta=self.muon_momentum, weight_dimension_numbers=as_matrices),
             optax.stateless(lambda updates, params: jax.tree.map(scale, updates)),
             *last,
         )

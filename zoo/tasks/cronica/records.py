@@ -40,14 +40,14 @@ def _read(data: DataSection) -> Iterator[Record | Fault]:
     if data.source == "hub":  # fetched whole: the library then finds it in its cache, with or without a network
         return readers.read_dataset(readers.load_dataset(data, streaming=False), data)
     path = Path(data.path)
-    if data.source == "jsonl":
-        return readers.read_jsonl([path])
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist")
     form = registry.file_format(data.source)
-    files = sorted(file for file in path.iterdir() if file.name.endswith(form.suffixes)) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir() and data.source != "jsonl":  # of JSON lines it must be one file
+        files = sorted(file for file in path.iterdir() if file.name.endswith(form.SUFFIXES))
     if not files:
-        raise UserError(f"data.path: no {form.suffixes[0]} file in the directory {path}")
+        raise UserError(f"data.path: no {form.SUFFIXES[0]} file in the directory {path}")
     return form.read(files, FIELDS, whole=True)
 
 
