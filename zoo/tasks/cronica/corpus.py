@@ -6,12 +6,13 @@ style_token, cronica, model. No network is needed, and the published Parquet fil
 """
 
 import datetime
-import importlib
 import itertools
 import random
+import tomllib
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 
 from zoo.errors import UserError
 from zoo.tasks.cronica import names
@@ -26,8 +27,10 @@ SPLITS = ("train", "heldout", "unseen")
 
 @cache
 def style(label: str) -> Style:
-    """Returns the grammar of one of the eight styles."""
-    return importlib.import_module(f"zoo.tasks.cronica.styles.{label}").STYLE
+    """Returns the grammar of one of the eight styles, from its file in `styles/`."""
+    file = resources.files("zoo.tasks.cronica").joinpath("styles", f"{label}.toml")
+    sections = tomllib.loads(file.read_text(encoding="utf-8"))
+    return Style(label=label, **{name: tuple(templates) for name, templates in sections.items()})
 
 
 def generate(num_pairs: int, *, seed: int = 0, split: str = "train") -> list[dict[str, str]]:

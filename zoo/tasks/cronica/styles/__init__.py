@@ -1,1 +1,0 @@
-"""The eight commentators, one module each."""
