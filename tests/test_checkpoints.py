@@ -16,7 +16,7 @@ import optax
 import pytest
 import remote_paths  # noqa: F401  (registers file://)
 
-from zoo.checkpoints import orbax_io
+from zoo.checkpoints import checksums, orbax_io
 from zoo.checkpoints import pytree as trees
 from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint
 from zoo.errors import UserError
@@ -173,7 +173,7 @@ def test_one_flipped_bit_is_detected_and_the_checkpoint_before_is_used(tmp_path,
 
     # Orbax itself does not notice: this is why there are checksums.
     with monkeypatch.context() as patch:
-        patch.setattr(orbax_io, "verify", lambda arrays, checksums: None)
+        patch.setattr(checksums, "verify", lambda arrays, checksums: None)
         assert restore(tmp_path, keep=None).step == 2
 
     with caplog.at_level(logging.WARNING):
@@ -325,24 +325,24 @@ def test_checksum_against_its_definition(dtype):
     width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
     bits = np.asarray(x).view(width).ravel().astype(np.uint64)
     expected = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum()) % 2**32
-    on_device = trees._compiled(None)
-    assert int(trees.checksums([x])()[0]) == int(on_device([x])[0]) == expected
+    on_device = checksums._compiled(None)
+    assert int(checksums.compute([x])()[0]) == int(on_device([x])[0]) == expected
     flipped = np.asarray(x).view(width).copy()
     flipped[2, 4, 1] ^= 1
     flipped = jnp.asarray(flipped.view(x.dtype))
-    assert int(trees.checksums([flipped])()[0]) == int(on_device([flipped])[0]) != expected
+    assert int(checksums.compute([flipped])()[0]) == int(on_device([flipped])[0]) != expected
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 70_000), (70, 3), (2, 70, 1, 3), (0, 4)])
 def test_checksums_on_the_host_are_those_of_the_devices_for_every_part_of_an_array(shape):
     """Cut along each axis in turn: long and short runs, in pieces and at once."""
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    whole = int(trees._compiled(None)([jnp.asarray(x)])[0])
-    assert trees._part_sum(x, [0] * x.ndim, x.shape) == whole
+    whole = int(checksums._compiled(None)([jnp.asarray(x)])[0])
+    assert checksums._part_sum(x, [0] * x.ndim, x.shape) == whole
     for axis in range(x.ndim):
         total, begin = 0, 0
         for part in np.array_split(x, 2, axis=axis):
-            total += trees._part_sum(part, [begin if one == axis else 0 for one in range(x.ndim)], x.shape)
+            total += checksums._part_sum(part, [begin if one == axis else 0 for one in range(x.ndim)], x.shape)
             begin += part.shape[axis]
         assert total % 2**32 == whole
 
@@ -353,7 +353,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         import jax, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec as P
         from zoo.checkpoints import Checkpoints
-        from zoo.checkpoints.pytree import _compiled, checksums
+        from zoo.checkpoints.checksums import _compiled, compute
         x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
         mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
         leaves = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in
@@ -361,7 +361,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
         assert len(jax.devices()) == 8
         with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
             checkpoints.save(1, {{str(i): leaf for i, leaf in enumerate(leaves)}}, {{}}, {{}})
-        print(*checksums(leaves)(), *map(int, _compiled(NamedSharding(mesh, P()))(leaves)))
+        print(*compute(leaves)(), *map(int, _compiled(NamedSharding(mesh, P()))(leaves)))
         """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -373,7 +373,7 @@ def test_checksums_and_restore_do_not_depend_on_the_sharding(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    assert set(map(int, done.stdout.split())) == {int(trees.checksums([jnp.asarray(x)])()[0])}
+    assert set(map(int, done.stdout.split())) == {int(checksums.compute([jnp.asarray(x)])()[0])}
     shapes = {str(i): jax.ShapeDtypeStruct(x.shape, x.dtype) for i in range(4)}
     found = Checkpoints(tmp_path).restore(shapes, {})
     assert all(np.asarray(leaf).tobytes() == x.tobytes() for leaf in found.params.values())
@@ -474,7 +474,7 @@ def test_the_first_format_is_read_and_verified(tmp_path):
     content = {"format": 1, "step": 1, "leaves": leaves, "meta": META}
     every = [leaf for tree in items.values() for leaf in tree.values()]
     stored = {item: unflatten(tree, key=str) for item, tree in items.items()}
-    stored["checksums"] = {"uint32": jnp.asarray(trees.checksums(every)())}
+    stored["checksums"] = {"uint32": jnp.asarray(checksums.compute(every)())}
     stored["meta"] = {"content": content, "sha256": orbax_io._hash(content)}
     with orbax_io._context(Checkpoints(tmp_path).directory):
         ocp.save_checkpointables(tmp_path / "1", stored)

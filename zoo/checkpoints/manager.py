@@ -26,9 +26,10 @@ from typing import Any
 
 from etils import epath
 
-from zoo.checkpoints import orbax_io, pytree, storage
+from zoo.checkpoints import checksums, orbax_io, pytree, storage
+from zoo.checkpoints.checksums import DamagedCheckpoint
 from zoo.checkpoints.directory import CheckpointDirectory, Pin
-from zoo.checkpoints.orbax_io import DamagedCheckpoint, Items
+from zoo.checkpoints.orbax_io import Items
 from zoo.distributed.runtime import broadcast, first_problem, is_main_process
 from zoo.errors import UserError
 
@@ -353,8 +354,8 @@ class Checkpoints:
         """The wanted leaves of each item in their stored dtype, verified against the checksums."""
         path = self._directory.of(step)
         _together(lambda: orbax_io.check_structure(path, wanted, content))
-        arrays, checksums = _together(lambda: orbax_io.read_arrays(path, wanted, content))
-        orbax_io.verify(arrays, content["checksums"] or checksums or {})
+        arrays, sums = _together(lambda: orbax_io.read_arrays(path, wanted, content))
+        checksums.verify(arrays, content["checksums"] or sums or {})
         return arrays
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from zoo.checkpoints import pytree, storage
+from zoo.checkpoints import checksums, pytree, storage
+from zoo.checkpoints.checksums import DamagedCheckpoint
 from zoo.distributed.runtime import is_main_process
 from zoo.tree import unflatten
 from zoo.util import first_line, sha256_hex
@@ -40,10 +41,6 @@ def _is_not_raised_too(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_not_raised_too)
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are missing, unreadable or not what was written."""
 
 
 def complete(path: epath.Path) -> bool:
@@ -76,10 +73,10 @@ def _write(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> o
         "meta": meta,
     }
     names = [f"{item}/{name}" for item, leaves in items.items() for name in leaves]
-    checksums = pytree.checksums([leaf for leaves in items.values() for leaf in leaves.values()])
+    sums = checksums.compute([leaf for leaves in items.values() for leaf in leaves.values()])
     written = {
         **{item: unflatten(leaves, key=str) for item, leaves in items.items() if leaves},  # Orbax refuses empty trees
-        "integrity": _Checksums(names, checksums),
+        "integrity": _Checksums(names, sums),
         "meta": {"content": content, "sha256": _hash(content)},
     }
     with _context(path):
@@ -138,27 +135,16 @@ def read_arrays(path: epath.Path, wanted: Items, content: dict[str, Any]) -> tup
         items["checksums"] = {"uint32": pytree.abstract(np.zeros(number, np.uint32), "uint32")}
     with _damage(), _context(path, alone=True):
         loaded = ocp.load_checkpointables(path, items)
-    checksums = None
+    sums = None
     if content["format"] == 1:
         names = [f"{item}/{name}" for item, leaves in stored.items() for name in sorted(leaves)]
-        checksums = dict(zip(names, np.asarray(loaded["checksums"]["uint32"]).tolist(), strict=True))
-    return {item: pytree.named(loaded.get(item, {})) for item in wanted}, checksums
-
-
-def verify(arrays: Items, checksums: dict[str, int]) -> None:
-    """Raises DamagedCheckpoint unless every leaf has its checksum. All processes call it, and all see the same."""
-    names = [f"{item}/{name}" for item, leaves in arrays.items() for name in leaves]
-    if not names:
-        return
-    sums = pytree.checksums([leaf for leaves in arrays.values() for leaf in leaves.values()])()
-    for name, value in zip(names, sums.tolist(), strict=True):
-        if checksums.get(name) != value:
-            raise DamagedCheckpoint(f"{name} does not match its checksum")
+        sums = dict(zip(names, np.asarray(loaded["checksums"]["uint32"]).tolist(), strict=True))
+    return {item: pytree.named(loaded.get(item, {})) for item in wanted}, sums
 
 
 @dataclass(frozen=True)
 class _Checksums:
-    """The checksums of all leaves, in the order of the names; see `zoo.checkpoints.pytree.checksums`."""
+    """The checksums of all leaves, in the order of the names; see `zoo.checkpoints.checksums.compute`."""
 
     names: list[str]
     values: Callable[[], np.ndarray]
@@ -170,11 +156,11 @@ class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
     async def save(self, directory: Any, checkpointable: _Checksums) -> Awaitable[None]:
         return self._write(directory, checkpointable)
 
-    async def _write(self, directory: Any, checksums: _Checksums) -> None:
+    async def _write(self, directory: Any, sums: _Checksums) -> None:
         folder = await directory.await_creation()
         if is_main_process():
-            values = await asyncio.to_thread(checksums.values)
-            content = dict(zip(checksums.names, values.tolist(), strict=True))
+            values = await asyncio.to_thread(sums.values)
+            content = dict(zip(sums.names, values.tolist(), strict=True))
             await asyncio.to_thread((folder / "data.json").write_text, json.dumps(content))
 
     async def load(self, directory: Any, abstract_checkpointable: None = None) -> Awaitable[None]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from zoo import registry
-from zoo.checkpoints import pytree
+from zoo.checkpoints import checksums, pytree
 from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.config import ModelConfig
@@ -80,10 +80,10 @@ def new_paths(
 def fingerprint(params: build.Params) -> str:
     """Returns the SHA-256 (64 hexadecimal digits) of the parameters' names, shapes, dtypes and checksums.
 
-    The checksums (`zoo.checkpoints.pytree.checksums`) cover every bit and are the same however the arrays are sharded.
+    The checksums (`zoo.checkpoints.checksums.compute`) cover every bit and are the same however the arrays are sharded.
     """
     named = pytree.named(params)
-    sums = pytree.checksums(list(named.values()))().tolist()
+    sums = checksums.compute(list(named.values()))().tolist()
     entries = [[*item, total] for item, total in zip(pytree.described(named).items(), sums, strict=True)]
     return sha256_hex(json.dumps(entries).encode())
 
