@@ -18,7 +18,7 @@ from zoo.tasks.cronica.task import CronicaTask
 from zoo.train import trainer as loop
 from zoo.train.logging.log import MetricsLog, read_events, read_metrics
 from zoo.train.state import TrainState
-from zoo.train.trainer import MOST_EVALUATIONS, MOST_ROLLBACKS, MOST_SKIPPED, Callback, Trainer
+from zoo.train.trainer import MAX_EVALUATIONS, MAX_ROLLBACKS, MAX_SKIPPED, Callback, Trainer
 
 ROWS = 2
 
@@ -118,11 +118,11 @@ def test_skipped_updates_change_nothing_and_are_told(tmp_path):
 
 
 def test_too_many_skipped_in_a_row_end_the_run_also_across_a_kill(tmp_path):
-    bad = set(range(3, 3 + MOST_SKIPPED))
-    last = 3 + MOST_SKIPPED
+    bad = set(range(3, 3 + MAX_SKIPPED))
+    last = 3 + MAX_SKIPPED
     for deaths, directory in (((), tmp_path / "a"), (((9, 1),), tmp_path / "b")):
         directory.mkdir()
-        with pytest.raises(UserError, match=rf"step {last}: loss nan.* {MOST_SKIPPED} updates in a row were left out"):
+        with pytest.raises(UserError, match=rf"step {last}: loss nan.* {MAX_SKIPPED} updates in a row were left out"):
             run(directory, bad, "skip", deaths=deaths)
         assert [event["step"] for event in events(directory)] == list(range(4, last + 1))
     (tmp_path / "c").mkdir()
@@ -152,10 +152,10 @@ def test_going_back_leaves_the_batch_out_the_same_after_any_kill(tmp_path):
 
 
 def test_going_back_too_often_from_one_checkpoint_ends_the_run(tmp_path):
-    bad = set(range(5, 5 + MOST_ROLLBACKS + 1))
-    with pytest.raises(UserError, match=rf"batch 8\).* went back to step 4 {MOST_ROLLBACKS} times"):
+    bad = set(range(5, 5 + MAX_ROLLBACKS + 1))
+    with pytest.raises(UserError, match=rf"batch 8\).* went back to step 4 {MAX_ROLLBACKS} times"):
         run(tmp_path, bad, "rollback")
-    assert [event["back_to"] for event in events(tmp_path)] == [4] * (MOST_ROLLBACKS + 1)
+    assert [event["back_to"] for event in events(tmp_path)] == [4] * (MAX_ROLLBACKS + 1)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
 
 
@@ -192,16 +192,16 @@ def test_an_evaluation_that_ends_the_process_is_left_out_in_the_end(tmp_path):
         return {"heldout_loss": 0.5}
 
     settings = {"callbacks": [Callback(7, measure)]}
-    for _ in range(MOST_EVALUATIONS):
+    for _ in range(MAX_EVALUATIONS):
         killed, state = trainer(tmp_path, (), "halt", **settings)
         with pytest.raises(Killed):
             killed.run(state, StopSignal())
         killed.log.close()
         killed.checkpoints.__exit__()
     run(tmp_path, (), "halt", **settings)
-    assert begun == [7] * MOST_EVALUATIONS + [14, 20]
+    assert begun == [7] * MAX_EVALUATIONS + [14, 20]
     assert [(event["step"], event["error"]) for event in events(tmp_path)] == [
-        (7, f"the process ended in it {MOST_EVALUATIONS} times")
+        (7, f"the process ended in it {MAX_EVALUATIONS} times")
     ]
     assert [step for step, _ in lines(tmp_path)] == list(range(1, 21))
 

@@ -54,9 +54,9 @@ def complete(path: epath.Path) -> bool:
 def start(path: epath.Path, step: int, items: Items, meta: dict[str, Any]) -> Callable[[], None]:
     """Begins to write a checkpoint, replacing one that is there; returns when its arrays may be donated.
 
-    The function it returns waits until all is written, and must be called, in any thread. Orbax takes nearly a
-    millisecond for each array before it returns. Where the arrays need no copy (`pytree.snapshot`), that is left to the
-    thread; not with several processes, since Orbax compares their paths by a collective, which may not cross another.
+    The function it returns waits until all is written, and must be called, in any thread. Orbax spends
+    about a millisecond on each array before it returns. Where the arrays need no copy (`pytree.snapshot`), the thread
+    spends that time. Not with several processes: Orbax compares paths with a collective, and no two may run at once.
     """
     snapshot = pytree.snapshot(items) if jax.process_count() == 1 else None
     if snapshot is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "detect_format", "examine", "find_format", "load"]
 
-# The formats' modules, in the order in which files are held against them. A new format is a module and a line here.
+# The formats' modules, in the order in which they are tried on a file. A new format is a module and a line here.
 MODULES = (
     "portable",
     "cronica",

@@ -78,8 +78,8 @@ class Format:
         write: writes an `Exported` into an existing directory, with one keyword for each of `options`; raises UserError
             for a model that the format cannot express. None where `zoo.weights.export` does not write the format.
         model_name: the registered model whose class the format holds; None where it holds several.
-        accepts: returns None for a config that can be written, else the reason why not, which goes on from the model's
-            name. None: configs of `model_name`'s class.
+        accepts: returns None for a config that can be written, else the reason, worded to follow the model's name
+            ("is no Llama, ..."). None: configs of `model_name`'s class.
         options: keywords of `write`.
         own_dtypes: whether the format has number types of its own, so that a dtype cannot be chosen.
         adapters: whether it holds adapters alone and no whole model.

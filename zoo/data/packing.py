@@ -1,7 +1,7 @@
 """Packing documents into rows: which tokens stand in row i, for every i, without looking at the rows before.
 
-A row of `seq_len` targets holds `seq_len` + 1 tokens, given as spans of the documents' one long row of tokens. Each
-span lies within one document when rows know their documents (`document_mask`), else neighbours are joined to one.
+A row of `seq_len` targets holds `seq_len` + 1 tokens, given as spans of all documents joined end to end. With
+`document_mask` each span lies within one document; without it, adjacent spans are merged.
 """
 
 import contextlib

@@ -136,7 +136,7 @@ def barrier(name: str) -> None:
 
 
 def preempted(boundary: int) -> bool:
-    """Returns whether a SIGTERM to any of the processes is to end all of them here.
+    """Returns whether all processes should stop at this call, because one of them has received SIGTERM.
 
     Args:
         boundary: the number of this call; every process makes all calls, and True comes at the same one on all.
@@ -183,7 +183,7 @@ def initialize(cluster: Cluster, *, lost_after: int = LOST_AFTER, step_limit: in
     try:
         jax.distributed.initialize(
             cluster.coordinator,
-            # What JAX finds itself it also knows the local devices of.
+            # Where JAX detects the cluster itself, it also knows which devices are local: so pass nothing then.
             cluster.num_processes if cluster.coordinator else None,
             cluster.process_id if cluster.coordinator else None,
             initialization_timeout=_ARRIVAL,

@@ -89,7 +89,7 @@ def more_devices(program: Program, limit: float) -> str:
 
 
 def _promising_changes(program: Program, limit: float, total: float) -> Iterator[list[Change]]:
-    """Yields changes worth compiling, a kind at a time: the mildest that the estimate lets pass, and the strongest."""
+    """Yields changes worth compiling, by kind: the smallest that should fit by the estimate, and the largest."""
     estimate = program.estimated_memory(program.microbatch.rows)
     error = total / estimate if estimate and total < math.inf else 1.0
 

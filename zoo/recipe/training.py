@@ -211,13 +211,13 @@ class MeshSection(Section):
 
 
 class CheckpointSection(Section):
-    """When checkpoints are saved, and which stay.
+    """When checkpoints are saved, and which are kept.
 
     Attributes:
         every: steps between checkpoints; there is one at the end and before each evaluation as well.
-        keep: how many of the newest stay.
-        keep_every: those of steps that it divides stay for good; 0: none do.
-        keep_best: whether the one of the lowest held-out loss stays.
+        keep: how many of the newest checkpoints are kept.
+        keep_every: checkpoints whose step is a multiple of this are never deleted; 0 turns this off.
+        keep_best: whether the checkpoint with the lowest held-out loss is kept.
     """
 
     every: PositiveInt = 500

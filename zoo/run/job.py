@@ -45,11 +45,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepRange:
-    """The steps that one start of a run trains.
+    """Which steps of a run one process trains, where it is not to train all of them.
 
     Attributes:
-        until: returns the step to end at for the step the start begins at.
-        started: called with the number of each update, from 0, when it has been started.
+        until: given the step at which training begins or resumes, returns the step at which to stop.
+        started: called with the number of each update, from 0, once it has been handed to the device.
     """
 
     until: Callable[[int], int]
@@ -76,7 +76,7 @@ def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False, part: Ste
         recipe: from `load_recipe`.
         fresh: delete what the run directory holds and start over.
         dry_run: check everything, show what would run and write nothing.
-        part: the steps to train; nothing is evaluated at their end unless it is the run's. None: all.
+        part: which steps to train; the final evaluation runs only if they include the last. None: all steps.
 
     Raises:
         UserError: recipe, data, tokenizer and run directory do not fit together, and nothing was written;
@@ -103,7 +103,7 @@ def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False, part: Ste
 def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: StepRange | None) -> int:
     setup.set_flags(recipe)
 
-    # The run directory, and the recipe with what a run that lies there has resolved.
+    # The run directory, and the recipe completed with what an earlier start of this run decided.
     mirror = mirror_of(recipe)
     status = inspect_run_dir(recipe, mirror, fresh=fresh)
     recipe, resume = status.recipe, status.started and not fresh
@@ -114,17 +114,17 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
             say(task_class.format_sample(status.result["sample"]))
         return 0
     runtime.broadcast(lambda: layout.check_place(recipe.run_dir))
-    if not resume and not recipe.characters:  # an alphabet's size, and with it the shapes, are not known yet
+    if not (resume or recipe.characters):  # with characters the vocabulary, and so the shapes, are not known yet
         initialize.check(recipe)
 
-    # The mesh, what the recipe leaves open, and the program. What can be refused is refused before data are prepared,
-    # which may take hours.
+    # The mesh, what the recipe leaves open, and the program. Every check that needs no data comes before the data are
+    # prepared, which may take hours.
     mesh = setup.make_mesh(recipe, say)
     recipe, tokenizer = task_class.resolve(recipe, saved_tokenizer(recipe, resume=resume), say)
     program = Program(recipe, mesh)
     setup.check_program(program, say)
 
-    # The data.
+    # The data. A dry run prepares none where that takes long: it shows the plan alone.
     planned = task_class.dry_run_description(recipe) if dry_run else None
     if planned is None:
         job = Job(program, _prepare_data(task_class, recipe, tokenizer), mirror)
@@ -193,7 +193,7 @@ class Job:
         recipe = self.recipe
         runtime.broadcast(self._write_recipe_and_tokenizer)
         keep_freed_memory(self.program)
-        runtime.barrier("prepared")  # the waits after this one are by collectives, which time out
+        runtime.barrier("prepared")  # collectives, which come next, give up on a process that is minutes late
         with Checkpoints(
             recipe.checkpoints_dir, keep=recipe.checkpoint.keep, keep_every=recipe.checkpoint.keep_every
         ) as checkpoints:
@@ -285,7 +285,7 @@ class Job:
             callbacks=self._callbacks(start.frozen, checkpoints),
             on_nonfinite=recipe.train.on_nonfinite,
             restore=lambda: self._restore(checkpoints, start.frozen).state,
-            saving=self.mirror.push,  # the mirrored files must never be older than a checkpoint
+            before_save=self.mirror.push,  # the mirrored files must never be older than a checkpoint
             changes=changes,
         )
 
@@ -323,7 +323,7 @@ class Job:
             problem = f"the evaluation at the end failed: {type(error).__name__}: {first_line(error)}"
             say(f"warning: {problem}; the model is trained and saved")
             finished = Finished({"Evaluation": f"Warning: {problem}"})
-        if not runtime.is_main_process():  # it has failed to help gather the parameters
+        if not runtime.is_main_process():  # gathering the parameters failed: process 0 alone reports it
             return
         self._report(f"Finished: {state.step:,} steps.", finished.sections)
         result = {"step": state.step, "evaluation": finished.evaluation, "sample": finished.sample}

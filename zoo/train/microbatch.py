@@ -33,7 +33,7 @@ def choose_microbatch(
     batch_size, wanted = recipe.data.batch_size, recipe.train.microbatch
     sizes = microbatch_sizes(batch_size, mesh)
     if wanted != "auto":
-        # Of a batch of another size, which a search may ask for, the nearest that divides it.
+        # A search may try another batch size, which `wanted` need not divide: take its largest divisor up to `wanted`.
         return Microbatch(next((rows for rows in sizes if wanted is None or rows <= wanted), batch_size))
     limit = common_memory(list(mesh.devices.flat))
     if limit is None or 0 < (estimate(sizes[0]) or 0) <= SURELY_FITS * limit:
@@ -57,7 +57,7 @@ def largest_that_fits(
         return measured[i] <= limit
 
     def promising(i: int) -> bool:
-        """Whether the next larger one would fit if the estimate of what grows with the rows were off as it is here."""
+        """Whether the next larger size would fit, if the estimate errs there by the same factor as at this size."""
         fixed = estimate(0) or 0
         growth = (guesses[i - 1] - fixed) / (guesses[i] - fixed) if guesses[i] > fixed else 1
         return fixed + (measured[i] - fixed) * growth <= limit

@@ -138,7 +138,7 @@ class Program:
 
     @cached_property
     def _frozen_products(self) -> int:
-        """The number of frozen weights in matrix products of a token: kernels, and the head whatever its parameter."""
+        """The number of frozen weights in matrix products of a token: kernels, and the output head even if tied."""
         if not self.frozen:
             return 0
         params = steps.merged(self.params, self.frozen)

@@ -2,8 +2,8 @@
 
 The loss of an update is fetched while the next one is already running, so the device never waits for the host.
 
-After an update its values are checked, its line is written, its checkpoint saved, and only then is it evaluated. So no
-checkpoint holds values that are not finite, and no evaluation can cost the run a step.
+After an update the loop checks its values, writes its line, saves its checkpoint, and only then evaluates the model. So
+no checkpoint holds values that are not finite, and a failing evaluation never loses a step.
 """
 
 import logging
@@ -30,9 +30,9 @@ from zoo.util import first_line
 logger = logging.getLogger(__name__)
 
 StepFn = Callable[[Any, Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
-MOST_SKIPPED = 10  # updates in a row
-MOST_ROLLBACKS = 3  # to one checkpoint
-MOST_EVALUATIONS = 3  # of one step, each of which ended the process
+MAX_SKIPPED = 10  # updates skipped in a row
+MAX_ROLLBACKS = 3  # rollbacks to the same checkpoint
+MAX_EVALUATIONS = 3  # attempts to evaluate one step, where each attempt ended the process
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Callback:
     What it raises does not end the run. If the process is killed before it returns, the resumed run calls it again.
 
     Attributes:
-        every: it is called each time so many updates are done; 0: never.
+        every: the function is called after every `every` updates; 0: never.
         function: `function(params, step)` returns numbers by name for the step's line of metrics.jsonl.
         last: whether it is called at the last step as well.
     """
@@ -56,8 +56,8 @@ class Callback:
 class _Update:
     """An update that has been started.
 
-    `step` and `tokens` count it in; `values` are scalars on the device. Its batch, number `batch` of the global order,
-    has `rows` of `length` positions.
+    `step` and `tokens` include this update; `values` are scalars on the device. Its batch is number `batch` of the
+    global order and has `rows` rows of `length` positions.
     """
 
     step: int
@@ -76,21 +76,22 @@ class Trainer:
         step_fn: (params, opt_state, batch, step) -> (params, opt_state, {"loss", "grad_norm", "lr"} scalars).
         batches: from the number of a batch in the global order to an endless iterator that begins with it, of dicts of
             arrays [B, T] with "tokens".
-        put: places such a batch on the devices; of several processes each puts its rows, and B is of all together.
+        put: places such a batch on the devices. With several processes each passes only its own rows; the result is
+            the whole batch of B rows.
         steps: total number of updates.
         checkpoints: where checkpoints are saved: every `save_every` steps, at the last step, at an interruption and
             before callbacks.
-        save_every: see `checkpoints`.
+        save_every: steps between checkpoints.
         log: gets a line every `log_every` steps, at the last step and where a callback is called.
-        log_every: see `log`.
+        log_every: steps between lines of the log.
         meta: returns what goes into a checkpoint beside the arrays, `TrainState.meta` in it: a JSON dict.
         flops_per_token: returns the FLOPs per token of an update, forward and backward, on a batch of that length.
         peak: FLOP/s that mfu is measured against.
         callbacks: called when they are due.
         on_nonfinite: see `zoo.recipe.training.TrainSection`; with skip, step_fn itself leaves the state as it was.
-        restore: for rollback: returns the state of the newest checkpoint, or that of the beginning.
-        saving: called before each checkpoint, when the log is on the disk.
-        changes: of the recipe since the run was started or last resumed, for the log.
+        restore: for rollback: returns the state of the newest checkpoint, or the initial state where there is none.
+        before_save: called before each checkpoint is saved, after the log has been written to the disk.
+        changes: what has changed in the recipe since the run was started or last resumed, for the log.
         state: the current state, while `run` runs and afterwards.
     """
 
@@ -108,7 +109,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     on_nonfinite: str = "halt"
     restore: Callable[[], TrainState] | None = None
-    saving: Callable[[], None] = lambda: None
+    before_save: Callable[[], None] = lambda: None
     changes: Sequence[str] = ()
     state: TrainState = field(init=False)
     _meter: Meter = field(init=False)
@@ -126,8 +127,8 @@ class Trainer:
             stop: asked between updates.
 
         Raises:
-            UserError: loss or gradient norm are not finite and `on_nonfinite` has no remedy left, where the newest
-                checkpoint is from before; or a checkpoint cannot be written.
+            UserError: loss or gradient norm are not finite and `on_nonfinite` has no remedy left (the newest
+                checkpoint is older than that update); or a checkpoint cannot be written.
         """
         self.state, self._saved_step = state, state.step
         self._meter, self._started = Meter(self.peak), time.perf_counter() - state.seconds
@@ -142,7 +143,7 @@ class Trainer:
                     running = None  # a rollback has discarded the state it was started from
                     continue
                 save = self._must_save(self.state.step)
-                # The first update compiles: it is waited for, so that the rates leave it out.
+                # The first update compiles. The loop waits for it, so that compiling is not counted in the rates.
                 if save or self._meter.since is None:
                     good = self._record(running)
                     running = None
@@ -190,7 +191,7 @@ class Trainer:
                 self._roll_back(event)
                 return False
             self.state.skipped += 1
-            if self.on_nonfinite == "halt" or self.state.skipped >= MOST_SKIPPED:
+            if self.on_nonfinite == "halt" or self.state.skipped >= MAX_SKIPPED:
                 self._halt(event)
             self.log.write(event)
         else:
@@ -210,6 +211,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------- evaluations
 
     def _due(self, step: int) -> list[Callback]:
+        """Returns the callbacks to be called after a step. Its line is marked "unfinished" until they have returned."""
         return [c for c in self.callbacks if (c.last and step == self.steps) or (c.every and step % c.every == 0)]
 
     def _evaluate(self) -> None:
@@ -236,7 +238,7 @@ class Trainer:
         step, starts = runtime.broadcast(lambda: self.log.unfinished) or (0, 0)
         if step != self.state.step or not step:
             return
-        if starts >= MOST_EVALUATIONS:
+        if starts >= MAX_EVALUATIONS:
             self._finish_line({}, [f"the process ended in it {starts} times"])
         else:
             self.log.restart_evaluation()
@@ -273,7 +275,7 @@ class Trainer:
         times = 1 + (self._rollbacks[1] if self._rollbacks[0] == restored.step else 0)
         self._rollbacks = restored.step, times
         event["back_to"] = restored.step
-        if times > MOST_ROLLBACKS:
+        if times > MAX_ROLLBACKS:
             self._halt(event)
         self.log.write(event)
         self.log.rewind(restored.step)
@@ -288,7 +290,7 @@ class Trainer:
         if event["policy"] == "skip":
             reason = f"{self.state.skipped} updates in a row were left out; {reason}"
         elif event["policy"] == "rollback":
-            reason = f"the run went back to step {event['back_to']} {MOST_ROLLBACKS} times"
+            reason = f"the run went back to step {event['back_to']} {MAX_ROLLBACKS} times"
         raise UserError(
             f"step {event['step']}: {_describe(event)}: training has diverged and stops; {reason}. "
             f"Lower optimizer.peak_lr (or raise optimizer.warmup_steps) and start again"
@@ -303,7 +305,7 @@ class Trainer:
         state = self.state
         state.seconds = self._seconds()
         self.log.sync()
-        self.saving()
+        self.before_save()
         self.checkpoints.save(state.step, state.params, state.opt_state, self.meta(state))
         self._saved_step = state.step
 

@@ -95,13 +95,13 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
     if isinstance(source, RunWeights):
         if source.step is None:
             raise UserError(f"from: {source.path} has no checkpoint yet; train it first")
-        # Which checkpoint it is, is part of what the run starts from: another must not take its place.
+        # The step is fixed: the run always starts from this very checkpoint, not from a newer one.
         source = replace(source, explicit_step=True)
     return source
 
 
 def _refuse_missing(path: Path, name: str) -> None:
-    """Raises UserError for a missing path in a directory that exists: it only reads like owner/repository."""
+    """Raises UserError for a missing path in an existing directory, which is no owner/repository on the hub."""
     if len(path.parts) < 2 or not Path(path.parts[0]).is_dir():
         return
     try:
