@@ -70,7 +70,7 @@ class KVCache:
         return cache, cache.k[layer], cache.v[layer], visible[:, None]
 
     def _append_chunk_to_ring(self, layer, k, v, valid):
-        """Attends to the old ring and the chunk: the chunk's last tokens overwrite slots that its first ones must read."""
+        """Attends to the old ring and the chunk, whose last tokens overwrite slots that its first tokens must read."""
         size, index = self.k[layer].shape[2], self._index(k.shape[1])
         keys = jnp.concatenate([self.k[layer], _heads_first(k, self.k[layer].dtype)], axis=2)
         values = jnp.concatenate([self.v[layer], _heads_first(v, self.v[layer].dtype)], axis=2)
