@@ -18,17 +18,14 @@ ROOT = Path(__file__).parent.parent
 SGD = '''
 """Stochastic gradient descent with momentum."""
 
-from typing import Annotated
-
-from pydantic import Field
-
+from zoo.recipe.fields import Fraction
 from zoo.recipe.optimizers.base import Optimizer, Transformation
 
 
 class Sgd(Optimizer):
     """Stochastic gradient descent with momentum."""
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Fraction = 0.9
 
     def build(self, *last: Transformation) -> Transformation:
         """Returns the optimizer."""

@@ -1,4 +1,4 @@
-"""The registry of models, tasks and optimizers by name. Importing this module, and listing names, loads no JAX.
+"""The registry of models, tasks, formats of files and optimizers. Importing it, and listing names, loads no JAX.
 
 The built-in models are those of `zoo.models.specs`. Other packages add theirs through an entry point in the group
 "zoo.models", whose name is the model's name and whose object is a `ModelSpec`:
@@ -13,26 +13,10 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from zoo.errors import UserError
-from zoo.models.spec import NOT_STATED, ModelSpec, import_class
+from zoo.models.spec import NOT_STATED as NOT_STATED
+from zoo.models.spec import ModelSpec, import_class
 from zoo.models.specs import ALL
 from zoo.util import nearest
-
-__all__ = [
-    "BUILT_IN",
-    "CORPORA",
-    "FILE_FORMATS",
-    "NOT_STATED",
-    "OPTIMIZERS",
-    "SUITES",
-    "TASKS",
-    "ModelSpec",
-    "corpus",
-    "describe",
-    "file_format",
-    "list_models",
-    "register",
-    "task_class",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_serializer, model_validator
 from zoo import registry
 from zoo.models.spec import import_class
 from zoo.models.specs import CRONICA_5M
-from zoo.recipe.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
+from zoo.recipe.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 from zoo.recipe.optimizers.base import Optimizer, Transformation
 
 # In the order of the registry; the first is what a recipe has that names none.
@@ -163,7 +163,7 @@ class LoraSection(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["q", "k", "v", "o"])
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Fraction = 0.0
 
 
 class MeshSection(Section):

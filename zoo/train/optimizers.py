@@ -1,7 +1,7 @@
 """The learning-rate schedule and the optimizer of a recipe's `optimizer` section."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -109,8 +109,13 @@ def _by_patterns(tx: optax.GradientTransformation, config) -> optax.GradientTran
 
     def init(params: Tree) -> Tree:
         names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-        _refuse_unmatched("optimizer.lr_scales", config.lr_scales, names)
-        _refuse_unmatched("optimizer.no_decay", config.no_decay, names)
+        for field in ("lr_scales", "no_decay"):
+            for pattern, matched in matching(getattr(config, field), names).items():
+                if not matched:
+                    raise UserError(
+                        f"optimizer.{field}: {pattern!r} matches none of the {len(names)} trained parameters; they are "
+                        f"called like {names[0]} and {names[-1]}"
+                    )
         return tx.init(params)
 
     def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
@@ -129,15 +134,6 @@ def _decayed(patterns: list[str]) -> Callable[[Tree], Tree] | None:
         return not any(matches(pattern, _name(path)) for pattern in patterns)
 
     return functools.partial(jax.tree.map_with_path, decays) if patterns else None
-
-
-def _refuse_unmatched(field: str, patterns: Iterable[str], names: list[str]) -> None:
-    for pattern, matched in matching(patterns, names).items():
-        if not matched:
-            raise UserError(
-                f"{field}: {pattern!r} matches none of the {len(names)} trained parameters; they are called like "
-                f"{names[0]} and {names[-1]}"
-            )
 
 
 def _name(path: tuple) -> str:

@@ -7,7 +7,7 @@ model's own parameters that its patterns match, and both together train both. Na
 import fnmatch
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,7 @@ def is_adapter(path: str) -> bool:
     return path.split("/")[-2:-1] == ["lora"]
 
 
-def matching(patterns: Sequence[str], paths: Iterable[str]) -> dict[str, list[str]]:
+def matching(patterns: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
     """Returns for each pattern the paths that it matches.
 
     A pattern is a glob over the whole path, whose `*` crosses slashes ("layers/*/attn/*"); after "re:" it is a

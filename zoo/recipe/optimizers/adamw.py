@@ -1,10 +1,6 @@
 """AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
 
-from typing import Annotated
-
-from pydantic import Field
-
-from zoo.recipe.fields import PositiveFloat
+from zoo.recipe.fields import Fraction, PositiveFloat
 from zoo.recipe.optimizers.base import Optimizer, Transformation
 
 
@@ -16,8 +12,8 @@ class AdamW(Optimizer):
         eps: is added to the root of the second moment.
     """
 
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
     eps: PositiveFloat = 1e-8
 
     def build(self, *last: Transformation) -> Transformation:

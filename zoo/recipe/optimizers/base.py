@@ -11,7 +11,8 @@ class Optimizer(Section):
     """An optimizer: its own fields of a recipe's `optimizer` section, and what it makes of a gradient.
 
     The recipe's section inherits from every optimizer and so has the fields of all. Two optimizers may share a field if
-    its default is the same in both. A recipe that sets a field of another optimizer than its own is refused.
+    its default is the same in both. A recipe that sets a field of another optimizer than its own is refused. Validators
+    of an optimizer see the defaults where a recipe has another one.
 
     Modules of optimizers load JAX only when one is built, since reading a recipe loads none.
     """

@@ -1,12 +1,10 @@
 """Muon (Jordan et al., github.com/KellerJordan/Muon, and Liu et al., arXiv:2502.16982)."""
 
 import math
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from zoo.errors import UserError
-from zoo.recipe.fields import PositiveFloat, PositiveInt
+from zoo.recipe.fields import Fraction, PositiveFloat, PositiveInt
 from zoo.recipe.optimizers.adamw import AdamW
 from zoo.recipe.optimizers.base import Transformation
 
@@ -23,7 +21,7 @@ class Muon(AdamW):
             ratio of a matrix's sides.
     """
 
-    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    muon_momentum: Fraction = 0.95
     muon_iterations: PositiveInt = 5
     muon_rms: PositiveFloat | None = None
 
