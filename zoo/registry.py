@@ -28,8 +28,8 @@ TASKS = {
     "text": "zoo.tasks.text:TextTask",
     "chat": "zoo.tasks.text:TextTask",
 }
-# Built-in corpora (`data.source` of a recipe) and their modules, which have `items` and `VERSION`. Those whose name is
-# no kind of data hold texts.
+# Built-in corpora (`data.source` of a recipe) and their modules, which have `items` and `VERSION`. All but
+# crónicas hold texts.
 CORPORA = {
     "cronicas": "zoo.tasks.cronica.corpus",
     "stories": "zoo.data.stories",

@@ -15,12 +15,12 @@ from zoo import registry
 from zoo.recipe.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
 
 FILES = (*registry.FILE_FORMATS, "text")
-SourceName = Literal[*registry.CORPORA, *FILES, "hub", "shards"]
+_BUILT_IN = dict.fromkeys(("cronicas", *registry.CORPORA))  # the former even where their task is taken out
+SourceName = Literal[*_BUILT_IN, *FILES, "hub", "shards"]
 ChatFormat = Literal["messages", "dolly", "oasst1"]
 
 # The kinds of data that a source can hold; those that are not listed can hold every kind.
-_KINDS = {name: (name if name in registry.TASKS else "text",) for name in registry.CORPORA}
-_KINDS |= {"text": ("text",), "shards": ("text", "chat")}
+_KINDS = dict.fromkeys((*_BUILT_IN, "text"), ("text",)) | {"cronicas": ("cronicas",), "shards": ("text", "chat")}
 _TRAINED = ("kind", "strip_accents", "eos_token", "special_tokens")  # what only a tokenizer trained on texts has
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -196,7 +196,7 @@ class SourceFields(Section):
     @property
     def built_in(self) -> bool:
         """Whether the source is a corpus that zoo makes itself, see `zoo.registry.CORPORA`."""
-        return self.source in registry.CORPORA
+        return self.source in _BUILT_IN
 
     @property
     def is_file(self) -> bool:
@@ -260,7 +260,7 @@ class DataSection(SourceFields):
         if data.get("kind") is None:
             data = {**data, "kind": _kind(data)}
         if data["kind"] == "cronicas":
-            if data.get("num_pairs") is None and source in registry.CORPORA:
+            if data.get("num_pairs") is None and source in _BUILT_IN:
                 data = {**data, "num_pairs": 16_000}
         else:
             if data.get("source") is None:
