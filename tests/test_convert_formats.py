@@ -496,7 +496,7 @@ def test_moments_that_cannot_be_trained_on_with(moment):
     params = {"w": jnp.zeros((2, 3))}
     adam = {"count": 1, "mu": {"w": np.zeros((2, 3), np.float32)}, "nu": {"w": moment}}
     with pytest.raises(UserError, match=r"^from\.optimizer: a moment does not fit its parameter, or is not finite"):
-        restore._with_adam(None, adam, optax.adam(0.1).init(params))
+        restore._with_adam_moments(adam, optax.adam(0.1).init(params))
 
 
 def torch_file(path, content):

@@ -282,7 +282,7 @@ class RunWeights(Weights):
     def _stored(self) -> dict[str, tuple[tuple[int, ...], str]]:
         if self.step is None:
             raise self._no_checkpoint()
-        return self.checkpoints().leaves(self.step)
+        return self.checkpoints().parameter_shapes(self.step)
 
     def _no_checkpoint(self) -> UserError:
         return UserError(f"{self.path} has no checkpoint yet; go on training it with zoo-train")
