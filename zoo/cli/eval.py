@@ -12,10 +12,13 @@ import typer
 from zoo.cli.common import given, ready_to_compute
 from zoo.errors import UserError
 from zoo.evaluate import suites
+from zoo.models.specs import CRONICA_5M
 from zoo.util import atomic_write, human_duration
 
 if TYPE_CHECKING:
     from zoo.language_model import LanguageModel
+
+_CRONICA = CRONICA_5M.sampling
 
 
 def evaluate(
@@ -63,9 +66,13 @@ def evaluate(
     ] = None,
     cronicas: Annotated[int | None, typer.Option(help="Crónicas to write for each set (default: 200).")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest crónica (default: 400).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of crónicas; 0 is greedy (default: 0.85).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of crónicas; 0 keeps all (default: 50).")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of crónicas; 1 keeps all (default: 0.9).")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help=f"Of crónicas; 0 is greedy (default: {_CRONICA['temperature']}).")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help=f"Of crónicas; 0 keeps all (default: {_CRONICA['top_k']}).")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help=f"Of crónicas; 1 keeps all (default: {_CRONICA['top_p']}).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampling of crónicas (default: 0).")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result there as JSON, and its tables as .md beside.")

@@ -12,15 +12,20 @@ import typer
 
 from zoo.cli.common import given, late_interrupt, ready_to_compute
 from zoo.errors import UserError
+from zoo.models.specs import CRONICA_5M
 
 if TYPE_CHECKING:
     from zoo.generate.text import TextStream
     from zoo.language_model import LanguageModel
 
+_CRONICA = CRONICA_5M.sampling
+
 # Options that `zoo chat` has too.
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, for a crónica 0.85.")]
-TopK = Annotated[int | None, typer.Option(help="0 keeps all. Default: 0, for a crónica 50.")]
-TopP = Annotated[float | None, typer.Option(help="1 keeps all. Default: 1, for a crónica 0.9.")]
+Temperature = Annotated[
+    float | None, typer.Option(help=f"0 is greedy. Default: 1, for a crónica {_CRONICA['temperature']}.")
+]
+TopK = Annotated[int | None, typer.Option(help=f"0 keeps all. Default: 0, for a crónica {_CRONICA['top_k']}.")]
+TopP = Annotated[float | None, typer.Option(help=f"1 keeps all. Default: 1, for a crónica {_CRONICA['top_p']}.")]
 MinP = Annotated[float | None, typer.Option(help="0 keeps all. Default: 0.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="1 is none. Default: 1.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends a text; may be given several times.")]
