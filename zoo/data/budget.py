@@ -22,13 +22,13 @@ class TokenBudget:
     documents: int | None = None
 
     def reached(self, tokens: int, documents: int) -> bool:
-        """Whether so many tokens, or so many documents, are enough."""
+        """Returns whether this number of tokens, or of documents, is enough."""
         return (self.tokens is not None and tokens >= self.tokens) or (
             self.documents is not None and documents >= self.documents
         )
 
     def met(self, manifest: Manifest) -> bool:
-        """Whether shards hold that much, or all that the source has."""
+        """Returns whether shards hold that much, or all that the source has."""
         return manifest.exhausted or self.reached(manifest.tokens, manifest.documents)
 
     def documents_of(self, shards: Shards) -> int:

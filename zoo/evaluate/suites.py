@@ -140,7 +140,7 @@ class LmEval(ModelSuite):
         return options
 
     def measure(self, lm, *, tasks, **options):
-        """Runs the tasks."""
+        """Runs tasks of lm-eval on the model and returns the result."""
         from zoo.evaluate import lm_eval
 
         return lm_eval.evaluate(lm, _names(tasks), **options)

@@ -147,7 +147,7 @@ class SourceFields(Section):
         return data
 
     def check_source(self, where: str, kind: str) -> None:
-        """Raise ValueError, with fields named as `where`.field, for fields that do not fit the source or the kind."""
+        """Raises ValueError, with fields named `where`.field, for fields that do not fit the source or the kind."""
         kinds = _KINDS.get(self.source, (kind,))
         if kind not in kinds and "text" not in kinds:
             raise ValueError(

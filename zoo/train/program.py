@@ -171,16 +171,16 @@ class Program:
         return memory.StateBytes(params + frozen, memory.device_bytes(self.opt_state), gradients=params)
 
     def estimated_memory(self, rows: int | None = None) -> int | None:
-        """The bytes of one device that a step takes, about: see `zoo.train.memory.estimate`."""
+        """Returns about how many bytes of one device a step takes, or None: see `zoo.train.memory.estimate`."""
         count = sum(leaf.size for leaf in jax.tree.leaves((self.params, self.frozen)))
         return memory.estimate(self.recipe, self.config, self.mesh, self.state_bytes, count, rows)
 
     def compiled_memory(self, rows: int | None = None) -> float:
-        """The bytes of one device that the step with microbatches of `rows` takes (None: `microbatch`), compiled."""
+        """Returns the bytes of one device that the compiled step takes; `rows` of a microbatch, None: `microbatch`'s."""
         return memory.compile_step(self.lower(rows))[1]
 
     def with_changes(self, mesh: Mesh | None = None, /, **sections: dict[str, Any]) -> "Program":
-        """The program on another mesh, or with other fields in sections of its recipe: `train={"microbatch": 8}`."""
+        """Returns the program on another mesh, or with other fields in its recipe: `train={"microbatch": 8}`."""
         update = {name: getattr(self.recipe, name).model_copy(update=fields) for name, fields in sections.items()}
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update=update), mesh=mesh or self.mesh)
 
@@ -219,12 +219,16 @@ class Program:
         return steps.init_opt_state(self.tx, params, self.shardings[1])
 
     def step(self, frozen: Tree | None = None) -> steps.TrainStep:
-        """The compiled training step; `frozen` are the arrays of `self.frozen` (None: to compile ahead of time)."""
+        """Returns the training step, which is compiled when it is first called.
+
+        Args:
+            frozen: the arrays of `self.frozen`; None: the step is to be compiled ahead of time.
+        """
         step = self._step_of(self.microbatch.rows)
         return step if frozen is None else step.holding(frozen)
 
     def lower(self, rows: int | None = None) -> jax.stages.Lowered:
-        """The training step with microbatches of `rows` (None: those of `microbatch`), to compile ahead of time."""
+        """Returns the step with microbatches of `rows` (None: those of `microbatch`), lowered to be compiled."""
         step = self._step_of(self.microbatch.rows if rows is None else rows)
         return step.lower(self.params, self.opt_state, self.batch(), jax.ShapeDtypeStruct((), jnp.int32))
 
@@ -251,7 +255,7 @@ class Program:
         return {}
 
     def evaluate(self, frozen: Tree | None = None):
-        """The compiled loss of a batch: see `zoo.train.step.make_eval_step`; `frozen` as for `step`."""
+        """Returns the compiled loss of a batch: see `zoo.train.step.make_eval_step`; `frozen` as for `step`."""
         return steps.make_eval_step(
             self.graphdef,
             self.frozen if frozen is None else frozen,

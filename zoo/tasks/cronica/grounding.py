@@ -114,7 +114,7 @@ def sentences(text: str) -> list[str]:
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether `word` stands in `text` with no letter or digit beside it; case is ignored."""
+    """Returns whether `word` stands in `text` with no letter or digit beside it; case is ignored."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 

@@ -89,12 +89,12 @@ def measure_one(record: dict, text: str, lexicon: Lexicon) -> dict[str, Any]:
 
 
 def club_named(club: str, lowered: str) -> bool:
-    """Whether any word of the club's name longer than 3 letters occurs in the lowered text: the original's test."""
+    """Returns whether a word of the club's name, longer than 3 letters, is in the lowered text: the original's test."""
     return any(word in lowered for word in club.lower().split() if len(word) > 3)
 
 
 def score_told(match: Match, text: str) -> bool:
-    """Whether the result occurs literally, with a hyphen or an en dash: the original's test."""
+    """Returns whether the result occurs literally, with a hyphen or an en dash: the original's test."""
     return match.score in text or match.score.replace("-", "–") in text
 
 
@@ -104,7 +104,7 @@ def last_name(goal: Goal) -> str:
 
 
 def goal_told(goal: Goal, text: str) -> bool:
-    """Whether one sentence has the scorer's last name and the goal's minute."""
+    """Returns whether one sentence has the scorer's last name and the goal's minute."""
     minutes = {goal.clock(), str(goal.minute), str(goal.minute + goal.added)}
     return any(
         has_word(part, last_name(goal)) and any(has_word(part, minute) for minute in minutes)
@@ -113,7 +113,7 @@ def goal_told(goal: Goal, text: str) -> bool:
 
 
 def in_style(label: str, text: str, *, strict: bool = False) -> bool:
-    """Whether a marker of the style occurs; `strict`: as whole words, and without the nearly empty tests."""
+    """Returns whether a marker of the style occurs; `strict`: as whole words, and without the nearly empty tests."""
     check_style(label)
     low = text.lower()
     if not strict:
