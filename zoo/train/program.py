@@ -176,7 +176,7 @@ class Program:
         return memory.estimate(self.recipe, self.config, self.mesh, self.state_bytes, count, rows)
 
     def compiled_memory(self, rows: int | None = None) -> float:
-        """Returns the bytes of one device that the compiled step takes with `rows` a microbatch (None: `microbatch`)."""
+        """Returns the bytes of one device the compiled step takes with `rows` a microbatch (None: `microbatch`)."""
         return memory.compile_step(self.lower(rows))[1]
 
     def with_changes(self, mesh: Mesh | None = None, /, **sections: dict[str, Any]) -> "Program":
