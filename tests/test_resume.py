@@ -476,7 +476,7 @@ def test_a_signal_while_something_else_is_done_costs_none_of_it(tmp_path, moment
         now("an evaluation")
         return {"heldout_loss": float(number)}
 
-    settings = {"saving": lambda: now("a save"), "callbacks": [Callback(5, measure)]}
+    settings = {"before_save": lambda: now("a save"), "callbacks": [Callback(5, measure)]}
     with StopSignal() as stop:
         state = toy_trainer(tmp_path, step_fn=step, **settings).run(toy_state(), stop)
     assert state.step == Checkpoints(tmp_path / "checkpoints").latest() == done
