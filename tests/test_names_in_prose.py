@@ -54,7 +54,9 @@ def resolves(name: str) -> bool:
             try:
                 value = importlib.import_module(".".join(parts[: index + 1]))
                 continue
-            except ModuleNotFoundError:
+            except ModuleNotFoundError as error:
+                if not error.name.startswith("zoo"):  # the module is there, and needs a package that is not installed
+                    return True
                 fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else ()
                 return part in fields or part in getattr(value, "model_fields", ())
         value = getattr(value, part)
