@@ -629,7 +629,7 @@ SHARDED = """
         recipe = t.recipe_of(tmp, "tuned", **sections, optimizer={{"warmup_steps": 0, "peak_lr": 1e-2}})
         mesh = make_mesh(recipe.mesh, jax.devices()[: np.prod(list(sizes.values()))])
         program = Program(recipe, mesh)
-        begun = t.begin(program, t.Checkpoints(tmp / "none"), lambda meta: None, lambda line: None)
+        begun = t.restore_or_initialize(program, t.Checkpoints(tmp / "none"), lambda meta: None, lambda line: None)
         for part, wanted in ((begun.frozen, program.frozen), (begun.state.params, program.params)):
             for path, leaf in build.flatten(part).items():
                 assert leaf.sharding.is_equivalent_to(build.flatten(wanted)[path].sharding, leaf.ndim), path
