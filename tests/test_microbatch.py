@@ -94,7 +94,8 @@ SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in TINY if name != "
 
 @pytest.mark.parametrize("name", ["cronica", *SLOW])
 def test_parts_are_the_whole(name):
-    graphdef, params, _ = tiny(name)
+    without_dropout = {"dropout": 0.0} if name == "bwetaf" else {}  # each microbatch has masks of its own
+    graphdef, params, _ = tiny(name, **without_dropout)
     assert_same_run(Run(graphdef, params), Run(graphdef, params, microbatches=4))
 
 
