@@ -59,6 +59,14 @@ class Tokenizer(ABC):
         return self.encode_batch([text], add_special=add_special)[0]
 
     @property
+    def prefix_ids(self) -> list[int]:
+        """The ids that the tokenizer's own files put before a text: BOS where they say so, which naming it does not.
+
+        By default BOS, if there is one.
+        """
+        return [] if self.bos_id is None else [self.bos_id]
+
+    @property
     def separator_ids(self) -> list[int]:
         """The ids that separate documents where the tokenizer has neither BOS nor EOS."""
         return []
