@@ -117,21 +117,33 @@ class Recipe(Section):
         """Whether the model's vocabulary is the alphabet of the run's texts, which is known when they are read."""
         return self.tokenizer.kind == "characters" and "vocab_size" not in self.model.overrides
 
-    def with_resolved(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
-        """Returns the recipe with the alphabet's size and the number of tokens to prepare, where it leaves them open.
+    def with_resolved(
+        self, *, vocab_size: int | None = None, max_tokens: int | None = None, compute_dtype: str | None = None
+    ) -> "Recipe":
+        """Returns the recipe with the alphabet's size, the tokens to prepare and the compute dtype it leaves open.
 
-        A run resolves both when it first starts and keeps them in its recipe.yaml.
+        A run resolves them when it first starts and keeps them in its recipe.yaml.
         """
         update: dict[str, Any] = {}
         if self.characters and vocab_size is not None:
             update["model"] = self.model.model_copy(update={"vocab_size": vocab_size})
         if not self.data.holds_pairs and self.data.max_tokens is None and max_tokens is not None:
             update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
+        if self.train.compute_dtype == "auto" and compute_dtype is not None:
+            update["train"] = self.train.model_copy(update={"compute_dtype": compute_dtype})
         return self.model_copy(update=update)
 
     def with_resolved_from(self, old: "Recipe") -> "Recipe":
         """Returns `with_resolved` with the values of `old`, the recipe of a run that has begun."""
-        return self.with_resolved(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
+        return self.with_resolved(**old.resolutions())
+
+    def resolutions(self) -> dict[str, Any]:
+        """Returns the arguments of `with_resolved` that this recipe, of a run that has begun, holds."""
+        return {
+            "vocab_size": self.model.overrides.get("vocab_size"),
+            "max_tokens": self.data.max_tokens,
+            "compute_dtype": self.train.compute_dtype,
+        }
 
     @property
     def run_dir(self) -> Path:

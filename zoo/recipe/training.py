@@ -95,7 +95,8 @@ class TrainSection(Section):
 
     Attributes:
         param_dtype: the dtype in which parameters are stored.
-        compute_dtype: the dtype in which the model computes; auto is bfloat16 on accelerators and float32 on CPUs.
+        compute_dtype: the dtype in which the model computes; auto is bfloat16 on accelerators and on CPUs that multiply
+            it by units of their own (AMX), and float32 on other CPUs. A run keeps what it was begun with on a CPU.
         deterministic: whether GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
         on_nonfinite: what happens when a loss or gradient is not finite. halt ends the run. skip leaves the update out;
             ten in a row end the run. rollback goes back to the newest checkpoint and leaves that batch out; a fourth

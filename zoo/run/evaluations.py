@@ -79,7 +79,7 @@ def language_model(program: Program, task: Task, params: Any, frozen: Any) -> La
 
     Every process must call it: the parameters are gathered from all of them.
     """
-    params = steps.cast_floats(steps.merged(params, frozen), program.compute_dtype)
+    params = steps.cast_floats(steps.merged(params, frozen), program.activation_dtype)
     if runtime.active():
         params = jax.tree.map(_gathered, params)
         if not runtime.is_main_process():

@@ -120,6 +120,7 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
     # The mesh, what the recipe leaves open, and the program. Every check that needs no data comes before the data are
     # prepared, which may take hours.
     mesh = setup.make_mesh(recipe, say)
+    recipe = setup.choose_compute_dtype(recipe, mesh, say, resume=resume)
     recipe, tokenizer = task_class.resolve(recipe, saved_tokenizer(recipe, resume=resume), say)
     program = Program(recipe, mesh)
     setup.check_program(program, say)

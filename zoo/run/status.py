@@ -61,8 +61,7 @@ def inspect_run_dir(recipe: Recipe, mirror: Mirror, *, fresh: bool) -> RunStatus
             return {"started": started, "resolved": None, "result": None}
         old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
         layout.refuse_other_recipe(recipe.with_resolved_from(old))
-        resolved = {"vocab_size": old.model.overrides.get("vocab_size"), "max_tokens": old.data.max_tokens}
-        return {"started": True, "resolved": resolved, "result": layout.read_result(recipe.run_dir)}
+        return {"started": True, "resolved": old.resolutions(), "result": layout.read_result(recipe.run_dir)}
 
     content = runtime.broadcast(read)
     if content["resolved"] is not None:

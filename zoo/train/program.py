@@ -68,6 +68,12 @@ class Program:
         return steps.compute_dtype_for(self.recipe.train.compute_dtype, self.mesh)
 
     @property
+    def activation_dtype(self) -> Any:
+        """The dtype of parameters and activations inside of the step: see `zoo.train.step.activation_dtype`."""
+        with jax.set_mesh(self.mesh):
+            return steps.activation_dtype(self.compute_dtype)
+
+    @property
     def execution(self) -> Execution:
         """How the model's blocks are run."""
         return Execution(self.recipe.train.scan_layers, self.recipe.train.remat)
@@ -189,7 +195,8 @@ class Program:
         """The kernels that compute attention in the step, each once, from a trace of the model."""
 
         def hidden(params, frozen, batch):
-            model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), self.compute_dtype))
+            dtype = steps.activation_dtype(self.compute_dtype)
+            model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), dtype))
             with executing(self.execution):
                 return model.hidden(
                     batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")

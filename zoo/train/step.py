@@ -4,6 +4,7 @@ The step knows no model by name. It merges the parameters into the graph definit
 calls `hidden` and `head` of the model.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zoo.layers import cpu
 from zoo.layers.lora import dropout_key
 from zoo.layers.stack import UNROLLED, Execution, executing
 from zoo.models.build import cast_floats
@@ -92,7 +94,8 @@ def make_train_step(
         schedule: learning rate by step, for the metrics (tx holds its own).
         mesh: from `make_mesh`.
         shardings: of (params, opt_state), the same for inputs and outputs: see `opt_state_shardings`.
-        compute_dtype: parameters are cast to it once a step; gradients and updates have the parameters' own dtype.
+        compute_dtype: parameters are cast to it once a step (on some CPUs to another, see `activation_dtype`);
+            gradients and updates have the parameters' own dtype.
         seed: `train.seed`; the model's key of step i is fold_in(key(seed), i), and with several microbatches that of
             microbatch m of the step is fold_in(fold_in(key(seed), i), m).
         microbatches: how many parts of the batch go through the model one after the other. Loss and gradient are
@@ -104,7 +107,7 @@ def make_train_step(
     """
 
     def loss_fn(params, frozen, batch, key, count=None):
-        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), activation_dtype(compute_dtype)))
         with executing(execution), dropout_key(key):
             hidden, _ = model.hidden(
                 batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids"), key=key
@@ -137,7 +140,9 @@ def make_train_step(
 
     def train_step(params, opt_state, frozen, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        (loss, count), gradients = (loss_and_gradients if microbatches == 1 else in_parts)(params, frozen, batch, key)
+        with products_in(compute_dtype):
+            differentiate = loss_and_gradients if microbatches == 1 else in_parts
+            (loss, count), gradients = differentiate(params, frozen, batch, key)
         gradients = like_params(gradients)
         grad_norm = optax.tree.norm(to_float32(gradients))
         updates, new_state = tx.update(gradients, opt_state, params)
@@ -167,12 +172,12 @@ def make_eval_step(
 
     @jax.jit
     def evaluate(params, frozen, batch):
-        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
-        with executing(execution):
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), activation_dtype(compute_dtype)))
+        with executing(execution), products_in(compute_dtype):
             hidden, _ = model.hidden(
                 batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
             )
-        return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
+            return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
 
     def on_mesh(params, batch):
         with jax.set_mesh(mesh):
@@ -190,10 +195,29 @@ def merged(params: Tree, frozen: Tree) -> Tree:
 
 
 def compute_dtype_for(name: str, mesh: Mesh) -> Any:
-    """Returns the dtype that `train.compute_dtype` names: auto is float32 on a CPU, bfloat16 on accelerators."""
+    """Returns the dtype that `train.compute_dtype` names: auto is float32 on a CPU, bfloat16 on accelerators.
+
+    A new run on a CPU that multiplies bfloat16 by units of its own has replaced auto: see `zoo.run.setup`.
+    """
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def activation_dtype(compute_dtype: Any) -> Any:
+    """Returns the dtype of parameters and activations inside of a program that computes in `compute_dtype`.
+
+    It is another one where the CPU that is compiled for multiplies bfloat16 by units of its own: there the operands of
+    products alone are bfloat16 (see `products_in`), since XLA on CPU takes longer for everything else in bfloat16.
+    """
+    if compute_dtype == jnp.bfloat16 and cpu.multiplies_bfloat16():
+        return jnp.dtype(jnp.float32)
+    return compute_dtype
+
+
+def products_in(compute_dtype: Any) -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which the forward and backward pass of such a program are traced."""
+    return cpu.bfloat16_products() if compute_dtype == jnp.bfloat16 else contextlib.nullcontext()
 
 
 def opt_state_shardings(
