@@ -6,10 +6,10 @@ module of its own, `zoo.layers.attention_cpu`. The gain of each is measured in d
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +43,22 @@ def multiplies_bfloat16() -> bool:
     return "amx_bf16" in cpu_flags() and on_one_cpu()
 
 
-@contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Rounds the operands of float32 products that are traced inside to bfloat16, where `multiplies_bfloat16` holds.
+def bfloat16_products(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with the operands of its float32 products rounded to bfloat16, where that is faster.
 
-    Sums, results and everything between products stay float32. A derivative must be traced inside, too.
+    That is where `multiplies_bfloat16` holds. Sums, results and everything between products stay float32. Derivatives
+    must be taken inside of `program`, which is to be compiled whole.
     """
-    token = _rounds.set(True)
-    try:
-        yield
-    finally:
-        _rounds.reset(token)
+
+    @wraps(program)
+    def rounding(*args, **kwargs):
+        token = _rounds.set(True)
+        try:
+            return program(*args, **kwargs)
+        finally:
+            _rounds.reset(token)
+
+    return rounding
 
 
 def takes_bfloat16(dtype: DTypeLike) -> bool:
@@ -154,7 +159,10 @@ def _is_last(summed, axes):
 
 
 def _row_major(x):
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    # JAX leaves the layout of a program's result to XLA if it comes right out of a constraint, and jaxlib 0.10 then
+    # changes, and misreads, those of other results, too. XLA removes this pair of reshapes.
+    return jax.lax.squeeze(jax.lax.expand_dims(x, (0,)), (0,))
 
 
 def product(x: Float[Array, "N in"], kernel: Float[Array, "in out"]) -> Float[Array, "N out"]:
@@ -164,6 +172,8 @@ def product(x: Float[Array, "N in"], kernel: Float[Array, "in out"]) -> Float[Ar
     over `in` is then taken in PIECES parts: 20 to 25% faster for one row, no faster from two rows on.
     """
     rows, features = x.shape
+    if rows == 1 and x.dtype == jnp.bfloat16:
+        return single_row_product(x, kernel).astype(x.dtype)
     if rows != 1 or features % PIECES:
         if takes_bfloat16(x.dtype):
             return einsum("ni,io->no", x, kernel).astype(x.dtype)
@@ -178,13 +188,26 @@ def product(x: Float[Array, "N in"], kernel: Float[Array, "in out"]) -> Float[Ar
     return jnp.sum(pieces, axis=0, keepdims=True).astype(x.dtype)
 
 
+def single_row_product(x: Float[Array, "1 in"], kernel: Float[Array, "in out"]) -> Float[Array, "1 out"]:
+    """Returns the float32 product x . kernel of a single bfloat16 row.
+
+    XLA multiplies a vector in float32, and widens the kernel for that, even in a loop that reads it again and again. So
+    the row's even and odd features are taken apart into two rows, which are multiplied as a matrix and added up. The
+    kernel is transposed, once before such a loop: its rows are then read in one piece.
+    """
+    features = jnp.arange(x.shape[1])
+    halves = jnp.where(features % 2 == jnp.arange(2)[:, None], x, jnp.zeros((), x.dtype))
+    products = _row_major_einsum("ni,oi->no", halves, kernel.T)
+    return jnp.sum(products, axis=0, keepdims=True)
+
+
 def materialized(table: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Returns a table as it is, in memory of its own inside of `bfloat16_products`.
+    """Returns a table as it is, in memory of its own where `takes_bfloat16` holds for float32.
 
     XLA fuses a table's cosines into all that multiplies by them, and computes them again for every row and head. It
     fuses nothing into what multiplies a product, hence the product with the identity, which is exact.
     """
-    if not (_rounds.get() and multiplies_bfloat16()):
+    if not takes_bfloat16(jnp.float32):
         return table
     rows = _row_major(table.reshape(-1, table.shape[-1]))
     identity = jnp.eye(table.shape[-1], dtype=table.dtype)
@@ -227,6 +250,14 @@ def write_token(
         )
 
     return jax.lax.cond(slots[0, 0] < buffers[0].shape[2], put, lambda buffers: buffers, buffers)
+
+
+def cache_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Returns the dtype in which a `KVCache` of `dtype` is kept: float32 on one CPU in place of bfloat16.
+
+    XLA on CPU writes a token into bfloat16 buffers by widening all of them and narrowing them again.
+    """
+    return jnp.float32 if dtype == jnp.bfloat16 and on_one_cpu() else dtype
 
 
 def single_query_scores(q: Float[Array, "B K G 1 H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K G 1 S"]:

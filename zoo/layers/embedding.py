@@ -75,7 +75,12 @@ def unembed(
 ) -> Float[Array, "... V"]:
     """Returns the float32 logits hidden . kernel + bias, soft-capped if `cap` is given."""
     rows = hidden.reshape(-1, hidden.shape[-1])
-    logits = cpu.einsum("nd,dv->nv", rows, kernel.astype(hidden.dtype)).reshape(*hidden.shape[:-1], -1)
+    kernel = kernel.astype(hidden.dtype)
+    if len(rows) == 1 and rows.dtype == jnp.bfloat16 and cpu.on_one_cpu():
+        logits = cpu.single_row_product(rows, kernel)
+    else:
+        logits = cpu.einsum("nd,dv->nv", rows, kernel)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     return logits if cap is None else softcap(logits, cap)

@@ -64,8 +64,8 @@ def choose_compute_dtype(
         native = multiplies_bfloat16()
     if recipe.train.compute_dtype == "auto" and native and not resume:
         say(
-            "computes in bfloat16, with float32 sums: this CPU multiplies it by units of its own (AMX), several times as "
-            "fast as float32; train.compute_dtype=float32 turns that off"
+            "computes in bfloat16, with float32 sums: this CPU multiplies it by units of its own (AMX), several times "
+            "as fast as float32; train.compute_dtype=float32 turns that off"
         )
         return recipe.with_resolved(compute_dtype="bfloat16")
     if recipe.train.compute_dtype == "bfloat16" and not native:

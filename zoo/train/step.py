@@ -4,7 +4,6 @@ The step knows no model by name. It merges the parameters into the graph definit
 calls `hidden` and `head` of the model.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -140,9 +139,7 @@ def make_train_step(
 
     def train_step(params, opt_state, frozen, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        with products_in(compute_dtype):
-            differentiate = loss_and_gradients if microbatches == 1 else in_parts
-            (loss, count), gradients = differentiate(params, frozen, batch, key)
+        (loss, count), gradients = (loss_and_gradients if microbatches == 1 else in_parts)(params, frozen, batch, key)
         gradients = like_params(gradients)
         grad_norm = optax.tree.norm(to_float32(gradients))
         updates, new_state = tx.update(gradients, opt_state, params)
@@ -157,7 +154,7 @@ def make_train_step(
         metrics["lr"] = jnp.asarray(schedule(updates_done(opt_state, step)), jnp.float32)
         return new_params, new_state, metrics
 
-    return TrainStep(train_step, mesh, shardings, frozen)
+    return TrainStep(computing_in(compute_dtype, train_step), mesh, shardings, frozen)
 
 
 def make_eval_step(
@@ -170,18 +167,19 @@ def make_eval_step(
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """Returns `evaluate(params, batch) -> (nll, count)`: sums of nats and mask, without dropout or donation."""
 
-    @jax.jit
     def evaluate(params, frozen, batch):
         model = nnx.merge(graphdef, cast_floats(merged(params, frozen), activation_dtype(compute_dtype)))
-        with executing(execution), products_in(compute_dtype):
+        with executing(execution):
             hidden, _ = model.hidden(
                 batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
             )
-            return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
+        return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
+
+    compiled = jax.jit(computing_in(compute_dtype, evaluate))
 
     def on_mesh(params, batch):
         with jax.set_mesh(mesh):
-            return evaluate(params, frozen, dict(batch))
+            return compiled(params, frozen, dict(batch))
 
     return on_mesh
 
@@ -208,16 +206,16 @@ def activation_dtype(compute_dtype: Any) -> Any:
     """Returns the dtype of parameters and activations inside of a program that computes in `compute_dtype`.
 
     It is another one where the CPU that is compiled for multiplies bfloat16 by units of its own: there the operands of
-    products alone are bfloat16 (see `products_in`), since XLA on CPU takes longer for everything else in bfloat16.
+    products alone are bfloat16 (see `zoo.layers.cpu`), since XLA on CPU takes longer for everything else in bfloat16.
     """
     if compute_dtype == jnp.bfloat16 and cpu.multiplies_bfloat16():
         return jnp.dtype(jnp.float32)
     return compute_dtype
 
 
-def products_in(compute_dtype: Any) -> contextlib.AbstractContextManager[None]:
-    """Returns the context in which the forward and backward pass of such a program are traced."""
-    return cpu.bfloat16_products() if compute_dtype == jnp.bfloat16 else contextlib.nullcontext()
+def computing_in(compute_dtype: Any, program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the program with products in `compute_dtype`, where `activation_dtype` makes it another one."""
+    return cpu.bfloat16_products(program) if compute_dtype == jnp.bfloat16 else program
 
 
 def opt_state_shardings(
