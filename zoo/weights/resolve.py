@@ -1,7 +1,8 @@
 """From a name or a path to weights: `find` opens and describes the files, no array is read.
 
 A name is one of the registry or of the hub; a path is a run directory, a portable directory, adapters in PEFT's
-format or a published format, told apart by their files. `runs/x@500` is the checkpoint of step 500 of a run.
+format or a published format, told apart by their files. `runs/x@500` is the checkpoint of step 500 of a run,
+`runs/x@ema` or `runs/x@500@ema` the moving average of its weights there.
 """
 
 import os
@@ -23,7 +24,7 @@ from zoo.recipe import Recipe, load_recipe
 from zoo.rundir import mirror
 from zoo.util import nearest
 from zoo.weights import hub, model_card
-from zoo.weights.sources import AdapterWeights, RunWeights, Weights, run_checkpoints
+from zoo.weights.sources import EMA_SUFFIX, AdapterWeights, RunWeights, Weights, run_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -43,8 +44,12 @@ def find(
         step: which checkpoint of a run directory; None is the newest.
 
     Raises:
-        UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path.
+        UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path,
+            an average that the run does not keep.
     """
+    run = str(name_or_path).removesuffix(EMA_SUFFIX)
+    if run != str(name_or_path) and not Path(name_or_path).expanduser().exists():
+        return _ema(find(run, revision=revision, overrides=overrides, step=step), run)
     if storage.is_remote(name_or_path):
         return _find_remote(str(name_or_path), overrides or {}, step)
     path = Path(name_or_path).expanduser()
@@ -70,6 +75,17 @@ def find(
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
 
 
+def _ema(weights: Weights, name: str) -> RunWeights:
+    """Returns the moving average in place of a run's weights."""
+    if not isinstance(weights, RunWeights):
+        raise UserError(f"{name}{EMA_SUFFIX}: {name} is no run directory, and averages are of the weights of a run")
+    if weights.recipe.optimizer.ema_decay is None:
+        raise UserError(
+            f"{name}{EMA_SUFFIX}: the run keeps no average of its weights (optimizer.ema_decay); take {name}"
+        )
+    return replace(weights, ema=True, kind=f"{weights.kind}, moving average of its weights")
+
+
 def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | None) -> Weights:
     """Returns the weights that a recipe's section `from` names.
 
@@ -81,6 +97,11 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
         UserError: the source is not to be found, or is a run without a checkpoint.
     """
     section = recipe.from_
+    if section.source.endswith(EMA_SUFFIX):
+        raise UserError(
+            f"from: {section.source}: a run starts from weights that cannot change; write the average into a directory "
+            f"(`zoo convert {section.source} DIR --to portable`) and name that"
+        )
     path, step = Path(section.source), section.step
     if near is not None and path.is_absolute() and not path.exists() and (near.parent / path.name).exists():
         path = near.parent / path.name  # both have moved together
