@@ -76,6 +76,7 @@ class Weights:
         location: where `find` found them: an absolute path, a URL or a repository on the hub.
         revision: of the repository, as the caller gave it.
         format: of the opened files; None as `published`.
+        ema: whether they are the moving average of a run's weights, which a run with `optimizer.ema_decay` keeps.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Weights:
     location: str = field(default="", kw_only=True)
     revision: str | None = field(default=None, kw_only=True)
     format: Format | None = field(default=None, kw_only=True)
+    ema: bool = field(default=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -175,7 +177,6 @@ class RunWeights(Weights):
     Attributes:
         recipe: the run's.
         explicit_step: whether the caller asked for `step`; if not, the newest good checkpoint is read.
-        ema: whether these are the moving average of the weights, which a run with `optimizer.ema_decay` keeps.
         find_source: finds the weights that the run started from (the recipe's `from`), given the entry "base" of a
             checkpoint's meta.
     """
@@ -183,7 +184,6 @@ class RunWeights(Weights):
     recipe: Recipe
     explicit_step: bool
     find_source: Callable[[Mapping[str, Any] | None], Weights]
-    ema: bool = field(default=False, kw_only=True)
 
     @property
     def lora(self) -> LoraSection | None:
