@@ -1,5 +1,11 @@
 """Every optimizer's update against the equations it is from, written again in NumPy's float64."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -381,3 +387,48 @@ def test_what_the_state_depends_on_stays_for_a_run():
     assert differences("schedule_free", schedule_free_b1=0.8) == ["optimizer.schedule_free_b1"]
     free = {"muon_b2": 0.8, "muon_cautious_decay": False, "betas": {}, "weight_decays": {"*": 0.1}}
     assert differences("normuon", **free, schedule="trapezoid", cooldown_fraction=0.3) == []
+
+
+ON_EIGHT_DEVICES = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import jax, numpy as np
+    from jax.sharding import AxisType
+    from test_optimizer_updates import VARIANTS, recipe_of
+    from zoo.models import build
+    from zoo.train.mesh import put_batch
+    from zoo.train.optimizers import in_state
+    from zoo.train.program import Program
+
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 13)).astype(np.int32)
+    batch = {{"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": np.ones((8, 12), np.float32)}}
+    for name in VARIANTS:
+        losses, averages = [], []
+        for shape, devices in (((1, 1, 1), jax.devices()[:1]), ((1, 4, 2), jax.devices())):
+            mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+            program = Program(recipe_of(name), mesh)
+            params, state = program.create()
+            step, found = program.step({{}}), []
+            for number in range(5):
+                params, state, metrics = step(params, state, put_batch(batch, mesh), number)
+                found.append(float(metrics["loss"]))
+            losses.append(found)
+            average = program.evaluated if name == "schedule_free" else program.ema
+            averages.append(build.flatten(average(params, state)))
+        for path, leaf in build.flatten(params).items():
+            assert averages[1][path].sharding == leaf.sharding, path
+            np.testing.assert_allclose(averages[0][path], averages[1][path], rtol=2e-4, atol=2e-5, err_msg=path)
+        assert losses[0][-1] < losses[0][0] - 0.05, losses
+        np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does():
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "32"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    code = textwrap.dedent(ON_EIGHT_DEVICES).format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "equal"
