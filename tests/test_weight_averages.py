@@ -77,7 +77,7 @@ def test_a_moving_average_is_evaluated_saved_and_exported_beside_the_weights(cap
     assert "heldout_loss_ema" not in lines[4]
     assert "Heldout loss ema" in read_report("runs/x").facts
 
-    state, program = restored("x")
+    state, _ = restored("x")
     ema = build.flatten(in_state(state.opt_state, "ema"))
     raw, average = zoo.load("runs/x"), zoo.load("runs/x@ema")
     same(parameters(raw), build.flatten(state.params))
@@ -98,18 +98,20 @@ def test_a_moving_average_is_evaluated_saved_and_exported_beside_the_weights(cap
     assert all("ema_decay 0.8" in card for card in cards)
 
     # Only runs that keep one have an average, and it stays for the whole of a run.
-    with pytest.raises(UserError, match=r"ema@ema: ema is no run directory"):
-        zoo.load("ema@ema")
-    with pytest.raises(UserError, match=r"from: runs/x@ema: .* write the average into a directory"):
-        restore_or_initialize(
-            Program(load_recipe("x.yaml", ["from=runs/x@ema", "name=y"]).with_resolved(vocab_size=60), program.mesh),
-            Checkpoints("none"),
-            lambda meta: None,
-            lambda line: None,
-        )
+    for name, words in (("ema@ema", "ema is no run directory"), ("gelu-d12@ema", "there is no run directory gelu-d12")):
+        with pytest.raises(UserError, match=f"{name}: {words}"):
+            zoo.load(name)
+    assert train(["x.yaml", "name=v", "from=ema@ema"]) == 2
+    assert "ema is no run directory, and averages are of the weights of a run" in capsys.readouterr().err
     capsys.readouterr()
     assert train(["x.yaml", "optimizer.ema_decay=null", "train.steps=7"]) == 2
     assert "optimizer.ema_decay: 0.8 in the run" in capsys.readouterr().err
+
+    # Other runs start from it, and take the moments from the weights themselves alone.
+    assert train(["x.yaml", "name=z", "from=runs/x@3@ema", "train.steps=2", "eval.every=0", "checkpoint.every=1"]) == 0
+    same(parameters(zoo.load("runs/z@1")), older)  # at step 0 the rate is 0
+    assert train(["x.yaml", "name=w", "from.source=runs/x", "from.ema=true", "from.optimizer=true"]) == 2
+    assert "from.optimizer: the moments are not those of an average" in capsys.readouterr().err
 
     # A run that takes the moments over begins an average of its own: after one update it is what that has made.
     source = ["name=y", "from.source=runs/x", "from.optimizer=true", "train.steps=2", "eval.every=0"]

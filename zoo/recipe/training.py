@@ -39,6 +39,7 @@ class _CommonFields(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
+EMA_SUFFIX = "@ema"  # of the name of a run: the moving average of its weights
 # Of the schedules that end below the peak.
 _FALLING = ("cosine", "linear", "trapezoid")
 
@@ -186,11 +187,15 @@ class TrainSection(Section):
 
 
 class FromSection(Section):
-    """The weights that a run starts from. `from: runs/x@500` is short for `from: {source: runs/x, step: 500}`.
+    """The weights that a run starts from.
+
+    `from: runs/x@500` is short for `from: {source: runs/x, step: 500}`; `from: runs/x@ema` or `from: runs/x@500@ema`
+    says `ema: true` as well.
 
     Attributes:
         source: a run directory, a portable directory, published files, a name of the registry or of the hub.
         step: of a run's checkpoint; absent, its newest good one.
+        ema: whether a run's moving average is taken (`optimizer.ema_decay`) in place of its weights.
         revision: branch, tag or commit on the hub.
         optimizer: whether the optimizer's moments are taken over too; the schedule begins anew in any case.
         partial: patterns, as in train.trainable, of parameters that are initialized where the source lacks them or has
@@ -199,6 +204,7 @@ class FromSection(Section):
 
     source: Annotated[str, Field(min_length=1)]
     step: NonNegativeInt | None = None
+    ema: bool = False
     revision: Annotated[str, Field(min_length=1)] | None = None
     optimizer: bool = False
     partial: list[str] = Field(default_factory=list)
@@ -208,11 +214,20 @@ class FromSection(Section):
     def _from_short_form(cls, data: Any) -> Any:
         if not isinstance(data, str):
             return data
-        source, at, step = data.rpartition("@")
-        return {"source": source, "step": int(step)} if at and source and step.isdecimal() else {"source": data}
+        rest = data.removesuffix(EMA_SUFFIX)
+        source, at, step = rest.rpartition("@")
+        section = {"source": source, "step": int(step)} if at and source and step.isdecimal() else {"source": rest}
+        return section if rest == data else section | {"ema": True}
+
+    @model_validator(mode="after")
+    def _moments_are_of_the_weights(self) -> "FromSection":
+        if self.ema and self.optimizer:
+            raise ValueError("from.optimizer: the moments are not those of an average; leave it out, or from.ema")
+        return self
 
     def __str__(self) -> str:
-        return self.source if self.step is None else f"{self.source}@{self.step}"
+        step = "" if self.step is None else f"@{self.step}"
+        return f"{self.source}{step}{EMA_SUFFIX if self.ema else ''}"
 
 
 class LoraSection(Section):

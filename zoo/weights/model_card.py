@@ -174,7 +174,8 @@ def _recipe_rows(recipe: dict[str, Any]) -> dict[str, str]:
     rows = {"Recipe": ": ".join(str(recipe[key]) for key in ("name", "description") if recipe.get(key))}
     start = recipe.get("from")
     if start:
-        rows["Started from"] = start["source"] + (f", step {start['step']:,}" if start.get("step") is not None else "")
+        step = f", step {start['step']:,}" if start.get("step") is not None else ""
+        rows["Started from"] = start["source"] + step + (", moving average" if start.get("ema") else "")
     lora = recipe.get("lora")
     if lora:
         rows["Adapters"] = "LoRA of rank {rank}, alpha {alpha:g}, on ".format(**lora) + ", ".join(lora["targets"])

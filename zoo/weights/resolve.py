@@ -21,10 +21,11 @@ from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models.spec import HUB
 from zoo.recipe import Recipe, load_recipe
+from zoo.recipe.training import EMA_SUFFIX
 from zoo.rundir import mirror
 from zoo.util import nearest
 from zoo.weights import hub, model_card
-from zoo.weights.sources import EMA_SUFFIX, AdapterWeights, RunWeights, Weights, run_checkpoints
+from zoo.weights.sources import AdapterWeights, RunWeights, Weights, run_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -49,7 +50,9 @@ def find(
     """
     run = str(name_or_path).removesuffix(EMA_SUFFIX)
     if run != str(name_or_path) and not Path(name_or_path).expanduser().exists():
-        return _ema(find(run, revision=revision, overrides=overrides, step=step), run)
+        if revision is not None:
+            raise UserError(f"revision: {name_or_path} is a path; revisions are of names on the hub")
+        return _find_average(run, overrides, step)
     if storage.is_remote(name_or_path):
         return _find_remote(str(name_or_path), overrides or {}, step)
     path = Path(name_or_path).expanduser()
@@ -75,14 +78,16 @@ def find(
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
 
 
-def _ema(weights: Weights, name: str) -> RunWeights:
-    """Returns the moving average in place of a run's weights."""
+def _find_average(run: str, overrides: Mapping[str, Any] | None, step: int | None) -> RunWeights:
+    """Returns the moving average that a run directory, `runs/x` or `runs/x@500`, holds of its weights."""
+    name = f"{run}{EMA_SUFFIX}"
+    if not storage.is_remote(run) and not Path(re.sub(r"@\d+$", "", run)).expanduser().exists():
+        raise UserError(f"{name}: there is no run directory {run} here, and averages are of the weights of a run")
+    weights = find(run, overrides=overrides, step=step)
     if not isinstance(weights, RunWeights):
-        raise UserError(f"{name}{EMA_SUFFIX}: {name} is no run directory, and averages are of the weights of a run")
+        raise UserError(f"{name}: {run} is no run directory, and averages are of the weights of a run")
     if weights.recipe.optimizer.ema_decay is None:
-        raise UserError(
-            f"{name}{EMA_SUFFIX}: the run keeps no average of its weights (optimizer.ema_decay); take {name}"
-        )
+        raise UserError(f"{name}: the run keeps no average of its weights (optimizer.ema_decay); take {run}")
     return replace(weights, ema=True, kind=f"{weights.kind}, moving average of its weights")
 
 
@@ -97,11 +102,6 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
         UserError: the source is not to be found, or is a run without a checkpoint.
     """
     section = recipe.from_
-    if section.source.endswith(EMA_SUFFIX):
-        raise UserError(
-            f"from: {section.source}: a run starts from weights that cannot change; write the average into a directory "
-            f"(`zoo convert {section.source} DIR --to portable`) and name that"
-        )
     path, step = Path(section.source), section.step
     if near is not None and path.is_absolute() and not path.exists() and (near.parent / path.name).exists():
         path = near.parent / path.name  # both have moved together
@@ -110,7 +110,7 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
     if step is None and base is not None and is_run:
         step = base["step"]
     try:
-        source = find(name, revision=section.revision, step=step)
+        source = find(f"{name}{EMA_SUFFIX}" if section.ema else name, revision=section.revision, step=step)
     except UserError as error:
         raise UserError(f"from: {error}") from None
     if isinstance(source, RunWeights):

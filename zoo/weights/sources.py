@@ -25,16 +25,13 @@ from zoo.layers import lora
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
-from zoo.recipe.training import LoraSection
+from zoo.recipe.training import EMA_SUFFIX, LoraSection
 from zoo.train import parameters
 from zoo.train.optimizers import EMA_FIELD
 from zoo.weights import lineage
 
 if TYPE_CHECKING:
     from zoo.tokenizers.base import Tokenizer
-
-
-EMA_SUFFIX = "@ema"  # of a run's name
 
 
 @dataclass(frozen=True)
