@@ -82,11 +82,7 @@ class Recipe(Section):
             raise ValueError(
                 f"name must be letters, digits, '.', '_' or '-' (it names the run directory), got {self.name!r}"
             )
-        if self.optimizer.warmup_steps >= self.train.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below train.steps "
-                f"{self.train.steps}; lower the one or raise the other"
-            )
+        self._check_schedule()
         rows = self.train.microbatch
         if isinstance(rows, int) and self.data.batch_size % rows:
             raise ValueError(
@@ -111,6 +107,32 @@ class Recipe(Section):
             except UserError as error:
                 raise ValueError(f"logging.runs_dir {error}") from None
         return self
+
+    def _check_schedule(self) -> None:
+        optimizer, steps = self.optimizer, self.train.steps
+        warmup = optimizer.warmup(steps)
+        if warmup >= steps:
+            field = "warmup_steps" if optimizer.warmup_fraction is None else "warmup_fraction"
+            raise ValueError(
+                f"optimizer.{field} {getattr(optimizer, field)} must be below train.steps {steps}; lower the one or "
+                f"raise the other"
+            )
+        if optimizer.schedule == "inverse_sqrt" and not warmup:
+            raise ValueError(
+                f"optimizer.warmup_fraction {optimizer.warmup_fraction} of train.steps {steps} is less than a step, "
+                f"and optimizer.schedule inverse_sqrt falls from the end of a warm-up; raise it"
+            )
+        if optimizer.schedule == "trapezoid" and warmup + optimizer.cooldown(steps) > steps:
+            field = "cooldown_fraction" if optimizer.cooldown_steps is None else "cooldown_steps"
+            raise ValueError(
+                f"optimizer.{field} {getattr(optimizer, field)} does not fit: a warm-up of {warmup} steps and a "
+                f"cool-down of {optimizer.cooldown(steps)} are more than train.steps {steps}; lower it"
+            )
+        if self.from_ is not None and self.from_.optimizer and optimizer.average_field is not None:
+            raise ValueError(
+                f"from.optimizer: an average that optimizer.name {optimizer.name} has begun belongs to its own run; "
+                f"leave it out"
+            )
 
     @property
     def characters(self) -> bool:

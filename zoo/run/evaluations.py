@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,45 @@ SAMPLES_FILE = "samples.md"
 
 
 def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpoints) -> Callback:
-    """Returns the callback for the mean loss over held-out rows, in nats a target.
+    """Returns the callback for the mean loss over held-out rows, in nats a target, of the weights that are evaluated.
 
     With `checkpoint.keep_best` it pins the checkpoint of the lowest loss. A batch has as many rows as a microbatch of
     training: rows that fit into memory there, forward and backward, fit here forward.
     """
-    evaluate = program.evaluate(frozen)
-    keep_best = program.recipe.checkpoint.keep_best
+    mean_loss, keep_best = _heldout_loss(program, task, frozen), program.recipe.checkpoint.keep_best
 
     def measure(params: Any, step: int) -> dict[str, float]:
+        loss = mean_loss(params, step)
+        if keep_best and math.isfinite(loss):
+            pin_if_best(checkpoints, step, loss)
+        return {"heldout_loss": loss}
+
+    return Callback(program.recipe.eval.every, measure, weights=program.evaluated)
+
+
+def heldout_loss_of_average(program: Program, task: Task, frozen: Any) -> Callback:
+    """Returns the callback for the same loss of the moving average of the weights, `heldout_loss_ema`."""
+    mean_loss = _heldout_loss(program, task, frozen)
+
+    def measure(params: Any, step: int) -> dict[str, float]:
+        return {"heldout_loss_ema": mean_loss(params, step)}
+
+    return Callback(program.recipe.eval.every, measure, weights=program.ema)
+
+
+def _heldout_loss(program: Program, task: Task, frozen: Any) -> Callable[[Any, int], float]:
+    evaluate = program.evaluate(frozen)
+
+    def mean_loss(params: Any, step: int) -> float:
         sums = []
         for batch in task.heldout_batches(program.microbatch.rows):
             placed = meshes.put_batch(meshes.own_rows(batch, program.mesh), program.mesh)
             sums.append(evaluate(params, placed))
             runtime.heartbeat(step)
         nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
-        loss = nll / max(count, 1.0)
-        if keep_best and math.isfinite(loss):
-            pin_if_best(checkpoints, step, loss)
-        return {"heldout_loss": loss}
+        return nll / max(count, 1.0)
 
-    return Callback(program.recipe.eval.every, measure)
+    return mean_loss
 
 
 def pin_if_best(checkpoints: Checkpoints, step: int, loss: float) -> None:
@@ -63,7 +82,7 @@ def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback
             add_sample(run_dir / SAMPLES_FILE, step, task.sample(lm))
         return {}
 
-    return Callback(program.recipe.eval.sample_every, write, last=False)
+    return Callback(program.recipe.eval.sample_every, write, last=False, weights=program.evaluated)
 
 
 def add_sample(path: Path, step: int, text: str) -> None:

@@ -294,6 +294,8 @@ class Job:
         callbacks, settings = [], self.recipe.eval
         if settings.num_pairs:
             callbacks.append(evaluations.heldout_loss(self.program, self.task, frozen, checkpoints))
+            if self.recipe.optimizer.ema_decay is not None:
+                callbacks.append(evaluations.heldout_loss_of_average(self.program, self.task, frozen))
         if settings.sample_every:
             callbacks.append(evaluations.sample(self.program, self.task, frozen, self.recipe.run_dir))
         return callbacks
@@ -315,7 +317,8 @@ class Job:
         """Evaluates, writes a sample, report and result. Training is saved by now, and no error here can undo that."""
         run_dir = self.recipe.run_dir
         try:
-            lm = evaluations.language_model(self.program, self.task, state.params, frozen)
+            weights = self.program.evaluated(state.params, state.opt_state)
+            lm = evaluations.language_model(self.program, self.task, weights, frozen)
             if lm is None:
                 return
             finished = self.task.finish(lm)

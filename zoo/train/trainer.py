@@ -45,11 +45,13 @@ class Callback:
         every: the function is called after every `every` updates; 0: never.
         function: `function(params, step)` returns numbers by name for the step's line of metrics.jsonl.
         last: whether it is called at the last step as well.
+        weights: `weights(params, opt_state)` returns the parameters that the function is given.
     """
 
     every: int
     function: Callable[[Any, int], dict[str, float]]
     last: bool = True
+    weights: Callable[[Any, Any], Any] = lambda params, opt_state: params
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ class Trainer:
         step, values, errors = self.state.step, {}, []
         for callback in self._due(step):
             try:
-                numbers = callback.function(self.state.params, step)
+                weights = callback.weights(self.state.params, self.state.opt_state)
+                numbers = callback.function(weights, step)
                 if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
                     raise ValueError(f"{bad[0]} is {numbers[bad[0]]}")
                 values |= numbers

@@ -11,8 +11,9 @@
     data_wait      share (0 to 1) of the interval spent waiting for batches
     seconds        training time so far, over all starts of the run
 
-and the results of the evaluation after the step (heldout_loss). `step, tokens, loss, lr, grad_norm` and the evaluation
-do not depend on when a run was interrupted; the others are measurements.
+and the results of the evaluation after the step (heldout_loss; heldout_loss_ema, of the moving average of the weights).
+`step, tokens, loss, lr, grad_norm` and the evaluation do not depend on when a run was interrupted; the others are
+measurements.
 
 A line with `event` is not a logged step but one of these:
 
