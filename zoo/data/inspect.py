@@ -72,12 +72,15 @@ class Report:
 
 
 def filled(batch: Batch) -> np.ndarray:
-    """Returns the document of each position, int [B, T]: 0 is padding; without segments, 1 up to the last target."""
+    """Returns the document of each position, int [B, T]: 0 is padding.
+
+    Without segments it is 1 up to the last target; where a row has no target, nothing tells what is padding.
+    """
     if "segment_ids" in batch:
         return batch["segment_ids"]
     learnt = batch["loss_mask"] > 0
     width = learnt.shape[1]
-    last = np.where(learnt.any(1), width - learnt[:, ::-1].argmax(1), 0)
+    last = np.where(learnt.any(1), width - learnt[:, ::-1].argmax(1), width)
     return (np.arange(width) < last[:, None]).astype(np.int32)
 
 

@@ -119,6 +119,45 @@ class BestFit:
         return [(start, min(int(self._bounds[document + 1]), start + self._width)) for document, start in starts]
 
 
+class Chosen:
+    """Some rows of another layout, which are numbered anew."""
+
+    def __init__(self, layout: Layout, rows: np.ndarray):
+        """`rows`: the chosen rows of the layout, int [N]."""
+        self._layout, self._chosen = layout, rows
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """Returns the spans of the chosen row."""
+        return self._layout.spans(int(self._chosen[row]))
+
+
+def with_targets(layout: Layout, shards: Shards, seq_len: int) -> Layout:
+    """Returns the rows of a layout in which some token bears loss; the layout itself where that holds for all.
+
+    A conversation whose prompt fills the row has none. The first token of a row is no target. Random windows are
+    returned as they are.
+    """
+    if not shards.manifest.loss_masks or len(layout) >= ENDLESS:
+        return layout
+    spans, owners, firsts = [], [], []
+    for row in range(len(layout)):
+        room = seq_len + 1
+        for number, (start, stop) in enumerate(layout.spans(row)):
+            spans.append((start, min(stop, start + room)))
+            owners.append(row)
+            firsts.append(number == 0)
+            room -= min(room, stop - start)
+    bounds = np.array(spans, np.int64).reshape(-1, 2)
+    bounds[:, 0] += np.array(firsts, bool)
+    targets = shards.loss_places()
+    counts = np.searchsorted(targets, bounds[:, 1]) - np.searchsorted(targets, bounds[:, 0])
+    chosen = np.unique(np.array(owners, np.int64)[counts > 0])
+    return layout if len(chosen) == len(layout) else Chosen(layout, chosen)
+
+
 def split_at(bounds: np.ndarray, start: int, stop: int) -> list[Span]:
     """Returns [start, stop) cut at the bounds that lie inside."""
     low, high = np.searchsorted(bounds, [start, stop], side="right")

@@ -33,6 +33,8 @@ def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpo
 
     def measure(params: Any, step: int) -> dict[str, float]:
         loss = mean_loss(params, step)
+        if loss is None:
+            return {}
         if keep_best and math.isfinite(loss):
             pin_if_best(checkpoints, step, loss)
         return {"heldout_loss": loss}
@@ -45,22 +47,24 @@ def heldout_loss_of_average(program: Program, task: Task, frozen: Any) -> Callba
     mean_loss = _heldout_loss(program, task, frozen)
 
     def measure(params: Any, step: int) -> dict[str, float]:
-        return {"heldout_loss_ema": mean_loss(params, step)}
+        loss = mean_loss(params, step)
+        return {} if loss is None else {"heldout_loss_ema": loss}
 
     return Callback(program.recipe.eval.every, measure, weights=program.ema)
 
 
-def _heldout_loss(program: Program, task: Task, frozen: Any) -> Callable[[Any, int], float]:
+def _heldout_loss(program: Program, task: Task, frozen: Any) -> Callable[[Any, int], float | None]:
+    """Returns the function of (params, step) that computes the mean loss; it returns None if there is no target."""
     evaluate = program.evaluate(frozen)
 
-    def mean_loss(params: Any, step: int) -> float:
+    def mean_loss(params: Any, step: int) -> float | None:
         sums = []
         for batch in task.heldout_batches(program.microbatch.rows):
             placed = meshes.put_batch(meshes.own_rows(batch, program.mesh), program.mesh)
             sums.append(evaluate(params, placed))
             runtime.heartbeat(step)
         nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
-        return nll / max(count, 1.0)
+        return nll / count if count else None
 
     return mean_loss
 

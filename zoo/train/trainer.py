@@ -198,7 +198,9 @@ class Trainer:
             self.log.write(event)
         else:
             self.state.skipped = 0
-            if due or step % self.log_every == 0 or step == self.steps:
+            # The loss of a batch without targets is 0 / 0, and no number to be logged.
+            learnt = float(update.values.get("num_targets", 1)) > 0
+            if learnt and (due or step % self.log_every == 0 or step == self.steps):
                 line |= {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self._meter.read()}
                 line |= {"memory_mb": peak_memory_mb(), "seconds": self._seconds()}
         if due or "loss" in line:
