@@ -27,7 +27,7 @@ from zoo.errors import UserError
 from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import first_line
+from zoo.util import first_line, safe_path
 
 LONGEST_PIECE = 1_000_000  # characters
 _CHUNK_ITEMS, _CHUNK_CHARACTERS = 1024, 1_000_000  # of what goes to a worker at once
@@ -167,7 +167,8 @@ def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
         initargs=(tokenizer, os.getpid()),
     )
     try:
-        yield pool
+        with safe_path():  # workers are started when there is work for them
+            yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

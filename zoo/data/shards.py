@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo import files
 from zoo.errors import UserError
 from zoo.util import atomic_write
 
@@ -130,7 +131,7 @@ def write_shard(
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
-        with temporary.open("wb") as file:
+        with files.open_new(temporary) as file:
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
@@ -143,7 +144,7 @@ def delete_unlisted(directory: Path, manifest: Manifest) -> None:
     listed = {shard.name for shard in manifest.shards}
     for path in (*directory.glob("*.npy"), *directory.glob(".*.tmp")):
         if path.name.split(".")[0] not in listed:
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
 
 def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:

@@ -91,11 +91,11 @@ def _has_tokenizer(recipe: Recipe, resume: bool) -> bool:
 
 
 def _packed(directory: Path) -> dict[str, str]:
-    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir()}
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir() if path.is_file()}
 
 
 def _unpacked(files: dict[str, str]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
-            Path(directory, name).write_bytes(base64.b64decode(content))
+            files.safe_join(Path(directory), name).write_bytes(base64.b64decode(content))
         return tokenizers.load(Path(directory))

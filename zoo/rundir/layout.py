@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zoo import files
 from zoo.errors import UserError
 from zoo.recipe import Recipe, load_recipe, resume_diff
 from zoo.rundir.mirror import LOCAL_LOCK_FILE, Mirror
@@ -79,11 +80,11 @@ def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / LOCAL_LOCK_FILE).open("w")
+        file = files.open_lock(run_dir / LOCAL_LOCK_FILE)
     except OSError as error:
         raise UserError(
-            f"{display_path(run_dir)} cannot be written ({error.strerror}); make it writable, or choose another "
-            f"logging.runs_dir"
+            f"{display_path(Path(error.filename or run_dir))} cannot be written ({error.strerror}); make it writable, "
+            f"or choose another logging.runs_dir"
         ) from error
     with file:
         try:
@@ -110,7 +111,7 @@ def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
 def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
     """Writes `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
     temporary = run_dir / ".tokenizer.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    files.remove(temporary)
     tokenizer.save(temporary)
     temporary.rename(run_dir / "tokenizer")
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from etils import epath
 
+from zoo import files
 from zoo.checkpoints import storage
 from zoo.errors import UserError
 from zoo.util import atomic_write, first_line, human_duration, sha256_hex
@@ -78,7 +79,7 @@ class Mirror:
         begun, contents = self._read()
         try:
             self.local.mkdir(parents=True, exist_ok=True)
-            file = (self.local / LOCAL_LOCK_FILE).open("w")
+            file = files.open_lock(self.local / LOCAL_LOCK_FILE)
         except OSError as error:
             raise UserError(f"{self.local} cannot be written ({error.strerror}); set ZOO_CACHE") from error
         with file:
@@ -113,7 +114,7 @@ class Mirror:
             with contextlib.suppress(OSError):
                 (self.local / name).rmdir()  # where nothing is left in it
         for name, content in contents.items():
-            path = self.local / name
+            path = files.safe_join(self.local, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             # More lines than the remote file has could not be pushed; a checkpoint may be newer than the remote lines.
             if not (name == "metrics.jsonl" and path.is_file() and path.read_bytes().startswith(content)):

@@ -7,7 +7,6 @@ evaluation, a sample and the versions of the programs.
 
 import json
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def write(directory: Path, model: Exported, format: str) -> None:
         head["model-index"] = [{"name": model.name, "results": results}]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
-        shutil.copyfile(run.plot, directory / PLOT)
+        atomic_write(directory / PLOT, run.plot.read_bytes())
     atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
 
 
