@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,15 +46,23 @@ def exists(path: Path) -> bool:
 def open_in_place(path: Path) -> int:
     """Opens a file for reading and writing, creates it if it is missing, and returns the descriptor.
 
-    Raises OSError, with a message that says what to do, where the file is a symbolic link.
+    Raises UserError where it is a symbolic link, a directory or anything else that is no file.
     """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):  # Linux, FreeBSD
-            message = "it is a symbolic link, which zoo does not write through: delete it"
-            raise OSError(error.errno, message, str(path)) from None
+        if path.is_symlink() or error.errno in (errno.EISDIR, errno.ENXIO):  # the last of a socket
+            raise _no_file(path) from None
         raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise _no_file(path)
+    return file
+
+
+def _no_file(path: Path) -> UserError:
+    kind = "a symbolic link, which zoo does not write through" if path.is_symlink() else "no regular file"
+    return UserError(f"{path} is {kind}; delete it and run again")
 
 
 def open_lock(path: Path) -> TextIO:

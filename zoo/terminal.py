@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns the text as `visible` does, with tabs and line breaks spelt out as well: for names and cells of tables."""
+    """Returns the text as `visible` does, with tabs and line breaks spelt out too: for names and cells of tables."""
     return _BREAK.sub(_escape, visible(text))
 
 

@@ -193,7 +193,7 @@ def _read_prompts(path: Path) -> list[str]:
     for number, line in lines:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--prompts: {path}, line {number} is no JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise UserError(f"--prompts: {path}, line {number} has no text in a field `prompt`")

@@ -201,7 +201,7 @@ def _file(path: Path) -> Path:
     if chosen is None:
         some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         raise UserError(f"{path}: " + (f"holds several GGUF files; name one ({some})" if names else "is no GGUF file"))
-    return path / chosen
+    return files.safe_join(path, chosen)
 
 
 def _tensor(item: Any, gguf: Any) -> Tensor:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from zoo.terminal import visible
+
 Table = tuple[str, Sequence[str], Sequence[Mapping[str, str]]]
 
 _STYLE = """
@@ -26,6 +28,7 @@ def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) ->
     """
     figure = svg[svg.index("<svg") :]  # without the XML declaration, which names a DTD on the net
     figure = re.sub(r"<metadata>.*?</metadata>", "", figure, flags=re.DOTALL)
+    title, notes = visible(title), [visible(note) for note in notes]
     body = [f"<h1>{escape(title)}</h1>", figure, *(f"<p>{escape(note)}</p>" for note in notes)]
     for heading, columns, content in tables:
         body += [f"<h2>{escape(heading)}</h2>"] if heading else []
@@ -40,7 +43,8 @@ def _table(columns: Sequence[str], content: Sequence[Mapping[str, str]]) -> str:
     rows = list(dict.fromkeys(name for column in content for name in column))
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
     lines = [
-        f"<tr><th>{escape(row)}</th>" + "".join(f"<td>{escape(column.get(row, ''))}</td>" for column in content)
+        f"<tr><th>{escape(visible(row))}</th>"
+        + "".join(f"<td>{escape(visible(column.get(row, '')))}</td>" for column in content)
         for row in rows
     ]
     return f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"{line}</tr>" for line in lines) + "\n</table>"

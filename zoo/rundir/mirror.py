@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -289,9 +290,12 @@ class _Lock:
         """The content of the lock, None where there is none or it cannot be read."""
         try:
             holder = json.loads(self._path.read_text())
-            return {**holder, "host": str(holder["host"]), "pid": int(holder["pid"]), "time": float(holder["time"])}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            host, pid, beat = str(holder["host"]), int(holder["pid"]), float(holder["time"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+        if not 0 < pid < 2**31 or not math.isfinite(beat):
+            return None
+        return {**holder, "host": host, "pid": pid, "time": beat}
 
     def _write(self) -> None:
         self._path.write_text(json.dumps({**self._content, "time": time.time()}))

@@ -1,15 +1,20 @@
 """A run's report.md and loss.png, written from its metrics.jsonl at the end and on interruption."""
 
+import contextlib
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from zoo.terminal import one_line, visible
 from zoo.train.logging.log import read_metrics
-from zoo.util import atomic_write, human_duration
+from zoo.util import atomic_write, first_line, human_duration
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -22,6 +27,8 @@ def write_report(
 ) -> None:
     """Writes `report.md` and, if a step has been logged, `loss.png` into the run directory.
 
+    A picture that cannot be drawn is left out, with a warning. Control characters are written visibly.
+
     Args:
         run_dir: the run directory.
         title: heading of the report.
@@ -31,13 +38,14 @@ def write_report(
     """
     run_dir = Path(run_dir)
     lines = read_metrics(run_dir / "metrics.jsonl")
-    parts = [f"# {title}", status, _table({**facts, **summary(lines)})]
-    if lines:
-        atomic_write(run_dir / "loss.png", _loss_plot(lines, title))
+    parts = [f"# {one_line(title)}", status, _table({**facts, **summary(lines)})]
+    picture = _loss_picture(lines, title)
+    if picture is not None:
+        atomic_write(run_dir / "loss.png", picture)
         parts.append("![loss](loss.png)")
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", text]
-    atomic_write(run_dir / "report.md", "\n\n".join(parts) + "\n")
+    atomic_write(run_dir / "report.md", visible("\n\n".join(parts)) + "\n")
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,11 @@ class Report:
 
 
 def read_report(run_dir: str | os.PathLike) -> Report:
-    """Returns the report that `write_report` wrote; an empty one where there is none."""
+    """Returns the report that `write_report` wrote; an empty one where there is none, as far as a damaged one reads."""
     path = Path(run_dir) / "report.md"
     if not path.is_file():
         return Report({}, {})
-    head, *rest = path.read_text(encoding="utf-8").split("\n## ")
+    head, *rest = path.read_text(encoding="utf-8", errors="replace").split("\n## ")
     rows = [line.strip("|").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
     facts = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2 and row[0].strip()}
     parts = (part.partition("\n") for part in rest)
@@ -131,6 +139,27 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())])
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Lets matplotlib draw texts as they are in the block: names of runs are neither mathematics nor TeX."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+def _loss_picture(lines: Sequence[Mapping[str, Any]], title: str) -> bytes | None:
+    """Returns `_loss_plot`; None where there is nothing to draw, and with a warning where it cannot be drawn."""
+    try:
+        with plain_text():
+            return _loss_plot(lines, one_line(title)) if lines else None
+    except Exception as error:  # of matplotlib, its fonts and its back end: no run must depend on them
+        logger.warning(
+            "loss.png cannot be drawn (%s: %s); the report goes without", type(error).__name__, first_line(error)
+        )
+        return None
 
 
 def _loss_plot(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:

@@ -5,7 +5,6 @@ their published files; a model that zoo trained has its run's figures: recipe, d
 evaluation, a sample and the versions of the programs.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,8 @@ import yaml
 from zoo import registry
 from zoo.convert import FORMATS
 from zoo.convert.format import Exported, Format
+from zoo.rundir.layout import read_result
+from zoo.terminal import visible
 from zoo.train.logging.log import read_metrics
 from zoo.train.report import read_report, summary
 from zoo.util import atomic_write
@@ -78,7 +79,8 @@ def write(directory: Path, model: Exported, format: str) -> None:
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
         atomic_write(directory / PLOT, run.plot.read_bytes())
-    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
+    text = visible(_text(model, chosen, run, published))
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{text}")
 
 
 def written_by_zoo(path: Path) -> bool:
@@ -134,7 +136,9 @@ def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
         return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
     reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
     between = "\n\n" if reply else ""
-    return [f"> {line}".rstrip() for line in f"**{sample['prompt']}**{between}{sample['text']}".splitlines()]
+    return [
+        f"> {line}".rstrip() for line in f"**{sample.get('prompt', '')}**{between}{sample.get('text', '')}".splitlines()
+    ]
 
 
 def _cell(text: str) -> str:
@@ -146,8 +150,7 @@ def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
     if path is None or not (path / "recipe.yaml").is_file():
         return None
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    file = path / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    result = read_result(path) or {}
     report = read_report(path)
     if result.get("step", step) != step:  # what was measured then is not of these weights
         result, report = {}, replace(report, sections={})

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ class WandB:
         import wandb
 
         id_file = run_dir / WANDB_ID_FILE
-        if not id_file.is_file():
+        if not id_file.is_file() or not re.fullmatch(rb"[\w-]{1,64}\s*", id_file.read_bytes()):  # or it is damaged
             atomic_write(id_file, uuid.uuid4().hex[:12] + "\n")
         try:
             self._run = wandb.init(
