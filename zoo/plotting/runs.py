@@ -22,7 +22,7 @@ from zoo.errors import UserError
 from zoo.plotting.page import page
 from zoo.recipe import Recipe, load_recipe
 from zoo.terminal import one_line
-from zoo.train.logging.log import read_lines
+from zoo.train.logging.log import count_damaged, read_lines
 from zoo.train.report import (
     final_loss,
     heldout_label,
@@ -108,13 +108,13 @@ def read_run(path: str | os.PathLike) -> PlottedRun:
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"{path}: is no run directory (it holds no recipe.yaml); name one, like runs/quickstart")
     recipe = load_recipe(path / "recipe.yaml", check_files=False)
-    written, damaged = read_lines(path / "metrics.jsonl")
+    written, damaged = read_lines(path / "metrics.jsonl")[0], count_damaged(path / "metrics.jsonl")
     by_step = {line["step"]: line for line in written if "event" not in line}
     lines = [by_step[step] for step in sorted(by_step)]
     events = Counter(one_line(line["event"]) for line in written if "event" in line)
     notes = [f"{number} x {event}" for event, number in events.items()]
     if damaged:
-        notes.append(f"{len(damaged)} damaged line{'s' if len(damaged) > 1 else ''} of metrics.jsonl left out")
+        notes.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} of metrics.jsonl left out")
     if not series(lines, "loss"):
         notes.append("no loss is logged yet")
     elif lines[-1]["step"] < recipe.train.steps:

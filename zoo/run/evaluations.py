@@ -69,11 +69,8 @@ def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback
 
 def add_sample(path: Path, step: int, text: str) -> None:
     """Appends the sample of a step and drops those of the same and later steps, from before the run was resumed."""
-    parts = (
-        re.split(r"^## Step (\d+)\n", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
-        if path.exists()
-        else []
-    )
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    parts = re.split(r"^## Step (\d{1,18})\n", before, flags=re.MULTILINE)
     earlier = [(int(number), body) for number, body in zip(parts[1::2], parts[2::2], strict=True) if int(number) < step]
     sections = [f"## Step {number}\n\n{visible(body.strip())}\n" for number, body in [*earlier, (step, text)]]
     atomic_write(path, "\n".join(sections))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.terminal import one_line, visible
-from zoo.train.logging.log import read_metrics
+from zoo.train.logging.log import count_damaged, read_metrics
 from zoo.util import atomic_write, first_line, human_duration
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ def write_report(
         sections: Markdown under further headings (evaluation tables, a sample).
     """
     run_dir = Path(run_dir)
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    parts = [f"# {one_line(title)}", status, _table({**facts, **summary(lines)})]
+    lines, damaged = read_metrics(run_dir / "metrics.jsonl"), count_damaged(run_dir / "metrics.jsonl")
+    rows = {**facts, **summary(lines)} | ({"Damaged log lines": f"{damaged}, left out"} if damaged else {})
+    parts = [f"# {one_line(title)}", status, _table(rows)]
     picture = _loss_picture(lines, title)
     if picture is not None:
         atomic_write(run_dir / "loss.png", picture)
@@ -138,7 +139,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(text)} |" for name, text in rows.items())])
 
 
 @contextlib.contextmanager
@@ -156,9 +157,8 @@ def _loss_picture(lines: Sequence[Mapping[str, Any]], title: str) -> bytes | Non
         with plain_text():
             return _loss_plot(lines, one_line(title)) if lines else None
     except Exception as error:  # of matplotlib, its fonts and its back end: no run must depend on them
-        logger.warning(
-            "loss.png cannot be drawn (%s: %s); the report goes without", type(error).__name__, first_line(error)
-        )
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        logger.warning("loss.png cannot be drawn (%s); the report goes without", reason)
         return None
 
 

@@ -136,9 +136,8 @@ def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
         return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
     reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
     between = "\n\n" if reply else ""
-    return [
-        f"> {line}".rstrip() for line in f"**{sample.get('prompt', '')}**{between}{sample.get('text', '')}".splitlines()
-    ]
+    prompt, text = (str(sample.get(name, "")) for name in ("prompt", "text"))
+    return [f"> {line}".rstrip() for line in f"**{prompt}**{between}{text}".splitlines()]
 
 
 def _cell(text: str) -> str:

@@ -179,6 +179,12 @@ def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[byte
     return lines, damaged
 
 
+def count_damaged(path: str | os.PathLike) -> int:
+    """Returns how many lines of a metrics.jsonl are damaged, those that have been set aside included."""
+    aside = Path(f"{path}{DAMAGED}")
+    return len(read_lines(path)[1]) + (aside.read_bytes().count(b"\n") if aside.is_file() else 0)
+
+
 def _parsed(content: bytes) -> dict[str, Any] | None:
     """Returns a line of the log; None for one that zoo cannot have written."""
     try:
