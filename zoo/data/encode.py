@@ -159,18 +159,18 @@ _tokenizer: Tokenizer | None = None  # of a worker process
 
 @contextlib.contextmanager
 def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
-    # Not forked: a process in which JAX runs threads must not be.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer, os.getpid()),
-    )
-    try:
-        with safe_path():  # workers are started when there is work for them
+    with safe_path():  # the pool starts a process that tracks resources, and each worker when there is work for it
+        # Not forked: a process in which JAX runs threads must not be.
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(tokenizer, os.getpid()),
+        )
+        try:
             yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(tokenizer: Tokenizer, parent: int) -> None:

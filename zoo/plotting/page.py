@@ -18,7 +18,7 @@ p { color: #555; margin: 0.25rem 0; }
 
 
 def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """Returns the page as HTML.
+    """Returns the page as HTML, with all texts escaped and control characters visible.
 
     Args:
         title: of the page, plain text.
@@ -28,12 +28,11 @@ def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) ->
     """
     figure = svg[svg.index("<svg") :]  # without the XML declaration, which names a DTD on the net
     figure = re.sub(r"<metadata>.*?</metadata>", "", figure, flags=re.DOTALL)
-    title, notes = visible(title), [visible(note) for note in notes]
     body = [f"<h1>{escape(title)}</h1>", figure, *(f"<p>{escape(note)}</p>" for note in notes)]
     for heading, columns, content in tables:
         body += [f"<h2>{escape(heading)}</h2>"] if heading else []
         body.append(_table(columns, content))
-    return (
+    return visible(
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
@@ -43,8 +42,7 @@ def _table(columns: Sequence[str], content: Sequence[Mapping[str, str]]) -> str:
     rows = list(dict.fromkeys(name for column in content for name in column))
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
     lines = [
-        f"<tr><th>{escape(visible(row))}</th>"
-        + "".join(f"<td>{escape(visible(column.get(row, '')))}</td>" for column in content)
+        f"<tr><th>{escape(row)}</th>" + "".join(f"<td>{escape(column.get(row, ''))}</td>" for column in content)
         for row in rows
     ]
     return f"<table>\n<tr>{head}</tr>\n" + "\n".join(f"{line}</tr>" for line in lines) + "\n</table>"

@@ -118,7 +118,7 @@ def heldout_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def heldout_label(name: str) -> str:
     """Returns a held-out loss's name for a legend: heldout_loss -> heldout."""
-    return name.replace("_loss", "").replace("_", " ")
+    return one_line(name.replace("_loss", "").replace("_", " "))
 
 
 def final_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
@@ -139,7 +139,9 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(text)} |" for name, text in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {one_line(name)} | {one_line(text)} |" for name, text in rows.items())]
+    )
 
 
 @contextlib.contextmanager

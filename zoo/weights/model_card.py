@@ -149,7 +149,7 @@ def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
     if path is None or not (path / "recipe.yaml").is_file():
         return None
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    result = read_result(path) or {}
+    result, plot = read_result(path) or {}, path / PLOT
     report = read_report(path)
     if result.get("step", step) != step:  # what was measured then is not of these weights
         result, report = {}, replace(report, sections={})
@@ -160,7 +160,7 @@ def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
         _recipe_rows(recipe) | facts | summary(lines),
         result,
         report.sections.get("Evaluation"),
-        path / PLOT if lines and (path / PLOT).is_file() else None,
+        plot if lines and plot.is_file() and not plot.is_symlink() else None,  # a link would publish what it leads to
     )
 
 

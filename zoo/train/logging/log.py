@@ -59,6 +59,7 @@ class MetricsLog:
         self._last: dict[str, Any] = {}
         self._boards = boards or Boards()
         if self._path is not None:
+            os.close(open_in_place(self._path))  # a link is refused before it is read
             cut_metrics(self._path, step)
             self._open()
             lines = read_lines(self._path)[0]
