@@ -302,6 +302,16 @@ def test_paths_in_recipes_that_no_file_can_have_are_refused(path):
     assert make_recipe({**plain, "from": {"source": path}}).from_.source == path
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "~nobody-is-called-so/x"])
+def test_directories_in_recipes_that_there_cannot_be_are_refused(path):
+    plain = RECIPE.resolved()
+    for section, field in (("logging", "runs_dir"), ("data", "prepared_dir")):
+        changed = {**plain, section: {**plain[section], field: path}}
+        with pytest.raises(UserError, match=f"recipe: {section}.{field}: .* names no directory"):
+            make_recipe(changed)
+        make_recipe(changed, check_files=False)  # a finished run may come from a machine where there is such a user
+
+
 def test_any_byte_of_a_recipe_may_flip(tmp_path):
     whole, path = RECIPE.to_yaml().encode(), tmp_path / "recipe.yaml"
     rng = random.Random(0)

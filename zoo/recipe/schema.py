@@ -9,6 +9,7 @@ the fields of the model's own config dataclass, and that checks them.
 """
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from zoo.recipe.training import (
     TrainSection,
 )
 from zoo.recipe.yaml_layers import read_layers
+from zoo.util import first_line
 
 if TYPE_CHECKING:
     from etils import epath
@@ -259,6 +261,17 @@ def _expanded(path: str) -> Path:
         return Path(path)
 
 
+def _no_path(path: str) -> str | None:
+    """Returns why a path can name nothing, be it there or not; None where it can."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:  # a zero byte, no such user
+        return first_line(error)
+    except OSError as error:
+        return error.strerror if error.errno == errno.ENAMETOOLONG else None
+    return None
+
+
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
     def absolute(key: str, path: str) -> str:
         full = _expanded(path).absolute()
@@ -275,6 +288,11 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
         return section.model_copy(update={"path": absolute(f"{key}.path", section.path)})
 
     data, tokenizer, changed = recipe.data, recipe.tokenizer, {}
+    if check_files:
+        for key, path in (("logging.runs_dir", recipe.logging.runs_dir), ("data.prepared_dir", data.prepared_dir)):
+            if problem := _no_path(path):
+                place = place_of(origins, key, source)
+                raise UserError(f"{place}: {key}: {path[:80]!r} names no directory ({problem})")
     if data.file is not None:
         changed["path"] = absolute("data.path", data.file)
     if data.sources is not None:
