@@ -23,6 +23,7 @@ from zoo.recipe import load_recipe, make_recipe
 from zoo.recipe.data import SourceSection
 from zoo.run import job
 from zoo.run.evaluations import add_sample
+from zoo.run.status import RunStatus
 from zoo.rundir import layout
 from zoo.rundir.mirror import _Lock
 from zoo.tasks.text import TextTask
@@ -189,7 +190,6 @@ def test_a_damaged_result_counts_as_none_and_names_the_remedy(tmp_path, caplog):
         '{"format": 1, "step"',
         "[]",
         DEEP,
-        '{"format": 1}',
         '{"format": 1, "step": "5"}',
         '{"format": "1", "step": 5}',
         '{"format": 1, "step": 5, "sample": "x"}',
@@ -200,6 +200,9 @@ def test_a_damaged_result_counts_as_none_and_names_the_remedy(tmp_path, caplog):
         caplog.clear()
         assert layout.read_result(tmp_path) is None
         assert "result.json is damaged" in caplog.text and "zoo-train writes it again" in caplog.text
+    path.write_text('{"format": 1, "stfp": 5}')
+    assert not RunStatus(True, RECIPE, layout.read_result(tmp_path)).finished  # so it is evaluated again
+    assert RunStatus(True, RECIPE, {"step": RECIPE.train.steps}).finished
     assert job._formatted(TextTask, {"promt": "a"}) is None and job._formatted(TextTask, None) is None
     assert job._formatted(TextTask, good["sample"]) == "\n[a]b"
 

@@ -292,6 +292,7 @@ SHARD = {"documents": 1, "tokens": 3, "items": 1, "sha256": "0"}
 @pytest.fixture
 def server():
     """Serves a manifest that names one shard, and the same bytes by any other name."""
+    pytest.importorskip("aiohttp")  # by which fsspec reads http
 
     class Handler(http.server.BaseHTTPRequestHandler):
         name = "00000-x"

@@ -34,7 +34,7 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether the run has done all steps of the recipe."""
-        return self.result is not None and self.result["step"] >= self.recipe.train.steps
+        return self.result is not None and self.result.get("step", -1) >= self.recipe.train.steps
 
 
 def mirror_of(recipe: Recipe) -> Mirror:

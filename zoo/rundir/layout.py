@@ -141,7 +141,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if type(result["format"]) is not int or type(result["step"]) is not int:
+        if type(result["format"]) is not int or type(result.get("step", 0)) is not int:
             raise TypeError("its format and step are no whole numbers")
         parts = {name: result.get(name) for name in ("evaluation", "sample")}
         if not all(isinstance(part, dict | None) for part in parts.values()):
