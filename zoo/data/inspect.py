@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.data.batches import Batch
+from zoo.terminal import visible
 from zoo.tokenizers.base import Tokenizer
 
 _COLOURS = (36, 33, 32, 35, 34)  # cyan, yellow, green, magenta, blue
@@ -117,7 +118,7 @@ def show_row(batch: Batch, row: int, tokenizer: Tokenizer, *, colour: bool) -> s
             runs.append(([target], number, loss))
     text, before = "", None
     for ids, number, loss in runs:
-        piece = tokenizer.decode(ids, skip_special=False)
+        piece = visible(tokenizer.decode(ids, skip_special=False))
         if colour:
             style = f"{_COLOURS[number % len(_COLOURS)]}" + ("" if loss else ";2")
             text += f"\033[{style}m{piece}\033[0m"

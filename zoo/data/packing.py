@@ -213,18 +213,23 @@ def cached_best_fit(cache: Path | None, lengths: np.ndarray, width: int) -> tupl
     path = cache / f"best_fit-{key}.npy"
     try:
         packed = np.load(path, allow_pickle=False)
-        order, rows = packed[: len(lengths)].astype(np.int32), packed[len(lengths) :]
-        if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
-            return order, rows
-    except (OSError, ValueError, EOFError):
-        pass  # there is none yet, or it is damaged and written again
+        content, checksum = packed[:-1], packed[-1:]
+        if len(content) > len(lengths) and checksum == _checksum(content):
+            return content[: len(lengths)].astype(np.int32), content[len(lengths) :]
+    except Exception:  # there is none yet, or it is damaged (NumPy gives its head to Python's parser) and written again
+        pass
     order, rows = best_fit(lengths, width)
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate([order.astype(np.int64), rows]))
+    content, buffer = np.concatenate([order.astype(np.int64), rows]), io.BytesIO()
+    np.save(buffer, np.concatenate([content, _checksum(content)]))
     with contextlib.suppress(OSError):  # shards may lie where nothing can be written: then every start packs again
         cache.mkdir(exist_ok=True)
         atomic_write(path, buffer.getvalue())
     return order, rows
+
+
+def _checksum(content: np.ndarray) -> np.ndarray:
+    """Returns the beginning of the SHA-256 of int64 numbers, int64 [1]: a flipped bit would train on other rows."""
+    return np.frombuffer(bytes.fromhex(sha256_hex(np.ascontiguousarray(content, "<i8").tobytes()))[:8], "<i8")
 
 
 def make_layout(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo import registry
+from zoo import files, registry
 from zoo.data import documents, readers, remote, shards
 from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
@@ -168,7 +168,11 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
 
 @contextlib.contextmanager
 def _lock(directory: Path, say: Say) -> Iterator[None]:
-    with (directory / ".lock").open("w") as file:
+    try:
+        lock = files.open_lock(directory / ".lock")
+    except OSError as error:
+        raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

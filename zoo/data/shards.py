@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo import files
 from zoo.errors import UserError
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 FORMAT, MANIFEST = 1, "manifest.json"
 SHARD_TOKENS = 1 << 23
@@ -113,13 +114,30 @@ def read_manifest(directory: Path) -> Manifest:
         if version != FORMAT:
             raise UserError(f"{path}: format {version!r}; this version reads {FORMAT}: prepare the data anew")
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return Manifest(**content, shards=shards)
+        manifest = Manifest(**content, shards=shards)
+        _check_types(manifest)
+        for shard in shards:
+            files.safe_join(directory, shard.name)
+        return manifest
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the directory holds no prepared shards") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read as a manifest of shards ({error!r}); delete it and prepare anew"
         ) from None
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError unless every field is of its type, and no number is below zero."""
+    numbers = [manifest.vocab_size, manifest.shard_tokens, *manifest.skipped.values()]
+    numbers += [number for shard in manifest.shards for number in (shard.documents, shard.tokens, shard.items)]
+    if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        raise TypeError("a number in it is no whole number of at least 0")
+    texts = [manifest.tokenizer, *(text for shard in manifest.shards for text in (shard.name, shard.sha256))]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.source, dict):
+        raise TypeError("a text in it is no text")
+    if not isinstance(manifest.exhausted, bool) or not isinstance(manifest.loss_masks, bool):
+        raise TypeError("exhausted or loss_masks is neither true nor false")
 
 
 def write_shard(
@@ -134,7 +152,7 @@ def write_shard(
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
-        with temporary.open("wb") as file:
+        with files.open_new(temporary) as file:
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
@@ -147,7 +165,7 @@ def delete_unlisted(directory: Path, manifest: Manifest) -> None:
     listed = {shard.name for shard in manifest.shards}
     for path in (*directory.glob("*.npy"), *directory.glob(".*.tmp")):
         if path.name.split(".")[0] not in listed:
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
 
 def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:
@@ -188,9 +206,9 @@ class Shards:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise UserError(f"{path}: too many open files; raise the limit (`ulimit -n 4096`)") from None
-            raise UserError(f"{path}: cannot be read ({error}); {self._remedy(shard)}") from None
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); {self._remedy(shard)}") from None
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
+        except Exception as error:  # NumPy gives a damaged head to Python's own tokenizer and parser
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
         size = shard.documents if part == "lengths" else shard.tokens
         dtype = {"tokens": self.manifest.dtype, "lengths": np.dtype(np.uint32), "loss": np.dtype(np.uint8)}[part]
         if array.shape != (size,) or array.dtype != dtype:

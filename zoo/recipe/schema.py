@@ -9,6 +9,7 @@ the fields of the model's own config dataclass, and that checks them.
 """
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from zoo import files
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection, SourceSection, TokenizerSection
 from zoo.recipe.errors import explain, place_of, sections
@@ -33,6 +35,7 @@ from zoo.recipe.training import (
     TrainSection,
 )
 from zoo.recipe.yaml_layers import read_layers
+from zoo.util import first_line
 
 if TYPE_CHECKING:
     from etils import epath
@@ -284,12 +287,31 @@ def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str])
     return recipe.model_copy(update={"tokenizer": tokenizer})
 
 
+def _expanded(path: str) -> Path:
+    """Returns the path with ~ replaced, where it names a user that there is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _no_path(path: str) -> str | None:
+    """Returns why a path can name nothing, be it there or not; None where it can."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:  # a zero byte, no such user
+        return first_line(error)
+    except OSError as error:
+        return error.strerror if error.errno == errno.ENAMETOOLONG else None
+    return None
+
+
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
     def absolute(key: str, path: str) -> str:
-        full = Path(path).expanduser().absolute()
+        full = _expanded(path).absolute()
         is_pattern = any(letter in path for letter in "*?")
-        exists = full.exists() or (is_pattern and next(full.parent.glob(full.name), None) is not None)
-        if check_files and not exists:
+        there = files.exists(full) or (is_pattern and next(full.parent.glob(full.name), None) is not None)
+        if check_files and not there:
             place = place_of(origins, key, source)
             raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")
         return str(full)
@@ -300,6 +322,11 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
         return section.model_copy(update={"path": absolute(f"{key}.path", section.path)})
 
     data, tokenizer, changed = recipe.data, recipe.tokenizer, {}
+    if check_files:
+        for key, path in (("logging.runs_dir", recipe.logging.runs_dir), ("data.prepared_dir", data.prepared_dir)):
+            if problem := _no_path(path):
+                place = place_of(origins, key, source)
+                raise UserError(f"{place}: {key}: {path[:80]!r} names no directory ({problem})")
     if data.file is not None:
         changed["path"] = absolute("data.path", data.file)
     if data.sources is not None:
@@ -309,7 +336,7 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
     if tokenizer.path is not None:
         tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
     update = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
-    if recipe.from_ is not None and Path(recipe.from_.source).expanduser().exists():  # else it is a name
-        full = str(Path(recipe.from_.source).expanduser().absolute())
+    if recipe.from_ is not None and files.exists(_expanded(recipe.from_.source)):  # else it is a name
+        full = str(_expanded(recipe.from_.source).absolute())
         update["from_"] = recipe.from_.model_copy(update={"source": full})
     return recipe.model_copy(update=update)

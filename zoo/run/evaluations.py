@@ -14,6 +14,7 @@ from zoo.checkpoints.manager import Checkpoints
 from zoo.distributed import runtime
 from zoo.language_model import LanguageModel
 from zoo.tasks.base import Task
+from zoo.terminal import visible
 from zoo.train import mesh as meshes
 from zoo.train import step as steps
 from zoo.train.program import Program
@@ -91,9 +92,10 @@ def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback
 
 def add_sample(path: Path, step: int, text: str) -> None:
     """Appends the sample of a step and drops those of the same and later steps, from before the run was resumed."""
-    parts = re.split(r"^## Step (\d+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE) if path.exists() else []
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    parts = re.split(r"^## Step (\d{1,18})\n", before, flags=re.MULTILINE)
     earlier = [(int(number), body) for number, body in zip(parts[1::2], parts[2::2], strict=True) if int(number) < step]
-    sections = [f"## Step {number}\n\n{body.strip()}\n" for number, body in [*earlier, (step, text)]]
+    sections = [f"## Step {number}\n\n{visible(body.strip())}\n" for number, body in [*earlier, (step, text)]]
     atomic_write(path, "\n".join(sections))
 
 

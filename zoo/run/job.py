@@ -110,8 +110,8 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
     task_class = registry.task_class(recipe.data.kind)
     if status.finished:
         say(f"{display_path(recipe.run_dir)}: finished at step {status.result['step']:,}; nothing is left to do")
-        if status.result["sample"] is not None:
-            say(task_class.format_sample(status.result["sample"]))
+        if (sample := _formatted(task_class, status.result["sample"])) is not None:
+            say(sample)
         return 0
     runtime.broadcast(lambda: layout.check_place(recipe.run_dir))
     if not (resume or recipe.characters):  # with characters the vocabulary, and so the shapes, are not known yet
@@ -339,6 +339,14 @@ class Job:
         title = recipe.name if recipe.description is None else f"{recipe.name}: {recipe.description}"
         table = {name: text for name, text in self.facts().items() if name != "Run"}
         write_report(recipe.run_dir, title=title, status=status, facts=table, sections=sections)
+
+
+def _formatted(task_class: type[Task], sample: Any) -> str | None:
+    """Returns the sample of a result.json as text; None where there is none, or a damaged one."""
+    try:
+        return None if sample is None else task_class.format_sample(sample)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _command(recipe: Recipe) -> str:

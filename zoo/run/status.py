@@ -34,7 +34,7 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether the run has done all steps of the recipe."""
-        return self.result is not None and self.result["step"] >= self.recipe.train.steps
+        return self.result is not None and self.result.get("step", -1) >= self.recipe.train.steps
 
 
 def mirror_of(recipe: Recipe) -> Mirror:
@@ -90,11 +90,11 @@ def _has_tokenizer(recipe: Recipe, resume: bool) -> bool:
 
 
 def _packed(directory: Path) -> dict[str, str]:
-    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir()}
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir() if path.is_file()}
 
 
 def _unpacked(files: dict[str, str]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
-            Path(directory, name).write_bytes(base64.b64decode(content))
+            files.safe_join(Path(directory), name).write_bytes(base64.b64decode(content))
         return tokenizers.load(Path(directory))

@@ -10,7 +10,7 @@ import tokenizers
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, sha256_hex
+from zoo.util import atomic_write, first_line, is_utf8, sha256_hex
 
 FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
@@ -41,7 +41,9 @@ class HFTokenizer(Tokenizer):
             self._backend = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception for every fault in a file
             raise UserError(f"{origin}: not a {FILE_NAME} that can be used ({error})") from None
-        self._content = content
+        if not self._backend.get_vocab_size(with_added_tokens=True):
+            raise UserError(f"{origin}: not a {FILE_NAME} that can be used (its vocabulary is empty)")
+        self._content, self._origin = content, origin
         self._backend.no_padding()
         self._backend.no_truncation()
         # A special token's spelling inside a text is plain text.
@@ -78,7 +80,10 @@ class HFTokenizer(Tokenizer):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        content = json.dumps(json.loads(self._content), sort_keys=True)
+        try:
+            content = json.dumps(json.loads(self._content), sort_keys=True)
+        except (ValueError, RecursionError) as error:  # the library's parser took it, with what it passes over
+            raise UserError(f"{self._origin}: cannot be read as JSON ({first_line(error)})") from None
         return sha256_hex(
             (content if self._parts is None else content + json.dumps(self._parts, sort_keys=True)).encode()
         )
@@ -123,8 +128,12 @@ def _read_parts(path: Path) -> dict[str, str] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         tokens = {part: content.get(f"{part}_token") for part in _SPELLINGS}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as the settings of a tokenizer ({error})") from None
     # A token is given as its text, or as an object that describes it.
     texts = {part: token.get("content") if isinstance(token, dict) else token for part, token in tokens.items()}
-    return {part: text for part, text in texts.items() if isinstance(text, str)} or None
+    texts = {part: text for part, text in texts.items() if isinstance(text, str)}
+    broken = [part for part, text in texts.items() if not is_utf8(text)]
+    if broken:
+        raise UserError(f"{path}: {broken[0]}_token is {texts[broken[0]]!r}, which is not UTF-8; get the file again")
+    return texts or None

@@ -5,9 +5,7 @@ their published files; a model that zoo trained has its run's figures: recipe, d
 evaluation, a sample and the versions of the programs.
 """
 
-import json
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from zoo import registry
 from zoo.convert import FORMATS
 from zoo.convert.format import Exported, Format
 from zoo.recipe.training import OPTIMIZERS, OptimizerSection
+from zoo.rundir.layout import read_result
+from zoo.terminal import visible
 from zoo.train.logging.log import read_metrics
 from zoo.train.report import read_report, summary
 from zoo.util import atomic_write
@@ -80,8 +80,9 @@ def write(directory: Path, model: Exported, format: str) -> None:
         head["model-index"] = [{"name": model.name, "results": results}]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
-        shutil.copyfile(run.plot, directory / PLOT)
-    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
+        atomic_write(directory / PLOT, run.plot.read_bytes())
+    text = visible(_text(model, chosen, run, published))
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{text}")
 
 
 def written_by_zoo(path: Path) -> bool:
@@ -137,7 +138,8 @@ def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
         return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
     reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
     between = "\n\n" if reply else ""
-    return [f"> {line}".rstrip() for line in f"**{sample['prompt']}**{between}{sample['text']}".splitlines()]
+    prompt, text = (str(sample.get(name, "")) for name in ("prompt", "text"))
+    return [f"> {line}".rstrip() for line in f"**{prompt}**{between}{text}".splitlines()]
 
 
 def _cell(text: str) -> str:
@@ -152,8 +154,7 @@ def _training_run(path: Path | None, step: int | None, *, ema: bool) -> Training
     if path is None or not (path / "recipe.yaml").is_file():
         return None
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    file = path / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    result, plot = read_result(path) or {}, path / PLOT
     report = read_report(path)
     if ema or result.get("step", step) != step:  # what was measured then is not of these weights
         result, report = {}, replace(report, sections={})
@@ -165,7 +166,7 @@ def _training_run(path: Path | None, step: int | None, *, ema: bool) -> Training
         _recipe_rows(recipe) | weights | facts | summary(lines),
         result,
         report.sections.get("Evaluation"),
-        path / PLOT if lines and (path / PLOT).is_file() else None,
+        plot if lines and plot.is_file() and not plot.is_symlink() else None,  # a link would publish what it leads to
     )
 
 

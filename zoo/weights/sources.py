@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from zoo import registry, tokenizers
 from zoo.checkpoints import pytree
-from zoo.checkpoints.manager import Checkpoints, Restored
+from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint, Restored
 from zoo.convert import peft, portable
 from zoo.convert.base import Published
 from zoo.convert.format import Format
@@ -292,7 +292,14 @@ class RunWeights(Weights):
             return None
         if self.step is None:
             raise self._no_checkpoint()
-        return self.find_source(self.checkpoints().read_meta(self.step).get("base"))
+        try:
+            meta = self.checkpoints().read_meta(self.step)
+        except DamagedCheckpoint as error:
+            raise UserError(
+                f"{self.path}: the checkpoint of step {self.step} is damaged ({error}); name the one of another step, "
+                f"or go on with the run, which sets it aside"
+            ) from None
+        return self.find_source(meta.get("base"))
 
     @property
     def _continues_adapters(self) -> bool:
