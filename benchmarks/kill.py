@@ -115,7 +115,7 @@ class Start:
             arguments = [str(recipe), *overrides, *(group if processes > 1 else []), "--lost-after=10"]
             here = moment if number == victim else ["never", 0, 0]
             with log.open("w") as out:
-                command = [sys.executable, "-c", WORKER, *arguments]
+                command = [sys.executable, "-P", "-c", WORKER, *arguments]
                 kill = {"KILL": json.dumps(here)}
                 self.processes.append(subprocess.Popen(command, env=env | kill, stdout=out, stderr=out))
 

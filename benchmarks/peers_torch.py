@@ -27,8 +27,9 @@ LLAMAS = ("cronica-5m", "kodalite-1.3b")
 
 def torch_ways(program: Program, batch: dict[str, np.ndarray]) -> dict[str, Way]:
     """A training step eager and compiled, each with a model of its own."""
-    if program.recipe.optimizer.name != "adamw" or program.frozen:
-        raise SystemExit("--vs torch: it trains all parameters by AdamW; the recipe does not")
+    section = program.recipe.optimizer
+    if section.name != "adamw" or section.betas or section.weight_decays or program.frozen:
+        raise SystemExit("--vs torch: it trains all parameters by AdamW without groups; the recipe does not")
     return {f"torch {how}": _way(program, batch, how) for how in HOWS}
 
 

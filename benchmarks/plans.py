@@ -48,7 +48,7 @@ def run(key: str, trials: int) -> dict:
     recipe, topology, overrides = PLANS[key]
     command = ["plan", f"recipes/{recipe}.yaml", "--topology", topology, *overrides]
     begun, busy = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    full = [sys.executable, "-m", "zoo.cli.main", *command, "--trials", str(trials), "--json"]
+    full = [sys.executable, "-P", "-m", "zoo.cli.main", *command, "--trials", str(trials), "--json"]
     done = subprocess.run(full, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"zoo {' '.join(command)} ended with {done.returncode}")

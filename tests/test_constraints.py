@@ -54,6 +54,6 @@ def test_versions_are_read_from_the_report_of_pip():
 
 def test_all_parity_tests_are_repeated_with_the_newest_programs():
     listed = re.search(r'^PARITY="(.*?)"', (ROOT / ".ci" / "run").read_text(), flags=re.M | re.S)[1].split()
-    program = re.compile(r"(?:import|importorskip\(\")\s*(?:transformers|peft|lm_eval|gguf)\b")
+    program = re.compile(r"(?:^\s*(?:import|from)\s+|importorskip\(\")(?:transformers|peft|lm_eval|gguf)\b", flags=re.M)
     calling = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if program.search(path.read_text())]
     assert listed == [str(path.relative_to(ROOT)) for path in calling if path != Path(__file__)]

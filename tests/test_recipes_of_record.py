@@ -1,19 +1,25 @@
 """The recipes of record: their numbers as published, every value traced, and the very pipelines run in small."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from zoo import registry
 from zoo.cli.train import main as train
+from zoo.models import build
 from zoo.recipe import load_recipe
+from zoo.recipe.patterns import first_match
 from zoo.run import job as run_module
 from zoo.train.logging.log import read_metrics
+from zoo.train.optimizers import make_schedule
 
 ROOT = Path(__file__).parent.parent
 TRACED = ("cronica_5m", "kodalite_1b", "gelu_d12", "bwetaf_97m", "tiny_lm", "kodalite_1b_sft", "kodalite_1b_2k")
+TRACED += ("gelu_d12_muon",)
 TINY = sorted((ROOT / "recipes" / "tiny").glob("*.yaml"))
 
 # recipe -> (tokens of the whole run, fields)
@@ -29,6 +35,12 @@ PUBLISHED = {
     "gelu_d12": (
         5_221_908_480,
         "data.batch_size=256 data.seq_len=1024 train.steps=19920 optimizer.peak_lr=0.01 optimizer.schedule=cosine",
+    ),
+    "gelu_d12_muon": (
+        5_221_908_480,
+        "data.batch_size=256 data.seq_len=1024 train.steps=19920 optimizer.schedule=trapezoid "
+        "optimizer.cooldown_fraction=0.65 optimizer.clip_norm=null optimizer.eps=1e-10 optimizer.muon_momentum=0.95 "
+        "optimizer.muon_coefficients=polar_express optimizer.muon_b2=0.9 optimizer.muon_cautious_decay=true",
     ),
     "bwetaf_97m": (
         3_390_046_208,
@@ -69,6 +81,38 @@ def test_the_numbers_are_the_published_ones(name):
         wanted = float(text) if isinstance(wanted, str) and re.fullmatch(r"[\d.]+e-\d+", text) else wanted
         assert resolved[section][leaf] == wanted, key
     assert recipe.train.steps * recipe.data.batch_size * recipe.data.seq_len == tokens
+
+
+def test_gelu_by_muon_has_nanochat_s_rates_betas_and_decay_for_every_parameter():
+    """nanochat/gpt.py, setup_optimizer, with the options of scripts/base_train.py and half of its reference batch."""
+    batch = math.sqrt(256 * 1024 / 2**19)
+    matrix, decay = 0.02 * batch, 0.28 * batch
+    groups = [  # learning rate, betas (of Adam), and weight decay times learning rate
+        (r"embed/embedding", 0.3 * batch, [0.8, 0.995], 0.001),
+        (r"layers/\d+/value_embed/embedding", 0.15 * batch, [0.8, 0.995], 0.01),
+        (r"layers/\d+/blend/residual_scale", 0.005 * batch, [0.8, 0.95], 0.05),
+        (r"layers/\d+/blend/x0_scale", 0.5 * batch, [0.96, 0.95], 0.0),
+        (r"(smear|backout)/.*", 0.2, [0.8, 0.95], 0.0),
+        # The decay of a matrix has the factor of its learning rate, sqrt(fan_out / fan_in) where that is above 1.
+        (r"layers/\d+/mlp/up/kernel", matrix, None, decay * 2),
+        (r"layers/\d+/.*kernel", matrix, None, decay),
+    ]
+    recipe = load_recipe(ROOT / "recipes" / "gelu_d12_muon.yaml")
+    section, config = recipe.optimizer, recipe.model.make_config()
+    _, params = build.abstract_params(registry.describe("gelu-d12").model_class(), config)
+    seen = set()
+    for path in build.flatten(params):
+        number, (_, rate, betas, decays) = next(
+            (number, group) for number, group in enumerate(groups) if re.fullmatch(group[0], path)
+        )
+        seen.add(number)
+        assert section.peak_lr * first_match(section.lr_scales, path, 1.0) == pytest.approx(rate, rel=1e-4), path
+        assert first_match(section.weight_decays, path, section.weight_decay) == pytest.approx(decays, rel=1e-4), path
+        assert betas is None or first_match(section.betas, path, [section.b1, section.b2]) == betas, path
+    assert len(seen) == len(groups)
+    rate = make_schedule(section, recipe.train.steps)
+    multipliers = {0: 1 / 40, 39: 1, 6972: 1, 13446: 0.525, 19919: 0.05 + 0.95 / 12948}
+    assert {step: float(rate(step)) / matrix for step in multipliers} == pytest.approx(multipliers, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", TRACED)
@@ -130,7 +174,7 @@ def run_small(path, tmp_path, capsys, *more):
 
 LIFE = ("kodalite_1b", "kodalite_1b_sft", "kodalite_1b_sft_eot", "kodalite_1b_2k")
 # Together a good part of the fast tests' time.
-SLOW = ("gelu_d12", "cronica_5m", "cronica_5m_high_lr", "quickstart", "tiny_lm", "bwetaf_97m")
+SLOW = ("gelu_d12", "gelu_d12_muon", "cronica_5m", "cronica_5m_high_lr", "quickstart", "tiny_lm", "bwetaf_97m")
 ALONE = [
     pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem)
     for path in TINY

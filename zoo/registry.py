@@ -42,6 +42,7 @@ FILE_FORMATS = {
 # Optimizers (`optimizer.name` of a recipe), "module:Name" of subclasses of `zoo.recipe.optimizers.base.Optimizer`.
 OPTIMIZERS = {
     "adamw": "zoo.recipe.optimizers.adamw:AdamW",
+    "schedule_free": "zoo.recipe.optimizers.schedule_free:ScheduleFree",
     "muon": "zoo.recipe.optimizers.muon:Muon",
 }
 # What tasks add to `zoo eval --suite`, "module:Name" of subclasses of `zoo.evaluate.suites.Suite`.

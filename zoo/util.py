@@ -1,11 +1,12 @@
 """Small helpers that belong to no package. Standard library only."""
 
+import contextlib
 import difflib
 import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -39,6 +40,23 @@ def cache_directory() -> Path:
     """Returns the directory for copies: $ZOO_CACHE, else $XDG_CACHE_HOME/zoo, else ~/.cache/zoo; it is not created."""
     own, users = os.environ.get("ZOO_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or f"{users}/zoo").expanduser().absolute()
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Keeps the Python processes that are started in the block from looking for modules in the working directory.
+
+    `python -m` and `python -c`, which is how multiprocessing starts its workers, put that directory first.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

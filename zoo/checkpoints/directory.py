@@ -110,7 +110,7 @@ class CheckpointDirectory:
             return int(pin["step"]), dict(pin["reason"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             logger.warning("%s cannot be read (%r); no checkpoint is pinned", self.path / BEST_FILE, error)
             return None
 

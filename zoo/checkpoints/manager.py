@@ -19,6 +19,7 @@ whether one is damaged is decided by all together, so that no process waits for 
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -270,7 +271,12 @@ class Checkpoints:
         return self._newest_good(load, only=step)
 
     def restore_params(
-        self, params: Any, *, step: int | None = None, only: Callable[[str], bool] | None = None
+        self,
+        params: Any,
+        *,
+        step: int | None = None,
+        only: Callable[[str], bool] | None = None,
+        of_state: str | None = None,
     ) -> Restored | None:
         """Like `restore`, for the parameters alone (nothing else is read), of `step` or the newest good one.
 
@@ -281,21 +287,35 @@ class Checkpoints:
           step: None is the newest good one.
           only: which leaves are read, by name ("layers/0/attn/q/kernel"); the others come back as they are in
             `params`, and the checkpoint may have them or not. None: all.
+          of_state: a field of the optimizer's state that is a tree like the parameters, such as an average of them;
+            it is read in their place.
 
         Raises:
-          UserError: as `restore`, but that dtypes may differ.
+          UserError: as `restore`, but that dtypes may differ; or the optimizer's state has no such field.
         """
+        item = "model" if of_state is None else "optimizer"
         wanted = {name: leaf for name, leaf in pytree.named(params).items() if only is None or only(name)}
 
         def load(step: int) -> Restored:
             content = self._content(step)
-            stored = {name: leaf for name, leaf in content["leaves"]["model"].items() if only is None or only(name)}
+            prefix = "" if of_state is None else self._prefix(content, of_state, step)
+            names = (name.removeprefix(prefix) for name in content["leaves"][item] if name.startswith(prefix))
+            stored = {name: content["leaves"][item][prefix + name] for name in names if only is None or only(name)}
             shapes = ({name: leaf[:1] for name, leaf in tree.items()} for tree in (stored, pytree.described(wanted)))
             pytree.check_same(*shapes, self._directory.describe(step))
-            arrays = self._arrays(step, {"model": wanted}, content)
-            return Restored(step, pytree.replace_leaves(params, arrays["model"]), None, content["meta"])
+            arrays = self._arrays(step, {item: {prefix + name: leaf for name, leaf in wanted.items()}}, content)
+            leaves = {name.removeprefix(prefix): leaf for name, leaf in arrays[item].items()}
+            return Restored(step, pytree.replace_leaves(params, leaves), None, content["meta"])
 
         return self._newest_good(load, only=step)
+
+    def _prefix(self, content: dict[str, Any], field: str, step: int) -> str:
+        """Returns what comes before the parameters' names in those of a field of the optimizer's state."""
+        matches = (re.match(rf"(?:[^/]+/)*?{field}/", name) for name in content["leaves"]["optimizer"])
+        found = next(filter(None, matches), None)
+        if found is None:
+            raise UserError(f"{self._directory.describe(step)} holds an optimizer's state without {field}")
+        return found[0]
 
     def _newest_good(self, load: Callable[[int], Restored], only: int | None = None) -> Restored | None:
         self.wait()

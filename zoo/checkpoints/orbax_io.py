@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -90,7 +91,21 @@ def read_content(path: epath.Path) -> dict[str, Any]:
         content, expected = file["content"], file["sha256"]
         if _hash(content) != expected:
             raise DamagedCheckpoint("its meta data do not match their hash")
+        _check_content(content)
         return content
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Raises ValueError or what its parts raise unless the meta data are such as `_write` makes them."""
+    if type(content["format"]) is not int or type(content["step"]) is not int or not isinstance(content["meta"], dict):
+        raise ValueError("its meta data are not of the right types")
+    if content["format"] > FORMAT:
+        return  # a newer zoo may describe its leaves otherwise
+    for item in ("model", "optimizer"):
+        for name, (shape, dtype) in content["leaves"][item].items():
+            if not all(type(size) is int and size >= 0 for size in shape):
+                raise ValueError(f"the shape of {name} is {shape!r}")
+            jnp.dtype(dtype)
 
 
 def read_checksums(path: epath.Path, content: dict[str, Any]) -> dict[str, int] | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.common import given, late_interrupt
-from zoo.cli.generate import Dtype, MinP, RepetitionPenalty, RopeScaling, open_model, open_stdin
+from zoo.cli.generate import Dtype, MinP, Raw, RepetitionPenalty, RopeScaling, open_model, open_stdin
 from zoo.errors import UserError
+from zoo.terminal import unguarded, visible
 
 if TYPE_CHECKING:
     from zoo.language_model import LanguageModel
@@ -39,6 +40,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="Another seed, other replies.")] = 0,
     rope_scaling: RopeScaling = None,
     dtype: Dtype = None,
+    raw: Raw = False,
 ) -> None:
     """Talk with a model. Replies come as they are written; /help lists what else can be typed.
 
@@ -69,7 +71,7 @@ def chat(
         repetition_penalty=repetition_penalty,
     )
     lm = open_model(model, rope_scaling, dtype)
-    session = Session(lm, template or lm.chat_template, settings, seed)
+    session = Session(lm, template or lm.chat_template, settings, seed, raw=raw)
     session.system, session.messages = system or None, messages
     if not session.run():
         raise typer.Exit(2)
@@ -83,12 +85,13 @@ class Session:
         template: the name of the chat template.
         settings: settings of generation, without the seed.
         seed: the first reply's; later ones count on from it.
+        raw: whether control characters in a reply are printed as they are, else made visible.
         messages: the turns so far, by user and assistant; those too old for the context are gone.
         system: the system text or None.
     """
 
-    def __init__(self, lm: "LanguageModel", template: str, settings: dict[str, Any], seed: int):
-        self.lm, self.template, self.settings, self.seed = lm, template, settings, seed
+    def __init__(self, lm: "LanguageModel", template: str, settings: dict[str, Any], seed: int, *, raw: bool = False):
+        self.lm, self.template, self.settings, self.seed, self.raw = lm, template, settings, seed, raw
         self.messages: list[dict[str, str]] = []
         self.system: str | None = None
         self._commands: dict[str, Callable[[str], None]] = {
@@ -129,7 +132,7 @@ class Session:
     def reply(self, text: str) -> None:
         """Prints the model's reply to a message of the user; Ctrl-C ends it, and what was printed is remembered."""
         message = {"role": "user", "content": text}
-        written = ""
+        written, out = "", unguarded(sys.stdout) if self.raw else sys.stdout
         try:
             with late_interrupt() as interrupted:
                 stream = self.lm.stream_chat(
@@ -138,7 +141,7 @@ class Session:
                 for piece in stream:
                     if interrupted():
                         raise KeyboardInterrupt
-                    print(piece, end="", flush=True)
+                    print(piece if self.raw else visible(piece), end="", flush=True, file=out)
                     written += piece
             print(flush=True)
         except KeyboardInterrupt:

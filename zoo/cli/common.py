@@ -15,6 +15,8 @@ from typing import Any
 import typer
 
 from zoo.errors import UserError
+from zoo.terminal import guarded, one_line
+from zoo.util import safe_path
 
 # Newer typer carries its own copy of click: the class must be the one typer raises.
 _ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -30,7 +32,15 @@ def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
 
     0: success. 2: bad usage or a `UserError`, its text on stderr. 130: interrupted. 1: the reader of stdout
     went away, or any other exception, one line on stderr. `--debug` anywhere before `--` adds the traceback.
+
+    What is printed meanwhile goes through `zoo.terminal.visible`, and no Python process that is started meanwhile looks
+    for modules in the working directory.
     """
+    with guarded(), safe_path():
+        return _run_command(app, argv, prog)
+
+
+def _run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = argv[: argv.index("--")] if "--" in argv else argv
     debug = "--debug" in options
@@ -103,7 +113,8 @@ def given(**settings: Any) -> dict[str, Any]:
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows of text in aligned columns; the last column is not padded."""
+    """Prints rows of text in aligned columns, each on one line; the last column is not padded."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last]))

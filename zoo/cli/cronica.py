@@ -14,6 +14,7 @@ from zoo import registry
 from zoo.cli.common import ready_to_compute
 from zoo.errors import UserError
 from zoo.models.specs import CRONICA_5M
+from zoo.terminal import unguarded
 
 
 def cronica(
@@ -77,7 +78,7 @@ def cronica(
         marked += marker.marked
     if marked:
         shown = f"{before}like this{after}"
-        print(f"{marked} marked {shown}: not in the match", file=sys.stderr)
+        print(f"{marked} marked {shown}: not in the match", file=unguarded(sys.stderr))
 
 
 def _last_run() -> str:

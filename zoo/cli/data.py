@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.common import new_app
+from zoo.terminal import unguarded
 
 app = new_app(
     help="""Look after the data of a recipe: prepare tokens, look at batches, train a tokenizer.
@@ -93,7 +94,7 @@ def inspect(
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number in range(min(rows, len(first["tokens"]))):
         print(f"-- row {number}")
-        print(show_row(first, number, tokenizer, colour=colour))
+        print(show_row(first, number, tokenizer, colour=colour), file=unguarded(sys.stdout))  # its colours are zoo's
     print(f"\n{data}\n{report}")
 
 

@@ -13,6 +13,7 @@ from zoo.cli.common import given, ready_to_compute
 from zoo.errors import UserError
 from zoo.evaluate import suites
 from zoo.models.specs import CRONICA_5M
+from zoo.terminal import visible
 from zoo.util import atomic_write, human_duration
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evaluate(
     text = chosen.markdown(result)
     if out is not None:
         atomic_write(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-        atomic_write(out.with_suffix(".md"), text + "\n")
+        atomic_write(out.with_suffix(".md"), visible(text) + "\n")
     print(json.dumps(chosen.without_items(result), ensure_ascii=False) if as_json else text)
 
 

@@ -13,6 +13,7 @@ import typer
 from zoo.cli.common import given, late_interrupt, ready_to_compute
 from zoo.errors import UserError
 from zoo.models.specs import CRONICA_5M
+from zoo.terminal import unguarded, visible
 
 if TYPE_CHECKING:
     from zoo.generate.text import TextStream
@@ -33,6 +34,8 @@ RopeScaling = Annotated[
     str | None, typer.Option(metavar="ntk:FACTOR", help="Stretch the context of a Llama model, such as ntk:2.")
 ]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16. Default: float32.")]
+
+Raw = Annotated[bool, typer.Option("--raw", help="Print control characters as the model writes them.")]
 
 
 def generate(
@@ -63,12 +66,14 @@ def generate(
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written at a time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text, a line each.")] = False,
+    raw: Raw = False,
     rope_scaling: RopeScaling = None,
     dtype: Dtype = None,
 ) -> None:
     """Write on from a prompt, or write the crónica of a match; the text comes as it is written.
 
-    Several prompts (or --n) are written in batches, and shown as [prompt]text.
+    Several prompts (or --n) are written in batches, and shown as [prompt]text. Control characters that a model writes
+    are shown as \\u001b is; line breaks and tabs stay.
 
     \b
     Examples:
@@ -102,18 +107,19 @@ def generate(
     if len(texts) == 1 and n == 1 and not as_json and prompts is None:
         settings["seed"] = seed
         begin = partial(lm.stream_cronica, texts[0], style) if stats else partial(lm.stream, texts[0])
-        show(partial(begin, **settings), started)
+        show(partial(begin, **settings), started, raw=raw)
         return
     settings |= {"seed": seed, "n": n, "batch_size": batch_size, "on_progress": _progress}
     groups = lm.cronicas([(texts[0], style)], **settings) if stats else lm.generate(texts, **settings)
     seconds = time.perf_counter() - started
     tokens = sum(len(item.tokens) for group in groups for item in group)
+    out = unguarded(sys.stdout) if raw else sys.stdout
     for text, group in zip(texts, groups, strict=True):
         for number, item in enumerate(group):
             if as_json:
-                print(json.dumps(_record(text, item, seed + number), ensure_ascii=False))
+                print(json.dumps(_record(text, item, seed + number), ensure_ascii=False), file=out)
             else:
-                print(f"[{text}]{item.text}\n" if not stats else f"{item.text}\n")
+                print(f"[{text}]{item.text}\n" if not stats else f"{item.text}\n", file=out)
     rate = f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
     print(f"{len(texts) * n:,} texts, {rate}", file=sys.stderr)
 
@@ -138,22 +144,25 @@ def open_stdin(what: str) -> Any:
     return sys.stdin
 
 
-def show(begin: Callable[[], "TextStream"], started: float, transform=None) -> None:
+def show(begin: Callable[[], "TextStream"], started: float, transform=None, *, raw: bool = False) -> None:
     """Prints a stream to stdout as it comes, and its speed to stderr.
 
     Args:
         begin: returns the stream.
         started: `time.perf_counter` at the time of the call.
         transform: an object with `push` and `flush` that changes the text before it is printed; None: unchanged.
+        raw: whether control characters are printed as they are, else made visible.
     """
+    out = unguarded(sys.stdout) if raw or transform else sys.stdout  # what a transform puts in is zoo's own
     with late_interrupt() as interrupted:
         stream = begin()
         first = time.perf_counter()
         for piece in stream:
             if interrupted():
                 break
-            print(transform.push(piece) if transform else piece, end="", flush=True)
-        print(transform.flush() if transform else "", flush=True)
+            shown = piece if raw else visible(piece)
+            print(transform.push(shown) if transform else shown, end="", flush=True, file=out)
+        print(transform.flush() if transform else "", flush=True, file=out)
         if interrupted():
             raise KeyboardInterrupt
     ended = time.perf_counter()
@@ -184,7 +193,7 @@ def _read_prompts(path: Path) -> list[str]:
     for number, line in lines:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--prompts: {path}, line {number} is no JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise UserError(f"--prompts: {path}, line {number} has no text in a field `prompt`")

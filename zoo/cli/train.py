@@ -13,7 +13,7 @@ from zoo.cli.common import new_app, run_command
 from zoo.distributed import runtime
 from zoo.distributed.cluster import find_cluster
 from zoo.distributed.runtime import LOST_AFTER, STEP_LIMIT
-from zoo.distributed.supervisor import WORKER, supervise
+from zoo.distributed.supervisor import WORKER, python_command, supervise
 from zoo.errors import UserError
 
 
@@ -65,7 +65,7 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     cluster = find_cluster(coordinator, num_processes, process_id)
     # The same command, for a process under this one that uses the devices.
-    again = [sys.executable, "-m", "zoo.cli.train", str(recipe), *(overrides or ())]
+    again = [*python_command("zoo.cli.train"), str(recipe), *(overrides or ())]
     again += [f"--lost-after={lost_after}", f"--step-limit={step_limit}"]
     again += ["--fresh"] * fresh + ["--dry-run"] * dry_run + ["--debug"] * ("--debug" in sys.argv)
     if coordinator is not None:

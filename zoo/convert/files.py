@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
+from zoo.files import replacement, safe_join
 from zoo.util import atomic_write, first_line
 
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
@@ -33,23 +34,6 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-
-
-def safe_join(directory: Path, name: str) -> Path:
-    """Returns the path of `name` in `directory`. Raises UserError if the name or a symbolic link leads out of it.
-
-    The hub's cache keeps a snapshot's files as links into the `blobs` beside it: those are inside.
-    """
-    path = directory / name
-    try:
-        path.is_symlink()  # `resolve` lets a name pass that is too long to be looked up
-        root, real = directory.resolve(), path.resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
-        raise UserError(f"{directory}: {name[:80]!r} names no file") from None
-    blobs = [folder.parent.parent / "blobs" for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
-    if not any(real.is_relative_to(allowed) for allowed in (root, *blobs[:1])):
-        raise UserError(f"{path}: leads out of its directory, to {real}; copy the file there if you trust it")
-    return path
 
 
 def existing(directory: Path, name: str) -> Path | None:
@@ -89,7 +73,7 @@ def zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # ValueError: a name that is not UTF-8
         return []
 
 
@@ -156,10 +140,9 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
     """Writes a safetensors file under a temporary name and renames it."""
     from safetensors.numpy import save_file
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
-    temporary.chmod(0o644)  # the library writes for its owner alone
-    temporary.replace(path)
+    with replacement(path) as temporary:
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
+        temporary.chmod(0o644)  # the library writes for its owner alone
 
 
 MAX_EXPANSION = 20  # weights shrink by a tenth or so; hundreds of times is a bomb

@@ -23,7 +23,7 @@ class Exported:
         tokenizer: None where there is none to be written.
         path: where the model was loaded from; None for random weights.
         step: of training, where known.
-        official, is_community_model: as those of `zoo.weights.sources.Weights`.
+        official, is_community_model, ema: as those of `zoo.weights.sources.Weights`.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Exported:
     step: int | None
     official: bool = False
     is_community_model: bool = False
+    ema: bool = False
 
 
 @dataclass(frozen=True)

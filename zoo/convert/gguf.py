@@ -27,7 +27,7 @@ from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
 from zoo.layers.rotary import ntk_theta
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import first_line
+from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "kodalite-1.3b"
 MAGIC = b"GGUF"
@@ -122,16 +122,18 @@ def write(model: Exported, directory: Path, *, quantization: str | None = None) 
     if llama.chat_template is not None:
         settings = {**llama.sampling, "stop": llama.stop_strings[0]}
         text = MODELFILE.format(file=file.name, context=llama.config.max_seq_len, **settings)
-        (directory / "Modelfile").write_text(text, encoding="utf-8")
+        atomic_write(directory / "Modelfile", text)
 
 
 def _quantiser() -> Callable[[Path, Path], str | None]:
     """Returns llama.cpp's quantiser to Q4_K_M, a program or a library: (source, target) -> the failure, or None."""
     program = shutil.which(QUANTISER)
-    if program is not None:
+    if program is not None and os.path.isabs(program):  # a PATH with an empty entry finds it in the working directory
 
         def run(source: Path, target: Path) -> str | None:
-            result = subprocess.run([program, source, target, "Q4_K_M"], capture_output=True, text=True)
+            result = subprocess.run(
+                [program, source, target, "Q4_K_M"], capture_output=True, text=True, errors="replace"
+            )
             return (result.stderr.strip().splitlines() or ["no reason given"])[-1] if result.returncode else None
 
         return run
@@ -199,7 +201,7 @@ def _file(path: Path) -> Path:
     if chosen is None:
         some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         raise UserError(f"{path}: " + (f"holds several GGUF files; name one ({some})" if names else "is no GGUF file"))
-    return path / chosen
+    return files.safe_join(path, chosen)
 
 
 def _tensor(item: Any, gguf: Any) -> Tensor:

@@ -16,6 +16,7 @@ from zoo.convert.base import Published, Rules, Tensor
 from zoo.convert.format import Exported, Format
 from zoo.convert.layouts import head_last
 from zoo.errors import UserError
+from zoo.files import replacement
 
 MODEL_NAME = "tiny-lm"
 WEIGHTS = "params.npz"
@@ -94,10 +95,8 @@ def write(model: Exported, directory: Path) -> None:
     fixed = {"norm_eps": 1e-5, "tie_embeddings": False, "head_dim": config["embed_dim"] // config["num_heads"]}
     base.check_fixed(config, {**fixed, "mlp_dim": 4 * config["embed_dim"]}, "the original")
     tensors = base.to_original(rules(config), model.params)
-    temporary = directory / f".{WEIGHTS}.tmp"
-    with temporary.open("wb") as stream:
-        np.savez(stream, **{name: np.asarray(array, np.float32) for name, array in tensors.items()})
-    temporary.replace(directory / WEIGHTS)
+    with replacement(directory / WEIGHTS) as temporary:
+        np.savez(temporary, **{name: np.asarray(array, np.float32) for name, array in tensors.items()})
     source_config = {name: config[field] for name, field in CONFIG_NAMES.items()}
     files.write_json(directory / "config.json", source_config)
     if model.tokenizer is not None:

@@ -38,20 +38,31 @@ def _dolly(record: Mapping[str, Any]) -> Conversation:
     instruction, response = record.get("instruction"), record.get("response")
     if not isinstance(instruction, str) or not isinstance(response, str):
         raise UserError("field 'instruction' or 'response' is missing")
-    context = (record.get("context") or "").strip()
+    context = record.get("context") or ""
+    if not isinstance(context, str):
+        raise UserError("field 'context' is not text")
+    context = context.strip()
     text = f"{instruction}\n\nContext:\n{context}" if context else instruction
     conversation = [{"role": "user", "content": text}, {"role": "assistant", "content": response}]
     chat.check(conversation, last="assistant")
     return conversation
 
 
+def _is_text(message: Mapping[str, Any]) -> bool:
+    """Returns whether a message's fields are text; that of its parent may be None, which is so of a root."""
+    return isinstance(message["parent_id"], str | None) and all(
+        isinstance(message[name], str) for name in ("message_id", "role", "text", "lang")
+    )
+
+
 def from_trees(messages: Iterable[Mapping[str, Any]]) -> Iterator[Conversation]:
     """Yields, for every English message of an assistant, the path to it from the root, in the order of those messages.
 
-    Paths that do not begin with a user or have fewer than two messages are left out. All messages are held in memory.
+    Paths that do not begin with a user or have fewer than two messages are left out, and so are messages whose fields
+    are not text, with all that follows them. All messages are held in memory.
     KodaLite was tuned on oasst1 in this way.
     """
-    table = {message["message_id"]: message for message in messages}
+    table = {message["message_id"]: message for message in messages if _is_text(message)}
     for message in table.values():
         if message["role"] != "assistant" or message["lang"] != "en":
             continue

@@ -27,7 +27,7 @@ from zoo.errors import UserError
 from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import first_line
+from zoo.util import first_line, safe_path
 
 LONGEST_PIECE = 1_000_000  # characters
 _CHUNK_ITEMS, _CHUNK_CHARACTERS = 1024, 1_000_000  # of what goes to a worker at once
@@ -159,17 +159,18 @@ _tokenizer: Tokenizer | None = None  # of a worker process
 
 @contextlib.contextmanager
 def _pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
-    # Not forked: a process in which JAX runs threads must not be.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer, os.getpid()),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with safe_path():  # the pool starts a process that tracks resources, and each worker when there is work for it
+        # Not forked: a process in which JAX runs threads must not be.
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(tokenizer, os.getpid()),
+        )
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(tokenizer: Tokenizer, parent: int) -> None:

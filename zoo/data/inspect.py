@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.data.batches import Batch
+from zoo.terminal import visible
 from zoo.tokenizers.base import Tokenizer
 
 _COLOURS = (36, 33, 32, 35, 34)  # cyan, yellow, green, magenta, blue
@@ -72,12 +73,15 @@ class Report:
 
 
 def filled(batch: Batch) -> np.ndarray:
-    """Returns the document of each position, int [B, T]: 0 is padding; without segments, 1 up to the last target."""
+    """Returns the document of each position, int [B, T]: 0 is padding.
+
+    Without segments it is 1 up to the last target; where a row has no target, nothing tells what is padding.
+    """
     if "segment_ids" in batch:
         return batch["segment_ids"]
     learnt = batch["loss_mask"] > 0
     width = learnt.shape[1]
-    last = np.where(learnt.any(1), width - learnt[:, ::-1].argmax(1), 0)
+    last = np.where(learnt.any(1), width - learnt[:, ::-1].argmax(1), width)
     return (np.arange(width) < last[:, None]).astype(np.int32)
 
 
@@ -114,7 +118,7 @@ def show_row(batch: Batch, row: int, tokenizer: Tokenizer, *, colour: bool) -> s
             runs.append(([target], number, loss))
     text, before = "", None
     for ids, number, loss in runs:
-        piece = tokenizer.decode(ids, skip_special=False)
+        piece = visible(tokenizer.decode(ids, skip_special=False))
         if colour:
             style = f"{_COLOURS[number % len(_COLOURS)]}" + ("" if loss else ";2")
             text += f"\033[{style}m{piece}\033[0m"

@@ -119,6 +119,45 @@ class BestFit:
         return [(start, min(int(self._bounds[document + 1]), start + self._width)) for document, start in starts]
 
 
+class Chosen:
+    """Some rows of another layout, which are numbered anew."""
+
+    def __init__(self, layout: Layout, rows: np.ndarray):
+        """`rows`: the chosen rows of the layout, int [N]."""
+        self._layout, self._chosen = layout, rows
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def spans(self, row: int) -> Sequence[Span]:
+        """Returns the spans of the chosen row."""
+        return self._layout.spans(int(self._chosen[row]))
+
+
+def with_targets(layout: Layout, shards: Shards, seq_len: int) -> Layout:
+    """Returns the rows of a layout in which some token bears loss; the layout itself where that holds for all.
+
+    A conversation whose prompt fills the row has none. The first token of a row is no target. Random windows are
+    returned as they are.
+    """
+    if not shards.manifest.loss_masks or len(layout) >= ENDLESS:
+        return layout
+    spans, owners, firsts = [], [], []
+    for row in range(len(layout)):
+        room = seq_len + 1
+        for number, (start, stop) in enumerate(layout.spans(row)):
+            spans.append((start, min(stop, start + room)))
+            owners.append(row)
+            firsts.append(number == 0)
+            room -= min(room, stop - start)
+    bounds = np.array(spans, np.int64).reshape(-1, 2)
+    bounds[:, 0] += np.array(firsts, bool)
+    targets = shards.loss_places()
+    counts = np.searchsorted(targets, bounds[:, 1]) - np.searchsorted(targets, bounds[:, 0])
+    chosen = np.unique(np.array(owners, np.int64)[counts > 0])
+    return layout if len(chosen) == len(layout) else Chosen(layout, chosen)
+
+
 def split_at(bounds: np.ndarray, start: int, stop: int) -> list[Span]:
     """Returns [start, stop) cut at the bounds that lie inside."""
     low, high = np.searchsorted(bounds, [start, stop], side="right")
@@ -174,18 +213,23 @@ def cached_best_fit(cache: Path | None, lengths: np.ndarray, width: int) -> tupl
     path = cache / f"best_fit-{key}.npy"
     try:
         packed = np.load(path, allow_pickle=False)
-        order, rows = packed[: len(lengths)].astype(np.int32), packed[len(lengths) :]
-        if len(rows) and rows[0] == 0 and rows[-1] == len(lengths):
-            return order, rows
-    except (OSError, ValueError, EOFError):
-        pass  # there is none yet, or it is damaged and written again
+        content, checksum = packed[:-1], packed[-1:]
+        if len(content) > len(lengths) and checksum == _checksum(content):
+            return content[: len(lengths)].astype(np.int32), content[len(lengths) :]
+    except Exception:  # there is none yet, or it is damaged (NumPy gives its head to Python's parser) and written again
+        pass
     order, rows = best_fit(lengths, width)
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate([order.astype(np.int64), rows]))
+    content, buffer = np.concatenate([order.astype(np.int64), rows]), io.BytesIO()
+    np.save(buffer, np.concatenate([content, _checksum(content)]))
     with contextlib.suppress(OSError):  # shards may lie where nothing can be written: then every start packs again
         cache.mkdir(exist_ok=True)
         atomic_write(path, buffer.getvalue())
     return order, rows
+
+
+def _checksum(content: np.ndarray) -> np.ndarray:
+    """Returns the beginning of the SHA-256 of int64 numbers, int64 [1]: a flipped bit would train on other rows."""
+    return np.frombuffer(bytes.fromhex(sha256_hex(np.ascontiguousarray(content, "<i8").tobytes()))[:8], "<i8")
 
 
 def make_layout(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:

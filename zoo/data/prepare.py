@@ -8,15 +8,19 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
+import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo import registry
+from zoo import files, registry
 from zoo.data import documents, readers, remote, shards
 from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
@@ -28,6 +32,8 @@ from zoo.tokenizers.base import Tokenizer
 from zoo.util import human_duration, sha256_hex
 
 _PROGRESS_EVERY = 5.0  # seconds
+_BLOCK, _BLOCKS = 1 << 20, 16  # bytes, and how many of a large file
+_WHOLE = _BLOCK * _BLOCKS
 
 Say = Callable[[str], None]
 
@@ -48,7 +54,8 @@ def directory_of(source: SourceSection, data: DataSection, tokenizer: Tokenizer)
 def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
     """Returns all that decides the documents of a source, as plain JSON.
 
-    Local files count by name, size and time of change. Raises UserError where there are none.
+    Local files count by place in the source, size, time of change and content (see `file_identity`). Raises UserError
+    where there are none.
     """
     content: dict[str, Any] = {"source": source.source, "kind": data.kind}
     for field in ("config", "split", "revision", "shuffle_buffer", "text_field", "separator", "format"):
@@ -60,11 +67,42 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
     if data.kind == "chat":
         content["template"] = dataclasses.asdict(chat.find(data.chat_template))
     if source.source in FILES:
-        stats = [(path.name, path.stat()) for path in documents.files(source)]
-        content["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        content["files"] = files_identity(documents.files(source))
     elif source.source == "hub":
         content["path"] = source.path
+        if source.is_file:
+            content["files"] = files_identity(readers.local_hub_files(source.path))
     return content
+
+
+def files_identity(paths: Sequence[Path]) -> list[list[Any]]:
+    """Returns [place, size in bytes, time of change in nanoseconds, SHA-256 of the content] of each file.
+
+    The place is relative to the directory that all files share, so that they may be moved together. Of a file above
+    `_WHOLE` bytes the content counts by `_BLOCKS` blocks, spread evenly from its beginning to its end.
+    """
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
+    stats = [(path, path.stat()) for path in paths]
+    return [
+        [str(path.absolute().relative_to(root)), stat.st_size, stat.st_mtime_ns, _content_hash(path, stat.st_size)]
+        for path, stat in stats
+    ]
+
+
+def _content_hash(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            else:
+                for number in range(_BLOCKS):
+                    file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                    digest.update(file.read(_BLOCK))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def prepare(
@@ -96,7 +134,7 @@ def prepare(
         if not budget.met(manifest):
             _Preparing(directory, manifest, source, data, tokenizer, budget, say, name).run()
         elif not manifest.documents:
-            raise UserError(f"{name}: {source.path or source.source} holds no document that could be used")
+            raise UserError(f"{name}: {no_document(source, manifest.skipped)}; prepare it anew to see why")
     return directory
 
 
@@ -130,7 +168,11 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
 
 @contextlib.contextmanager
 def _lock(directory: Path, say: Say) -> Iterator[None]:
-    with (directory / ".lock").open("w") as file:
+    try:
+        lock = files.open_lock(directory / ".lock")
+    except OSError as error:
+        raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,17 +184,34 @@ def _lock(directory: Path, say: Say) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------- writing
 
 
+@dataclass(frozen=True)
+class _State:
+    """How far preparing is. It is replaced whole, so that an interrupt at any moment finds it consistent.
+
+    Attributes:
+        manifest: of the shards that are closed.
+        parts: the documents of the open shard: tokens, lengths and loss.
+        tokens, documents: of the open shard.
+        items: of the source that have been read.
+        skipped: items that were skipped, by reason.
+    """
+
+    manifest: Manifest
+    parts: tuple[tuple[np.ndarray, np.ndarray, np.ndarray | None], ...]
+    tokens: int
+    documents: int
+    items: int
+    skipped: dict[str, int]
+
+
 class _Preparing:
     """Reads on where a manifest ends and writes shards until enough is there."""
 
     def __init__(self, directory, manifest: Manifest, source, data, tokenizer, budget, say: Say, name: str):
         self._directory, self._source, self._data, self._tokenizer = directory, source, data, tokenizer
         self._budget, self._say, self._name = budget, say, name
-        self._manifest = manifest
-        self._items = manifest.shards[-1].items if manifest.shards else 0
-        self._skipped = collections.Counter(manifest.skipped)
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
-        self._open_tokens = 0
+        items = manifest.shards[-1].items if manifest.shards else 0
+        self._state = _State(manifest, (), 0, 0, items, dict(manifest.skipped))
         if manifest.shards and manifest.shards[-1].tokens < manifest.shard_tokens:
             self._reopen()
 
@@ -160,18 +219,23 @@ class _Preparing:
         """Reads a last shard that is not full back into memory; it is written again when it is."""
         existing = Shards(self._directory)
         existing.verify()
-        self._parts = [existing.arrays(-1)]
-        self._open_tokens = self._manifest.shards[-1].tokens
-        self._manifest = dataclasses.replace(self._manifest, shards=self._manifest.shards[:-1])
+        last, manifest = self._state.manifest.shards[-1], self._state.manifest
+        self._state = dataclasses.replace(
+            self._state,
+            manifest=dataclasses.replace(manifest, shards=manifest.shards[:-1]),
+            parts=(existing.arrays(-1),),
+            tokens=last.tokens,
+            documents=last.documents,
+        )
 
     def run(self) -> None:
         """Reads, tokenises and writes until there is enough or nothing left."""
-        self._check_bad("see what was said when it stopped before")
+        self._check_bad(self._state.skipped, "see what was said when it stopped before")
         started = shown = time.monotonic()
         before, source = self._tokens(), self._source
-        if revision := self._manifest.source.get("revision"):
+        if revision := self._state.manifest.source.get("revision"):
             source = source.model_copy(update={"revision": revision})
-        items = documents.read(source, self._data.kind, seed=self._data.seed, start=self._items)
+        items = documents.read(source, self._data.kind, seed=self._data.seed, start=self._state.items)
         exhausted = True
         try:
             for encoded in encode(items, self._data, self._tokenizer):
@@ -185,17 +249,17 @@ class _Preparing:
             self._close(exhausted=False)  # what has been read is kept, whatever stops it
             raise
         self._close(exhausted=exhausted)
-        if not self._manifest.documents:
-            raise UserError(f"{self._name}: {source.path or source.source} holds no document that could be used")
+        if not self._state.manifest.documents:
+            raise UserError(f"{self._name}: {no_document(source, self._state.skipped, self._reasons)}")
         seconds = time.monotonic() - started
         rate = (self._tokens() - before) / seconds
         self._say(f"prepared {self._summary()} in {human_duration(seconds)} ({rate:,.0f} tokens/s)")
 
     def _tokens(self) -> int:
-        return sum(shard.tokens for shard in self._manifest.shards) + self._open_tokens
+        return self._state.manifest.tokens + self._state.tokens
 
     def _documents(self) -> int:
-        return self._manifest.documents + sum(len(lengths) for _, lengths, _ in self._parts)
+        return self._state.manifest.documents + self._state.documents
 
     def _add(self, encoded: Encoded) -> bool:
         """Adds the documents that are still needed; returns whether there are enough."""
@@ -204,7 +268,7 @@ class _Preparing:
         while at < len(encoded.lengths):
             base = int(ends[at - 1]) if at else 0
             # Up to the document that fills the shard, or the one that meets the budget.
-            room = self._manifest.shard_tokens - self._open_tokens
+            room = self._state.manifest.shard_tokens - self._state.tokens
             if self._budget.tokens is not None:
                 room = min(room, self._budget.tokens - self._tokens())
             stop = min(int(np.searchsorted(ends, base + room)) + 1, len(ends))
@@ -215,7 +279,7 @@ class _Preparing:
                     stop = at + int(filled[left - 1]) + 1
             self._append(encoded, at, stop, base, int(ends[stop - 1]))
             at = stop
-            if self._open_tokens >= self._manifest.shard_tokens:
+            if self._state.tokens >= self._state.manifest.shard_tokens:
                 self._close(exhausted=False)
             if self._budget.reached(self._tokens(), self._documents()):
                 return True
@@ -223,41 +287,58 @@ class _Preparing:
 
     def _append(self, encoded: Encoded, start: int, stop: int, first: int, last: int) -> None:
         lengths = encoded.lengths[start:stop]
+        lengths = lengths[lengths > 0]
         loss = None if encoded.loss is None else encoded.loss[first:last]
-        self._parts.append((encoded.tokens[first:last], lengths[lengths > 0], loss))
-        self._open_tokens += last - first
-        self._items += stop - start
-        for item, reason in encoded.faults.items():
-            if start <= item < stop:
-                self._skip(reason)
+        state, skipped = self._state, collections.Counter(self._state.skipped)
+        reasons = [reason for item, reason in encoded.faults.items() if start <= item < stop]
+        for number, reason in enumerate(reasons, 1):
+            skipped["bad" if reason else "empty"] += 1
+            if reason:
+                self._reasons.setdefault(reason, None)
+            if skipped["bad"] > self._data.max_bad_records:
+                reasons = reasons[:number]
+                break
+        self._state = _State(
+            state.manifest,
+            (*state.parts, (encoded.tokens[first:last], lengths, loss)),
+            state.tokens + last - first,
+            state.documents + len(lengths),
+            state.items + stop - start,
+            dict(skipped),
+        )
+        bad = [reason for reason in reasons if reason]
+        if bad:
+            self._check_bad(skipped, f"the last: {bad[-1]}")
 
-    def _skip(self, reason: str) -> None:
-        self._skipped["bad" if reason else "empty"] += 1
-        if reason:
-            self._check_bad(f"the last: {reason}")
-
-    def _check_bad(self, more: str) -> None:
-        bad, limit = self._skipped["bad"], self._data.max_bad_records
+    def _check_bad(self, skipped: Mapping[str, int], more: str) -> None:
+        bad, limit = skipped.get("bad", 0), self._data.max_bad_records
         if bad > limit:
             raise UserError(
                 f"{self._name}: {bad:,} records of {self._source.path or self._source.source} cannot be used, more "
                 f"than data.max_bad_records {limit}; {more}"
             )
 
+    @functools.cached_property
+    def _reasons(self) -> dict[str, None]:
+        """Why items could not be used, each once, in the order in which they were met."""
+        return {}
+
     def _close(self, *, exhausted: bool) -> None:
-        """Writes the open documents as a shard, and the manifest."""
-        closed = self._manifest.shards
-        if self._open_tokens:
+        """Writes the open documents as a shard, and the manifest.
+
+        Interrupted before the end, it writes the same again when it is called again.
+        """
+        state = self._state
+        closed = state.manifest.shards
+        if state.tokens:
             tokens, lengths, loss = (
-                None if part[0] is None else np.concatenate(part) for part in zip(*self._parts, strict=True)
+                None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
             )
-            closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, self._items),)
-        self._manifest = dataclasses.replace(
-            self._manifest, shards=closed, exhausted=exhausted, skipped=dict(self._skipped)
-        )
-        self._manifest.write(self._directory)
-        shards.delete_unlisted(self._directory, self._manifest)
-        self._parts, self._open_tokens = [], 0
+            closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
+        manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=state.skipped)
+        manifest.write(self._directory)
+        self._state = _State(manifest, (), 0, 0, state.items, state.skipped)
+        shards.delete_unlisted(self._directory, manifest)
 
     def _progress(self, before: int, seconds: float) -> str:
         rate = (self._tokens() - before) / seconds
@@ -268,7 +349,18 @@ class _Preparing:
         return f"preparing {self._name}: {self._tokens():,}{goal} tokens ({rate:,.0f} a second{left})"
 
     def _summary(self) -> str:
-        text = f"{self._name}: {self._manifest.tokens:,} tokens in {self._manifest.documents:,} documents"
-        for reason, number in sorted(self._skipped.items()):
+        manifest = self._state.manifest
+        text = f"{self._name}: {manifest.tokens:,} tokens in {manifest.documents:,} documents"
+        for reason, number in sorted(self._state.skipped.items()):
             text += f", {number:,} {reason} passed over"
         return text
+
+
+def no_document(source: SourceSection, skipped: Mapping[str, int], reasons: Iterable[str] = ()) -> str:
+    """Returns why a source has no document that could be used, with the first reasons where they are known."""
+    text = f"{source.path or source.source} holds no document that could be used"
+    counts = ", ".join(f"{number:,} {reason}" for reason, number in sorted(skipped.items()) if number)
+    if counts:
+        text += f" ({counts})"
+    first = next(iter(reasons), None)
+    return text if first is None else f"{text}; the first: {first}"

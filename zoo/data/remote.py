@@ -1,10 +1,10 @@
 """Prepared shards in remote storage (gs://, s3://, https://), copied once into a local cache."""
 
-import os
 from pathlib import Path
 
 from zoo.data.shards import MANIFEST, read_manifest
 from zoo.errors import UserError
+from zoo.files import replacement, safe_join
 from zoo.util import cache_directory, first_line, sha256_hex
 
 
@@ -27,8 +27,9 @@ def fetch(url: str) -> Path:
         for shard in manifest.shards:
             for part in parts:
                 name = f"{shard.name}.{part}.npy"  # its name holds its hash: it never changes
-                if not (directory / name).is_file():
-                    _copy(system, f"{path}/{name}", directory / name)
+                target = safe_join(directory, name)
+                if not target.is_file():
+                    _copy(system, f"{path}/{name}", target)
     except UserError:
         raise
     except ImportError as error:
@@ -39,9 +40,5 @@ def fetch(url: str) -> Path:
 
 
 def _copy(system, source: str, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacement(target) as temporary:
         system.get_file(source, str(temporary))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,11 +11,15 @@ hold does not depend on how often preparing was interrupted, nor on how much mor
 """
 
 import bisect
+import ctypes
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
+import mmap
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo import files
 from zoo.errors import UserError
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 FORMAT, MANIFEST = 1, "manifest.json"
 SHARD_TOKENS = 1 << 23
@@ -109,13 +114,30 @@ def read_manifest(directory: Path) -> Manifest:
         if version != FORMAT:
             raise UserError(f"{path}: format {version!r}; this version reads {FORMAT}: prepare the data anew")
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return Manifest(**content, shards=shards)
+        manifest = Manifest(**content, shards=shards)
+        _check_types(manifest)
+        for shard in shards:
+            files.safe_join(directory, shard.name)
+        return manifest
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the directory holds no prepared shards") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read as a manifest of shards ({error!r}); delete it and prepare anew"
         ) from None
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError unless every field is of its type, and no number is below zero."""
+    numbers = [manifest.vocab_size, manifest.shard_tokens, *manifest.skipped.values()]
+    numbers += [number for shard in manifest.shards for number in (shard.documents, shard.tokens, shard.items)]
+    if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        raise TypeError("a number in it is no whole number of at least 0")
+    texts = [manifest.tokenizer, *(text for shard in manifest.shards for text in (shard.name, shard.sha256))]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.source, dict):
+        raise TypeError("a text in it is no text")
+    if not isinstance(manifest.exhausted, bool) or not isinstance(manifest.loss_masks, bool):
+        raise TypeError("exhausted or loss_masks is neither true nor false")
 
 
 def write_shard(
@@ -130,7 +152,7 @@ def write_shard(
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
-        with temporary.open("wb") as file:
+        with files.open_new(temporary) as file:
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
@@ -143,7 +165,7 @@ def delete_unlisted(directory: Path, manifest: Manifest) -> None:
     listed = {shard.name for shard in manifest.shards}
     for path in (*directory.glob("*.npy"), *directory.glob(".*.tmp")):
         if path.name.split(".")[0] not in listed:
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
 
 def content_hash(tokens: np.ndarray, lengths: np.ndarray, loss: np.ndarray | None) -> str:
@@ -180,9 +202,13 @@ class Shards:
     def _map(self, shard: Shard, part: str) -> np.ndarray:
         path = self.directory / f"{shard.name}.{part}.npy"
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); {self._remedy(shard)}") from None
+            array = _mapped(path)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise UserError(f"{path}: too many open files; raise the limit (`ulimit -n 4096`)") from None
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
+        except Exception as error:  # NumPy gives a damaged head to Python's own tokenizer and parser
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
         size = shard.documents if part == "lengths" else shard.tokens
         dtype = {"tokens": self.manifest.dtype, "lengths": np.dtype(np.uint32), "loss": np.dtype(np.uint8)}[part]
         if array.shape != (size,) or array.dtype != dtype:
@@ -190,7 +216,7 @@ class Shards:
                 f"{path}: holds {array.dtype} {list(array.shape)}, the manifest says {dtype} [{size}]; "
                 f"{self._remedy(shard)}"
             )
-        return np.asarray(array)  # a plain view of the map: slicing a memmap costs several times as much
+        return array
 
     def _remedy(self, shard: Shard) -> str:
         return f"delete {self.directory} (or get shard {shard.name} again) and run again"
@@ -242,6 +268,11 @@ class Shards:
         """
         self._copy(self._loss, start, stop, out)
 
+    def loss_places(self) -> np.ndarray:
+        """Returns the places of all tokens that bear loss, int64, ascending; for shards with loss masks."""
+        places = [start + np.flatnonzero(loss) for start, loss in zip(self._starts, self._loss, strict=False)]
+        return np.concatenate(places) if places else np.zeros(0, np.int64)
+
     def _copy(self, arrays: list[np.ndarray], start: int, stop: int, out: np.ndarray) -> None:
         number = bisect.bisect_right(self._starts, start) - 1
         done = 0
@@ -266,3 +297,32 @@ class Shards:
     def longest(self) -> int:
         """The number of tokens of the longest document."""
         return int(np.diff(self.offsets).max(initial=0))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Returns the array of an .npy file, mapped into memory and read-only.
+
+    Unlike `numpy.memmap`, it holds no open file: a corpus may have more shards than a process may have files. Slicing
+    it is also several times as fast.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+        if len(shape) != 1 or dtype.hasobject or size != start + shape[0] * dtype.itemsize:
+            raise ValueError(f"{size} bytes do not hold {dtype} {list(shape)}")
+        if not shape[0]:
+            return np.zeros(0, dtype)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        if address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    buffer = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(buffer, libc.munmap, address, size).atexit = False
+    array = np.frombuffer(buffer, dtype, shape[0], start)
+    array.flags.writeable = False
+    return array

@@ -16,7 +16,7 @@ from zoo.data import batches
 from zoo.data.batches import Batch
 from zoo.data.budget import TokenBudget, heldout_budget, heldout_source, run_tokens, source_budgets
 from zoo.data.order import Order
-from zoo.data.packing import ENDLESS, make_layout
+from zoo.data.packing import ENDLESS, Layout, make_layout, with_targets
 from zoo.data.prepare import Say, prepare
 from zoo.data.rows import PackedSource, Row, Rows
 from zoo.data.shards import Shards
@@ -78,6 +78,7 @@ class TextData:
         for number, (name, source, shards, last) in enumerate(opened):
             seed = (data.seed << 16) + number
             layout = make_layout(data.packing, shards, first, last, data.seq_len, split=data.document_mask, seed=seed)
+            layout = _with_targets(layout, shards, data.seq_len, name, say)
             weight = source.weight or (len(layout) * (source.epochs or 1.0))
             sources.append(PackedSource(name, shards, first, last, layout, weight))
             first = 0  # held-out documents are the first ones of the first source
@@ -208,4 +209,26 @@ def _heldout(
                 f"data.validation, or eval.num_pairs: 0"
             )
     layout = make_layout(packing, shards, first, last, data.seq_len, split=data.document_mask, seed=data.seed)
+    layout = _with_targets(layout, shards, data.seq_len, f"{name} (held out)", say)
     return PackedSource(name, shards, first, last, layout, 1.0), last if source is None else 0
+
+
+def _with_targets(layout: Layout, shards: Shards, seq_len: int, name: str, say: Say) -> Layout:
+    """Returns the rows in which some token bears loss, and says how many are left out.
+
+    Raises:
+        UserError: there are none.
+    """
+    chosen = with_targets(layout, shards, seq_len)
+    left_out = len(layout) - len(chosen)
+    if not len(chosen):
+        raise UserError(
+            f"{name}: in none of its {len(layout):,} rows of data.seq_len {seq_len} does a token bear loss: prompts "
+            f"fill them; raise data.seq_len"
+        )
+    if left_out:
+        say(
+            f"{name}: {left_out:,} of {len(layout):,} rows are left out: no token in their {seq_len} bears loss "
+            f"(data.seq_len)"
+        )
+    return chosen

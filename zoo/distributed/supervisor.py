@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from zoo.distributed.cluster import Cluster
 
@@ -23,6 +24,14 @@ WORKER = "ZOO_TRAIN_WORKER"  # set for the child
 _RUNTIME = re.compile(r"[EFWI]\d{4} [\d:.]+ +\d+ (coordination_service|client\.h|preemption|distributed)")
 _ZOO_LINE = re.compile(r"zoo-train: |Traceback ")
 _SILENT = re.compile(r"stopped sending heartbeats\):((?:\s*(?:/\S*task:)?\d+\s*$)+)", re.MULTILINE)
+
+
+def python_command(module: str) -> list[str]:
+    """Returns the beginning of a command that runs a module of zoo in a process of its own.
+
+    Such a process looks for no module in the working directory (`python -m` would, and put it first).
+    """
+    return [sys.executable, "-P", "-m", module]
 
 
 def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool = False) -> int:
@@ -48,7 +57,7 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
     try:
         child = subprocess.Popen(
             command,
-            env={**os.environ, WORKER: "1"},
+            env=_environment(),
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -67,6 +76,19 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
         where = f"process {cluster.process_id} of {cluster.num_processes} ({socket.gethostname()})"
         print(f"zoo-train: {where} {_cause(code, reader, cluster.process_id)}", file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
+
+
+def _environment() -> dict[str, str]:
+    """Returns the child's environment, in which its own Python processes look for no module in the working directory.
+
+    Where this process itself found zoo through that directory alone, started as `python -m` in the source tree, the
+    child is told by PYTHONPATH where zoo lies.
+    """
+    environment = {**os.environ, WORKER: "1", "PYTHONSAFEPATH": "1"}
+    root = Path(__file__).parents[2]
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0] or ".").resolve() == root:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 class _Reader:

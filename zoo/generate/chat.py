@@ -11,7 +11,7 @@ from zoo.generate.stopping import split_stop
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.chat import Message
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> list[int]:
@@ -64,8 +64,8 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {first_line(error)}") from None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UserError(f"{path} is no conversation; it must be a list of messages with role and content")
     turns = _without_system([*messages, {"role": "user", "content": "x"}])[:-1]

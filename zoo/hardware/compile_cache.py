@@ -12,7 +12,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from zoo.util import cache_directory
+from zoo.util import atomic_write, cache_directory
 
 MAX_BYTES = 2**30  # the oldest entries beyond it go
 MIN_COMPILE_SECONDS = 0.1  # quicker ones are not worth a file
@@ -89,7 +89,7 @@ def seal(directory: Path) -> None:
         for entry in directory.glob(f"*{ENTRY}"):
             seal_of = entry.with_name(entry.name + CHECKSUM)
             if not seal_of.exists():
-                seal_of.write_text(_checksum(entry), encoding="ascii")
+                atomic_write(seal_of, _checksum(entry))
     except OSError:  # no room or no directory any more: an entry without a checksum is compiled again
         pass
 

@@ -54,11 +54,11 @@ def load(
     """Loads trained weights with their tokenizer.
 
     Args:
-        name_or_path: a run directory (its newest good checkpoint, runs/x@500 for that of step 500; of a run of
-            adapters, these on the weights it started from), a directory that `save` wrote, adapters in PEFT's
-            format, published files or the directory they lie in (docs/checkpoints.md lists the formats), a
-            registry name, or owner/repository on the hub. A path's files tell what it is; of a repository only
-            the files needed are fetched, once.
+        name_or_path: a run directory (its newest good checkpoint, runs/x@500 for that of step 500, runs/x@ema for the
+            moving average of its weights; of a run of adapters, these on the weights it started from), a directory
+            that `save` wrote, adapters in PEFT's format, published files or the directory they lie in
+            (docs/checkpoints.md lists the formats), a registry name, or owner/repository on the hub. A path's files
+            tell what it is; of a repository only the files needed are fetched, once.
         dtype: of the parameters: float32 (also None), bfloat16 or float16.
         compute_dtype: in which the model computes; None is `dtype`.
         mesh: where parameters are placed, each as soon as it is read; None is the default device.

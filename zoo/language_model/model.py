@@ -395,6 +395,7 @@ class LanguageModel:
             step,
             official=self.origin is not None and self.origin.official,
             is_community_model=self.is_community_model,
+            ema=self.origin is not None and self.origin.ema,
         )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 

@@ -123,7 +123,11 @@ class Attention(nnx.Module):
         else:
             valid = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids != 0
             cache, keys, values, visible = cache.append(layer, k, v, valid, window)
-            out = cached_attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask=visible, **softmax)
+            # A single query reads a wider cache as it is: narrowing it would take longer than the products.
+            dtype = jnp.promote_types(q.dtype, keys.dtype) if q.shape[1] == 1 else q.dtype
+            out = cached_attention(
+                q.astype(dtype), keys.astype(dtype), values.astype(dtype), mask=visible, **softmax
+            ).astype(x.dtype)
         return self.o(out.reshape(*out.shape[:2], -1)), cache
 
     def _heads(self, y, axis):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.layers.attention_masks import MASKED, visible
-from zoo.layers.precision import matmul_precision
+from zoo.layers.cpu import as_operands, einsum, row_sums
 
 # Scores in one block of the heads that are taken together, 1 MB in float32. With fewer heads, starting the products of
 # short rows would cost more than computing them; more heads do not fit into the caches.
@@ -39,12 +39,15 @@ def blockwise(
 
 
 def _blockwise_forward(block, window, q, k, v):
-    out, log_sum = _each_head(partial(_head_forward, block, window), block, q, k, v)
-    return out, (q, k, v, out, log_sum)
+    out, log_sum = _each_head(partial(_head_forward, block, window), block, *as_operands(q, k, v))
+    return out.astype(v.dtype), (q, k, v, out, log_sum)
 
 
 def _blockwise_backward(block, window, saved, d_out):
-    return _each_head(partial(_head_backward, block, window), block, *saved, d_out)
+    q, k, v, out, log_sum = saved
+    inner = row_sums(out * d_out)
+    gradients = _each_head(partial(_head_backward, block, window), block, *as_operands(q, k, v, d_out), log_sum, inner)
+    return tuple(gradient.astype(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True))
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)
@@ -61,41 +64,41 @@ def _each_head(function, block, *arrays):
 
 
 def _head_forward(block, window, q, k, v):
-    """q [G,T,H], k and v [T,H] -> the output [G,T,H] and the log of the sum of exponentials [G,T]."""
+    """q [G,T,H], k and v [T,H] -> the output [G,T,H] and the log of the sum of exponentials [G,T], both float32."""
     length, outs, log_sums = q.shape[1], [], []
     for start in range(0, length, block):
         stop = min(start + block, length)
         first = 0 if window is None else max(0, start - window)
-        scores = _dot("gth,sh->gts", q[:, start:stop], k[first:stop])
+        scores = einsum("gth,sh->gts", q[:, start:stop], k[first:stop])
         scores = jnp.where(visible(start, stop, first, stop, causal=True, window=window), scores, MASKED)
         peak = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - peak)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        outs.append((_dot("gts,sh->gth", weights.astype(v.dtype), v[first:stop]) / total).astype(v.dtype))
+        weights = jnp.exp(scores - peak).astype(v.dtype)
+        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        outs.append(einsum("gts,sh->gth", weights, v[first:stop]) / total)
         log_sums.append((peak + jnp.log(total))[..., 0])
     return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
 
 
-def _head_backward(block, window, q, k, v, out, log_sum, d_out):
-    """Gradients of q [G,T,H], k and v [T,H], block by block of keys: each meets only the queries that see it."""
+def _head_backward(block, window, q, k, v, d_out, log_sum, inner):
+    """Gradients of q [G,T,H], k and v [T,H], block by block of keys: each meets only the queries that see it.
+
+    `inner` [G,T] is the sum over H of out * d_out.
+    """
     length, d_ks, d_vs = q.shape[1], [], []
     d_q = jnp.zeros(q.shape, jnp.float32)
-    inner = jnp.sum(out * d_out, axis=-1, dtype=jnp.float32)
     for first in range(0, length, block):
         last = min(first + block, length)
         stop = length if window is None else min(length, last + window)
         seen = slice(first, stop)
         # Keys stand before queries here: [s, G, t].
-        scores = _dot("sh,gth->sgt", k[first:last], q[:, seen])
-        allowed = visible(first, stop, first, last, causal=True, window=window).T[:, None]
-        weights = jnp.exp(jnp.where(allowed, scores, MASKED) - log_sum[:, seen])
-        d_vs.append(_dot("sgt,gth->sh", weights.astype(v.dtype), d_out[:, seen]))
-        d_scores = weights * (_dot("sh,gth->sgt", v[first:last], d_out[:, seen]) - inner[:, seen])
+        scores = einsum("sh,gth->sgt", k[first:last], q[:, seen])
+        # Not the transpose of `visible`, which XLA would read a number at a time.
+        distance = jnp.arange(first, stop) - jnp.arange(first, last)[:, None, None]
+        allowed = (distance >= 0) if window is None else (distance >= 0) & (distance <= window)
+        weights = jnp.exp(jnp.where(allowed, scores, MASKED) - log_sum[:, seen]).astype(v.dtype)
+        d_vs.append(einsum("sgt,gth->sh", weights, d_out[:, seen]))
+        d_scores = weights * (einsum("sh,gth->sgt", v[first:last], d_out[:, seen]) - inner[:, seen])
         d_scores = d_scores.astype(q.dtype)
-        d_ks.append(_dot("sgt,gth->sh", d_scores, q[:, seen]))
-        d_q = d_q.at[:, seen].add(_dot("sgt,sh->gth", d_scores, k[first:last]))
-    return d_q.astype(q.dtype), *(jnp.concatenate(d).astype(q.dtype) for d in (d_ks, d_vs))
-
-
-def _dot(equation, a, b):
-    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)
+        d_ks.append(einsum("sgt,gth->sh", d_scores, q[:, seen]))
+        d_q = d_q.at[:, seen].add(einsum("sgt,sh->gth", d_scores, k[first:last]))
+    return d_q, jnp.concatenate(d_ks), jnp.concatenate(d_vs)

@@ -23,7 +23,7 @@ from zoo.layers.attention_accelerators import LANES, cudnn_attention, splash_att
 from zoo.layers.attention_cpu import blockwise
 from zoo.layers.attention_masks import MASKED, visible
 from zoo.layers.devices import platform_and_kind
-from zoo.layers.precision import matmul_precision, rounded
+from zoo.layers.precision import rounded
 
 logger = logging.getLogger(__name__)
 
@@ -242,9 +242,7 @@ def _ungrouped(out):
 
 def _scores(q, k):
     """q [B,K,G,t,H] . k [B,K,s,H] -> float32 [B,K,G,t,s]."""
-    return jnp.einsum(
-        "bkgth,bksh->bkgts", q, k, precision=matmul_precision(q.dtype), preferred_element_type=jnp.float32
-    )
+    return cpu.einsum("bkgth,bksh->bkgts", q, k)
 
 
 def _attend(q, k, v, allowed, score=_scores):
@@ -259,13 +257,7 @@ def _attend(q, k, v, allowed, score=_scores):
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkgts,bksh->bkgth",
-        weights.astype(v.dtype),
-        v,
-        precision=matmul_precision(q.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    out = cpu.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
     return (out / total).astype(v.dtype)
 
 
@@ -282,4 +274,4 @@ def _attend_rounded(dtype, q, k, v, allowed):
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = to_dtype(jnp.exp(to_dtype(scores - peak)))
     weights = to_dtype(weights / to_dtype(jnp.sum(weights, axis=-1, keepdims=True)))
-    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=matmul_precision(q.dtype))
+    return cpu.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(v.dtype)

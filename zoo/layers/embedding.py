@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from zoo.layers import cpu
 from zoo.layers.initializers import Initializer
 from zoo.layers.linear import Linear
-from zoo.layers.precision import matmul_precision
 from zoo.layers.sharding import constrain
 from zoo.layers.softcap import softcap
 
@@ -74,12 +74,13 @@ def unembed(
     cap: float | None = None,
 ) -> Float[Array, "... V"]:
     """Returns the float32 logits hidden . kernel + bias, soft-capped if `cap` is given."""
-    logits = jnp.matmul(
-        hidden,
-        kernel.astype(hidden.dtype),
-        precision=matmul_precision(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    kernel = kernel.astype(hidden.dtype)
+    if len(rows) == 1 and rows.dtype == jnp.bfloat16 and cpu.on_one_cpu():
+        logits = cpu.single_row_product(rows, kernel)
+    else:
+        logits = cpu.einsum("nd,dv->nv", rows, kernel)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     return logits if cap is None else softcap(logits, cap)

@@ -137,9 +137,11 @@ def init_cache(
     """Returns an empty cache for `batch` rows of at most `max_len` tokens.
 
     Args:
+        dtype: of the buffers, see also `zoo.layers.cpu.cache_dtype`.
         windows: each layer's window, None for a layer that sees all; by default all do.
         carry: what else the model carries from call to call.
     """
+    dtype = cpu.cache_dtype(dtype)
     sizes = [max_len if w is None else min(max_len, w + 1) for w in windows or [None] * num_layers]
 
     def buffers():

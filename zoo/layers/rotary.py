@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from zoo.layers import cpu
 from zoo.layers.precision import rounded
 
 
@@ -24,7 +25,7 @@ def rotary_tables(
     half = width // 2
     frequencies = rounded(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), dtype)
     angles = rounded(rounded(positions.astype(jnp.float32), dtype)[..., None] * frequencies, dtype)
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    return cpu.materialized(jnp.cos(angles)).astype(dtype), cpu.materialized(jnp.sin(angles)).astype(dtype)
 
 
 def ntk_theta(theta: float, factor: float, width: int) -> float:

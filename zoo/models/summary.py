@@ -63,7 +63,7 @@ class Component:
 
 @dataclass(frozen=True)
 class CacheSize:
-    """Bytes of one row's cache, as `init_cache` allocates it.
+    """Bytes of one row's cache. (One CPU keeps a bfloat16 cache in float32, see `zoo.layers.cpu.cache_dtype`.)
 
     Attributes:
         first_token: the bytes that a row's second token adds.
@@ -151,26 +151,27 @@ def _cache_sizes(graphdef: nnx.GraphDef, params: build.Params, context: int) -> 
     """The cache's sizes by dtype; {} for a model without a cache."""
     lengths = (1, 2, context - 1, context)
 
-    def caches(params: build.Params) -> dict[str, list[list[Any]]]:
+    def caches(params: build.Params) -> list[list[Any]]:
         module = nnx.merge(graphdef, params)
-        return {
-            dtype: [jax.tree.leaves(module.init_cache(1, n, jnp.dtype(dtype))) for n in lengths]
-            for dtype in CACHE_DTYPES
-        }
+        return [jax.tree.leaves(module.init_cache(1, n, jnp.float32)) for n in lengths]
 
     try:
         abstract = jax.eval_shape(caches, params)
     except NotImplementedError:
         return {}
     sizes = {}
-    for dtype, of_lengths in abstract.items():
-        one, two, before, full = (_num_bytes(leaves) for leaves in of_lengths)
+    for dtype in CACHE_DTYPES:
+        one, two, before, full = (_num_bytes(leaves, jnp.dtype(dtype)) for leaves in abstract)
         sizes[dtype] = CacheSize(two - one, full - before, full)
     return sizes
 
 
-def _num_bytes(leaves: list[jax.ShapeDtypeStruct]) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+def _num_bytes(leaves: list[jax.ShapeDtypeStruct], dtype: jnp.dtype) -> int:
+    """The bytes of a cache whose floating-point leaves are of `dtype`."""
+    of_floats = dtype.itemsize
+    return sum(
+        leaf.size * (of_floats if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype.itemsize) for leaf in leaves
+    )
 
 
 def _grouped(flat: dict[str, Any], head_shape: tuple[int, ...]) -> dict[str, list[Tensors]]:

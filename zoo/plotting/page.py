@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from zoo.terminal import visible
+
 Table = tuple[str, Sequence[str], Sequence[Mapping[str, str]]]
 
 _STYLE = """
@@ -16,7 +18,7 @@ p { color: #555; margin: 0.25rem 0; }
 
 
 def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """Returns the page as HTML.
+    """Returns the page as HTML, with all texts escaped and control characters visible.
 
     Args:
         title: of the page, plain text.
@@ -30,7 +32,7 @@ def page(title: str, svg: str, tables: Sequence[Table], notes: Sequence[str]) ->
     for heading, columns, content in tables:
         body += [f"<h2>{escape(heading)}</h2>"] if heading else []
         body.append(_table(columns, content))
-    return (
+    return visible(
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )

@@ -21,8 +21,18 @@ from zoo import registry
 from zoo.errors import UserError
 from zoo.plotting.page import page
 from zoo.recipe import Recipe, load_recipe
-from zoo.train.report import final_loss, heldout_label, heldout_names, running_mean, series, summary
-from zoo.util import atomic_write
+from zoo.terminal import one_line
+from zoo.train.logging.log import count_damaged, read_lines
+from zoo.train.report import (
+    final_loss,
+    heldout_label,
+    heldout_names,
+    plain_text,
+    running_mean,
+    series,
+    summary,
+)
+from zoo.util import atomic_write, first_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,8 +108,11 @@ def read_run(path: str | os.PathLike) -> PlottedRun:
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"{path}: is no run directory (it holds no recipe.yaml); name one, like runs/quickstart")
     recipe = load_recipe(path / "recipe.yaml", check_files=False)
-    lines, events, damaged = _read_lines(path / "metrics.jsonl")
-    notes = [f"{number} x {event}" for event, number in Counter(events).items()]
+    written, damaged = read_lines(path / "metrics.jsonl")[0], count_damaged(path / "metrics.jsonl")
+    by_step = {line["step"]: line for line in written if "event" not in line}
+    lines = [by_step[step] for step in sorted(by_step)]
+    events = Counter(one_line(line["event"]) for line in written if "event" in line)
+    notes = [f"{number} x {event}" for event, number in events.items()]
     if damaged:
         notes.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} of metrics.jsonl left out")
     if not series(lines, "loss"):
@@ -147,10 +160,15 @@ def write(runs: Sequence[PlottedRun], out: Path, *, x: str = "step") -> list[Pat
         names = ", ".join(str(run.path) for run in runs)
         raise UserError(f"{names}: no loss is logged yet; there is nothing to plot")
     groups = grouped(drawn)
-    figure = draw(groups, x)
     picture, drawing = BytesIO(), StringIO()
-    figure.savefig(picture, format="png")
-    figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+    try:
+        with plain_text():
+            figure = draw(groups, x)
+            figure.savefig(picture, format="png")
+            figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+    except Exception as error:  # matplotlib's of all kinds, at numbers that no scale holds
+        names = ", ".join(str(run.path) for run in drawn)
+        raise UserError(f"{names}: cannot be drawn ({first_line(error)}); leave a run out to see which") from None
     tables = [("", [run.name for run in runs], [summary(run.lines) | _identity(run) for run in runs])]
     spread = {group.label: _spread(group.final_losses()) for group in groups if len(group.runs) > 1}
     if spread:
@@ -276,20 +294,3 @@ def _footnotes(groups: Sequence[Group]) -> list[str]:
     if _published(groups):
         notes.append("Published losses are the authors' own, on their own data.")
     return notes
-
-
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str], int]:
-    """Reads a metrics.jsonl: the logged steps by ascending step, the events' names, and the count of damaged lines."""
-    if not path.is_file():
-        return [], [], 0
-    lines, events, damaged = {}, [], 0
-    for text in path.read_bytes().splitlines():
-        try:
-            line = json.loads(text)
-            if "event" in line:
-                events.append(str(line["event"]))
-            else:
-                lines[int(line["step"])] = line
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-    return [lines[step] for step in sorted(lines)], events, damaged

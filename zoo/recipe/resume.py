@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.recipe.data import SourceSection
 from zoo.recipe.schema import Recipe
+from zoo.recipe.training import OPTIMIZERS
 from zoo.recipe.yaml_layers import dotted
 
 
@@ -12,7 +13,8 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     """Returns the differences that forbid going on with a run of recipe `old` under recipe `new`, a line a field.
 
     Fixed for a run are the model, its initial weights, which parameters are trained, the tokenizer, the data and their
-    order, the optimizer's kind and the dtype of its moments, the seed, and the storage dtype. Free to change are steps,
+    order, the optimizer's kind, the dtype of its moments and what it says is fixed (`Optimizer.fixed`), the average of
+    the weights, the seed, and the storage dtype. Free to change are steps,
     learning rates and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how
     data are prepared, and where local data and the local source of `from:` lie (the checkpoint knows what they held).
     """
@@ -66,7 +68,9 @@ def _fixed_for_a_run(key: str) -> bool:
         "lora",
         "optimizer.name",
         "optimizer.moments_dtype",
+        "optimizer.ema_decay",
         "train.seed",
         "train.param_dtype",
         "train.trainable",
+        *(f"optimizer.{field}" for optimizer in OPTIMIZERS.values() for field in optimizer.fixed),
     )

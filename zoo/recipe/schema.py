@@ -9,6 +9,7 @@ the fields of the model's own config dataclass, and that checks them.
 """
 
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from zoo import files
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection, SourceSection, TokenizerSection
 from zoo.recipe.errors import explain, place_of, sections
@@ -33,6 +35,7 @@ from zoo.recipe.training import (
     TrainSection,
 )
 from zoo.recipe.yaml_layers import read_layers
+from zoo.util import first_line
 
 if TYPE_CHECKING:
     from etils import epath
@@ -82,11 +85,7 @@ class Recipe(Section):
             raise ValueError(
                 f"name must be letters, digits, '.', '_' or '-' (it names the run directory), got {self.name!r}"
             )
-        if self.optimizer.warmup_steps >= self.train.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below train.steps "
-                f"{self.train.steps}; lower the one or raise the other"
-            )
+        self._check_schedule()
         rows = self.train.microbatch
         if isinstance(rows, int) and self.data.batch_size % rows:
             raise ValueError(
@@ -112,26 +111,64 @@ class Recipe(Section):
                 raise ValueError(f"logging.runs_dir {error}") from None
         return self
 
+    def _check_schedule(self) -> None:
+        optimizer, steps = self.optimizer, self.train.steps
+        warmup = optimizer.warmup(steps)
+        if warmup >= steps:
+            field = "warmup_steps" if optimizer.warmup_fraction is None else "warmup_fraction"
+            raise ValueError(
+                f"optimizer.{field} {getattr(optimizer, field)} must be below train.steps {steps}; lower the one or "
+                f"raise the other"
+            )
+        if optimizer.schedule == "inverse_sqrt" and not warmup:
+            raise ValueError(
+                f"optimizer.warmup_fraction {optimizer.warmup_fraction} of train.steps {steps} is less than a step, "
+                f"and optimizer.schedule inverse_sqrt falls from the end of a warm-up; raise it"
+            )
+        if optimizer.schedule == "trapezoid" and warmup + optimizer.cooldown(steps) > steps:
+            field = "cooldown_fraction" if optimizer.cooldown_steps is None else "cooldown_steps"
+            raise ValueError(
+                f"optimizer.{field} {getattr(optimizer, field)} does not fit: a warm-up of {warmup} steps and a "
+                f"cool-down of {optimizer.cooldown(steps)} are more than train.steps {steps}; lower it"
+            )
+        if self.from_ is not None and self.from_.optimizer and optimizer.average_field is not None:
+            raise ValueError(
+                f"from.optimizer: an average that optimizer.name {optimizer.name} has begun belongs to its own run; "
+                f"leave it out"
+            )
+
     @property
     def characters(self) -> bool:
         """Whether the model's vocabulary is the alphabet of the run's texts, which is known when they are read."""
         return self.tokenizer.kind == "characters" and "vocab_size" not in self.model.overrides
 
-    def with_resolved(self, *, vocab_size: int | None = None, max_tokens: int | None = None) -> "Recipe":
-        """Returns the recipe with the alphabet's size and the number of tokens to prepare, where it leaves them open.
+    def with_resolved(
+        self, *, vocab_size: int | None = None, max_tokens: int | None = None, compute_dtype: str | None = None
+    ) -> "Recipe":
+        """Returns the recipe with the alphabet's size, the tokens to prepare and the compute dtype it leaves open.
 
-        A run resolves both when it first starts and keeps them in its recipe.yaml.
+        A run resolves them when it first starts and keeps them in its recipe.yaml.
         """
         update: dict[str, Any] = {}
         if self.characters and vocab_size is not None:
             update["model"] = self.model.model_copy(update={"vocab_size": vocab_size})
         if not self.data.holds_pairs and self.data.max_tokens is None and max_tokens is not None:
             update["data"] = self.data.model_copy(update={"max_tokens": max_tokens})
+        if self.train.compute_dtype == "auto" and compute_dtype is not None:
+            update["train"] = self.train.model_copy(update={"compute_dtype": compute_dtype})
         return self.model_copy(update=update)
 
     def with_resolved_from(self, old: "Recipe") -> "Recipe":
         """Returns `with_resolved` with the values of `old`, the recipe of a run that has begun."""
-        return self.with_resolved(vocab_size=old.model.overrides.get("vocab_size"), max_tokens=old.data.max_tokens)
+        return self.with_resolved(**old.resolutions())
+
+    def resolutions(self) -> dict[str, Any]:
+        """Returns the arguments of `with_resolved` that this recipe, of a run that has begun, holds."""
+        return {
+            "vocab_size": self.model.overrides.get("vocab_size"),
+            "max_tokens": self.data.max_tokens,
+            "compute_dtype": self.train.compute_dtype,
+        }
 
     @property
     def run_dir(self) -> Path:
@@ -250,12 +287,31 @@ def _resolve_against_model(recipe: Recipe, source: str, origins: dict[str, str])
     return recipe.model_copy(update={"tokenizer": tokenizer})
 
 
+def _expanded(path: str) -> Path:
+    """Returns the path with ~ replaced, where it names a user that there is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _no_path(path: str) -> str | None:
+    """Returns why a path can name nothing, be it there or not; None where it can."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:  # a zero byte, no such user
+        return first_line(error)
+    except OSError as error:
+        return error.strerror if error.errno == errno.ENAMETOOLONG else None
+    return None
+
+
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
     def absolute(key: str, path: str) -> str:
-        full = Path(path).expanduser().absolute()
+        full = _expanded(path).absolute()
         is_pattern = any(letter in path for letter in "*?")
-        exists = full.exists() or (is_pattern and next(full.parent.glob(full.name), None) is not None)
-        if check_files and not exists:
+        there = files.exists(full) or (is_pattern and next(full.parent.glob(full.name), None) is not None)
+        if check_files and not there:
             place = place_of(origins, key, source)
             raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")
         return str(full)
@@ -266,6 +322,11 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
         return section.model_copy(update={"path": absolute(f"{key}.path", section.path)})
 
     data, tokenizer, changed = recipe.data, recipe.tokenizer, {}
+    if check_files:
+        for key, path in (("logging.runs_dir", recipe.logging.runs_dir), ("data.prepared_dir", data.prepared_dir)):
+            if problem := _no_path(path):
+                place = place_of(origins, key, source)
+                raise UserError(f"{place}: {key}: {path[:80]!r} names no directory ({problem})")
     if data.file is not None:
         changed["path"] = absolute("data.path", data.file)
     if data.sources is not None:
@@ -275,7 +336,7 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
     if tokenizer.path is not None:
         tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
     update = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
-    if recipe.from_ is not None and Path(recipe.from_.source).expanduser().exists():  # else it is a name
-        full = str(Path(recipe.from_.source).expanduser().absolute())
+    if recipe.from_ is not None and files.exists(_expanded(recipe.from_.source)):  # else it is a name
+        full = str(_expanded(recipe.from_.source).absolute())
         update["from_"] = recipe.from_.model_copy(update={"source": full})
     return recipe.model_copy(update=update)

@@ -8,7 +8,7 @@ from zoo import registry
 from zoo.models.spec import import_class
 from zoo.models.specs import CRONICA_5M
 from zoo.recipe.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Seed
-from zoo.recipe.optimizers.base import Optimizer, Transformation
+from zoo.recipe.optimizers.base import Optimizer, Schedule, Transformation, Tree
 
 # In the order of the registry; the first is what a recipe has that names none.
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -23,7 +23,10 @@ class _RateFields(Section):
     final_lr: NonNegativeFloat | None = None
     warmup_steps: NonNegativeInt = 100
     warmup_init_lr: NonNegativeFloat = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "linear", "trapezoid", "inverse_sqrt"] = "cosine"
+    warmup_fraction: Fraction | None = None
+    cooldown_steps: PositiveInt | None = None
+    cooldown_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class _CommonFields(Section):
@@ -32,6 +35,13 @@ class _CommonFields(Section):
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     lr_scales: dict[str, PositiveFloat] = Field(default_factory=dict)
     no_decay: list[str] = Field(default_factory=list)
+    weight_decays: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+EMA_SUFFIX = "@ema"  # of the name of a run: the moving average of its weights
+# Of the schedules that end below the peak.
+_FALLING = ("cosine", "linear", "trapezoid")
 
 
 # Fields are written into a run's recipe.yaml from the last base to the first: an optimizer that is added to the
@@ -39,13 +49,21 @@ class _CommonFields(Section):
 class OptimizerSection(*reversed(_OTHERS), _CommonFields, _FIRST, _RateFields):
     """The optimizer called `name` with its own fields (see `zoo.recipe.optimizers`), and the learning rate.
 
-    The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then falls along half a cosine to `final_lr`
-    at `train.steps` (default 3e-5), or stays where it is (`schedule: constant`).
+    The learning rate climbs linearly from `warmup_init_lr` to `peak_lr`, then follows `schedule`: down to `final_lr`
+    at `train.steps` (default 3e-5) along half a cosine or a line; a trapezoid stays at the peak first and then falls
+    along a line for the cool-down; a constant stays there; inverse_sqrt falls as sqrt(warm-up / step).
 
     Attributes:
+        warmup_steps: the length of the warm-up.
+        warmup_fraction: the same as a part of `train.steps`, in place of `warmup_steps`.
+        cooldown_steps: of a trapezoid, how many steps the learning rate falls for at the end.
+        cooldown_fraction: the same as a part of `train.steps`; 0.2 where neither is given.
         lr_scales: from a pattern, as in train.trainable ("layers/*/kernel"), to a factor of the learning rate of the
             parameters that it matches; the first matching pattern counts.
         no_decay: patterns of parameters without weight decay.
+        weight_decays: from a pattern to the weight decay of the parameters that it matches; the first matching pattern
+            counts, other parameters have `weight_decay`.
+        ema_decay: how much of an average of the weights stays at each step; null keeps no average.
         clip_norm: the bound on the global gradient norm; null clips nothing.
         moments_dtype: the dtype in which the moments are stored.
     """
@@ -54,12 +72,38 @@ class OptimizerSection(*reversed(_OTHERS), _CommonFields, _FIRST, _RateFields):
         """Returns the optimizer called `name`; see `Optimizer.build`."""
         return OPTIMIZERS[self.name].build(self, *last)
 
+    def wrap(self, tx: Transformation, learning_rate: Schedule) -> Transformation:
+        """Returns `Optimizer.wrap` of the optimizer called `name`."""
+        return OPTIMIZERS[self.name].wrap(self, tx, learning_rate)
+
+    def averaged(self, params: Tree, state: Tree) -> Tree:
+        """Returns `Optimizer.averaged` of the optimizer called `name`."""
+        return OPTIMIZERS[self.name].averaged(self, params, state)
+
+    @property
+    def average_field(self) -> str | None:
+        """The field `averages` of the optimizer called `name`."""
+        return OPTIMIZERS[self.name].averages
+
+    def warmup(self, steps: int) -> int:
+        """Returns the length of the warm-up in a run of `steps`."""
+        return self.warmup_steps if self.warmup_fraction is None else round(self.warmup_fraction * steps)
+
+    def cooldown(self, steps: int) -> int:
+        """Returns the length of a trapezoid's cool-down in a run of `steps`."""
+        return self.cooldown_steps or max(1, round(self.cooldown_fraction * steps))
+
     @model_validator(mode="before")
     @classmethod
-    def _default_final_lr(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("final_lr") is None and data.get("schedule", "cosine") == "cosine":
-            return {**data, "final_lr": 3e-5}
-        return data
+    def _defaults_of_the_schedule(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        schedule, defaults = data.get("schedule", "cosine"), {}
+        if schedule in _FALLING and data.get("final_lr") is None:
+            defaults["final_lr"] = 3e-5
+        if schedule == "trapezoid" and data.get("cooldown_steps") is None and data.get("cooldown_fraction") is None:
+            defaults["cooldown_fraction"] = 0.2
+        return {**data, **defaults}
 
     @model_validator(mode="after")
     def _fields_are_of_this_optimizer(self) -> "OptimizerSection":
@@ -71,14 +115,34 @@ class OptimizerSection(*reversed(_OTHERS), _CommonFields, _FIRST, _RateFields):
 
     @model_validator(mode="after")
     def _rates_fit_together(self) -> "OptimizerSection":
-        if self.schedule == "constant":
+        if self.schedule not in _FALLING:
             if self.final_lr is not None:
-                raise ValueError("optimizer.final_lr has no meaning for optimizer.schedule constant; leave it out")
+                raise ValueError(
+                    f"optimizer.final_lr has no meaning for optimizer.schedule {self.schedule}; leave it out"
+                )
         elif self.final_lr > self.peak_lr:
             raise ValueError(f"optimizer.final_lr {self.final_lr} is above optimizer.peak_lr {self.peak_lr}; lower it")
         if self.warmup_init_lr > self.peak_lr:
             raise ValueError(
                 f"optimizer.warmup_init_lr {self.warmup_init_lr} is above optimizer.peak_lr {self.peak_lr}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit_the_schedule(self) -> "OptimizerSection":
+        if self.warmup_fraction is not None and self.changed(["warmup_steps"]):
+            raise ValueError("optimizer.warmup_fraction and optimizer.warmup_steps exclude each other; leave one out")
+        if self.cooldown_fraction is not None and self.cooldown_steps is not None:
+            raise ValueError(
+                "optimizer.cooldown_fraction and optimizer.cooldown_steps exclude each other; leave one out"
+            )
+        if self.schedule != "trapezoid":
+            for field in self.changed(["cooldown_steps", "cooldown_fraction"]):
+                raise ValueError(f"optimizer.{field} is for optimizer.schedule trapezoid; leave it out")
+        if self.schedule == "inverse_sqrt" and not (self.warmup_fraction or self.warmup_steps):
+            raise ValueError(
+                "optimizer.schedule inverse_sqrt falls from the end of its warm-up, whose length is its unit of time; "
+                "set optimizer.warmup_steps"
             )
         return self
 
@@ -95,7 +159,8 @@ class TrainSection(Section):
 
     Attributes:
         param_dtype: the dtype in which parameters are stored.
-        compute_dtype: the dtype in which the model computes; auto is bfloat16 on accelerators and float32 on CPUs.
+        compute_dtype: the dtype in which the model computes; auto is bfloat16 on accelerators and on CPUs that multiply
+            it by units of their own (AMX), and float32 on other CPUs. A run keeps what it was begun with on a CPU.
         deterministic: whether GPUs add in a fixed order, more slowly (XLA's flag xla_gpu_deterministic_ops).
         on_nonfinite: what happens when a loss or gradient is not finite. halt ends the run. skip leaves the update out;
             ten in a row end the run. rollback goes back to the newest checkpoint and leaves that batch out; a fourth
@@ -123,11 +188,15 @@ class TrainSection(Section):
 
 
 class FromSection(Section):
-    """The weights that a run starts from. `from: runs/x@500` is short for `from: {source: runs/x, step: 500}`.
+    """The weights that a run starts from.
+
+    `from: runs/x@500` is short for `from: {source: runs/x, step: 500}`; `from: runs/x@ema` or `from: runs/x@500@ema`
+    says `ema: true` as well.
 
     Attributes:
         source: a run directory, a portable directory, published files, a name of the registry or of the hub.
         step: of a run's checkpoint; absent, its newest good one.
+        ema: whether a run's moving average is taken (`optimizer.ema_decay`) in place of its weights.
         revision: branch, tag or commit on the hub.
         optimizer: whether the optimizer's moments are taken over too; the schedule begins anew in any case.
         partial: patterns, as in train.trainable, of parameters that are initialized where the source lacks them or has
@@ -136,6 +205,7 @@ class FromSection(Section):
 
     source: Annotated[str, Field(min_length=1)]
     step: NonNegativeInt | None = None
+    ema: bool = False
     revision: Annotated[str, Field(min_length=1)] | None = None
     optimizer: bool = False
     partial: list[str] = Field(default_factory=list)
@@ -145,11 +215,20 @@ class FromSection(Section):
     def _from_short_form(cls, data: Any) -> Any:
         if not isinstance(data, str):
             return data
-        source, at, step = data.rpartition("@")
-        return {"source": source, "step": int(step)} if at and source and step.isdecimal() else {"source": data}
+        rest = data.removesuffix(EMA_SUFFIX)
+        source, at, step = rest.rpartition("@")
+        section = {"source": source, "step": int(step)} if at and source and step.isdecimal() else {"source": rest}
+        return section if rest == data else section | {"ema": True}
+
+    @model_validator(mode="after")
+    def _moments_are_of_the_weights(self) -> "FromSection":
+        if self.ema and self.optimizer:
+            raise ValueError("from.optimizer: the moments are not those of an average; leave it out, or from.ema")
+        return self
 
     def __str__(self) -> str:
-        return self.source if self.step is None else f"{self.source}@{self.step}"
+        step = "" if self.step is None else f"@{self.step}"
+        return f"{self.source}{step}{EMA_SUFFIX if self.ema else ''}"
 
 
 class LoraSection(Section):

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from zoo.errors import UserError
-from zoo.util import nearest
+from zoo.files import exists
+from zoo.util import first_line, nearest
 
 AUTO = "auto"  # a section that the run chooses by itself; with one field of it given the others have their defaults
 
@@ -97,8 +98,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
         raise UserError(f"{where}: not valid YAML: {problem}") from None
-    except ValueError as error:  # dates and the like that look right and are not
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: it is nested too deep") from None
+    except Exception as error:  # dates, tags and keys that look right and are not: the library raises what comes
+        raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: this is not a mapping of sections (name:, model:, ...) as a recipe is")
     for key in [
@@ -125,8 +128,8 @@ def _read_with_bases(
     if not isinstance(base_name, str):
         raise UserError(f"{path}: extends must be the name of one recipe file, got {base_name!r}")
     base_path = path.parent / base_name
-    if not base_path.is_file():
-        raise UserError(f"{path}: extends {base_name}: there is no such file (the name is taken from here)")
+    if not exists(base_path) or not base_path.is_file():
+        raise UserError(f"{path}: extends {base_name[:200]}: there is no such file (the name is taken from here)")
     base, base_origins = _read_with_bases(base_path, not_inherited, (*below, real))
     merged = {key: value for key, value in base.items() if key not in not_inherited}
     for key, value in content.items():
@@ -142,5 +145,5 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise UserError(f"command line: {override!r} is not an override; write section.field=value")
     try:
         return key, yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+    except Exception:  # as for a file
         raise UserError(f"command line: the value in {override!r} is not valid YAML; quote it") from None

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zoo.checkpoints.manager import Checkpoints
 from zoo.distributed import runtime
 from zoo.language_model import LanguageModel
 from zoo.tasks.base import Task
+from zoo.terminal import visible
 from zoo.train import mesh as meshes
 from zoo.train import step as steps
 from zoo.train.program import Program
@@ -23,27 +25,49 @@ SAMPLES_FILE = "samples.md"
 
 
 def heldout_loss(program: Program, task: Task, frozen: Any, checkpoints: Checkpoints) -> Callback:
-    """Returns the callback for the mean loss over held-out rows, in nats a target.
+    """Returns the callback for the mean loss over held-out rows, in nats a target, of the weights that are evaluated.
 
     With `checkpoint.keep_best` it pins the checkpoint of the lowest loss. A batch has as many rows as a microbatch of
     training: rows that fit into memory there, forward and backward, fit here forward.
     """
-    evaluate = program.evaluate(frozen)
-    keep_best = program.recipe.checkpoint.keep_best
+    mean_loss, keep_best = _heldout_loss(program, task, frozen), program.recipe.checkpoint.keep_best
 
     def measure(params: Any, step: int) -> dict[str, float]:
+        loss = mean_loss(params, step)
+        if loss is None:
+            return {}
+        if keep_best and math.isfinite(loss):
+            pin_if_best(checkpoints, step, loss)
+        return {"heldout_loss": loss}
+
+    return Callback(program.recipe.eval.every, measure, weights=program.evaluated)
+
+
+def heldout_loss_of_average(program: Program, task: Task, frozen: Any) -> Callback:
+    """Returns the callback for the same loss of the moving average of the weights, `heldout_loss_ema`."""
+    mean_loss = _heldout_loss(program, task, frozen)
+
+    def measure(params: Any, step: int) -> dict[str, float]:
+        loss = mean_loss(params, step)
+        return {} if loss is None else {"heldout_loss_ema": loss}
+
+    return Callback(program.recipe.eval.every, measure, weights=program.ema)
+
+
+def _heldout_loss(program: Program, task: Task, frozen: Any) -> Callable[[Any, int], float | None]:
+    """Returns the function of (params, step) that computes the mean loss; it returns None if there is no target."""
+    evaluate = program.evaluate(frozen)
+
+    def mean_loss(params: Any, step: int) -> float | None:
         sums = []
         for batch in task.heldout_batches(program.microbatch.rows):
             placed = meshes.put_batch(meshes.own_rows(batch, program.mesh), program.mesh)
             sums.append(evaluate(params, placed))
             runtime.heartbeat(step)
         nll, count = (sum(float(part) for part in parts) for parts in zip(*sums, strict=True))
-        loss = nll / max(count, 1.0)
-        if keep_best and math.isfinite(loss):
-            pin_if_best(checkpoints, step, loss)
-        return {"heldout_loss": loss}
+        return nll / count if count else None
 
-    return Callback(program.recipe.eval.every, measure)
+    return mean_loss
 
 
 def pin_if_best(checkpoints: Checkpoints, step: int, loss: float) -> None:
@@ -63,14 +87,15 @@ def sample(program: Program, task: Task, frozen: Any, run_dir: Path) -> Callback
             add_sample(run_dir / SAMPLES_FILE, step, task.sample(lm))
         return {}
 
-    return Callback(program.recipe.eval.sample_every, write, last=False)
+    return Callback(program.recipe.eval.sample_every, write, last=False, weights=program.evaluated)
 
 
 def add_sample(path: Path, step: int, text: str) -> None:
     """Appends the sample of a step and drops those of the same and later steps, from before the run was resumed."""
-    parts = re.split(r"^## Step (\d+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE) if path.exists() else []
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    parts = re.split(r"^## Step (\d{1,18})\n", before, flags=re.MULTILINE)
     earlier = [(int(number), body) for number, body in zip(parts[1::2], parts[2::2], strict=True) if int(number) < step]
-    sections = [f"## Step {number}\n\n{body.strip()}\n" for number, body in [*earlier, (step, text)]]
+    sections = [f"## Step {number}\n\n{visible(body.strip())}\n" for number, body in [*earlier, (step, text)]]
     atomic_write(path, "\n".join(sections))
 
 
@@ -79,7 +104,7 @@ def language_model(program: Program, task: Task, params: Any, frozen: Any) -> La
 
     Every process must call it: the parameters are gathered from all of them.
     """
-    params = steps.cast_floats(steps.merged(params, frozen), program.compute_dtype)
+    params = steps.cast_floats(steps.merged(params, frozen), program.activation_dtype)
     if runtime.active():
         params = jax.tree.map(_gathered, params)
         if not runtime.is_main_process():

@@ -110,8 +110,8 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
     task_class = registry.task_class(recipe.data.kind)
     if status.finished:
         say(f"{display_path(recipe.run_dir)}: finished at step {status.result['step']:,}; nothing is left to do")
-        if status.result["sample"] is not None:
-            say(task_class.format_sample(status.result["sample"]))
+        if (sample := _formatted(task_class, status.result["sample"])) is not None:
+            say(sample)
         return 0
     runtime.broadcast(lambda: layout.check_place(recipe.run_dir))
     if not (resume or recipe.characters):  # with characters the vocabulary, and so the shapes, are not known yet
@@ -120,6 +120,7 @@ def _run(recipe: Recipe, fresh: bool, dry_run: bool, stop: StopSignal, part: Ste
     # The mesh, what the recipe leaves open, and the program. Every check that needs no data comes before the data are
     # prepared, which may take hours.
     mesh = setup.make_mesh(recipe, say)
+    recipe = setup.choose_compute_dtype(recipe, mesh, say, resume=resume)
     recipe, tokenizer = task_class.resolve(recipe, saved_tokenizer(recipe, resume=resume), say)
     program = Program(recipe, mesh)
     setup.check_program(program, say)
@@ -293,6 +294,8 @@ class Job:
         callbacks, settings = [], self.recipe.eval
         if settings.num_pairs:
             callbacks.append(evaluations.heldout_loss(self.program, self.task, frozen, checkpoints))
+            if self.recipe.optimizer.ema_decay is not None:
+                callbacks.append(evaluations.heldout_loss_of_average(self.program, self.task, frozen))
         if settings.sample_every:
             callbacks.append(evaluations.sample(self.program, self.task, frozen, self.recipe.run_dir))
         return callbacks
@@ -314,7 +317,8 @@ class Job:
         """Evaluates, writes a sample, report and result. Training is saved by now, and no error here can undo that."""
         run_dir = self.recipe.run_dir
         try:
-            lm = evaluations.language_model(self.program, self.task, state.params, frozen)
+            weights = self.program.evaluated(state.params, state.opt_state)
+            lm = evaluations.language_model(self.program, self.task, weights, frozen)
             if lm is None:
                 return
             finished = self.task.finish(lm)
@@ -335,6 +339,14 @@ class Job:
         title = recipe.name if recipe.description is None else f"{recipe.name}: {recipe.description}"
         table = {name: text for name, text in self.facts().items() if name != "Run"}
         write_report(recipe.run_dir, title=title, status=status, facts=table, sections=sections)
+
+
+def _formatted(task_class: type[Task], sample: Any) -> str | None:
+    """Returns the sample of a result.json as text; None where there is none, or a damaged one."""
+    try:
+        return None if sample is None else task_class.format_sample(sample)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _command(recipe: Recipe) -> str:

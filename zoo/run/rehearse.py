@@ -23,7 +23,7 @@ from zoo.train.logging.log import read_metrics
 STEPS = 20
 SIGNAL_AFTER = 8  # updates
 PHASES = ("stopped", "resumed", "undisturbed")
-_COMPARED = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss")
+_COMPARED = ("step", "tokens", "loss", "lr", "grad_norm", "heldout_loss", "heldout_loss_ema")
 # All else, what is compiled and the data, is the recipe's own.
 _CHANGES = {
     "logging": {"every": 1, "tensorboard": False, "wandb": False},

@@ -13,6 +13,7 @@ from zoo.convert import bwetaf
 from zoo.convert.base import all_finite
 from zoo.errors import UserError
 from zoo.models import build
+from zoo.train.optimizers import WeightAverage
 from zoo.train.parameters import Parameters
 from zoo.train.program import Program
 from zoo.train.state import TrainState
@@ -101,12 +102,15 @@ def _restore_moments(program: Program, source: Weights, opt_state: Tree) -> Tree
 
 
 def _at_first_step(opt_state: Tree) -> Tree:
-    """Returns the state with every schedule at its beginning."""
+    """Returns the state with every schedule, and the average of the weights, at its beginning."""
 
-    def rewound(node: Any) -> Any:
-        return node._replace(count=jnp.zeros_like(node.count)) if _is_schedule(node) else node
+    def rewound(state: Tree, kind: type) -> Tree:
+        def one(node: Any) -> Any:
+            return node._replace(count=jnp.zeros_like(node.count)) if isinstance(node, kind) else node
 
-    return jax.tree.map(rewound, opt_state, is_leaf=_is_schedule)
+        return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, kind))
+
+    return rewound(rewound(opt_state, optax.ScaleByScheduleState), WeightAverage)
 
 
 def _with_adam_moments(adam: dict[str, Any], opt_state: Tree) -> Tree:
@@ -137,7 +141,3 @@ def _with_adam_moments(adam: dict[str, Any], opt_state: Tree) -> Tree:
 
 def _is_adam(node: Any) -> bool:
     return isinstance(node, optax.ScaleByAdamState)
-
-
-def _is_schedule(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByScheduleState)

@@ -11,6 +11,7 @@ from zoo import registry
 from zoo.distributed import runtime
 from zoo.errors import UserError
 from zoo.hardware import cpu
+from zoo.layers.cpu import multiplies_bfloat16
 from zoo.models import build
 from zoo.plan import fit
 from zoo.plan.layout import make_mesh_for
@@ -47,6 +48,32 @@ def make_mesh(recipe: Recipe, say: Callable[[str], None]) -> jax.sharding.Mesh:
     # Raises where the mesh does not divide the model's axes, before a tokenizer is trained.
     build.abstract_params(registry.describe(recipe.model.name).model_class(), recipe.model.make_config(), mesh=mesh)
     return mesh
+
+
+def choose_compute_dtype(
+    recipe: Recipe, mesh: jax.sharding.Mesh, say: Callable[[str], None], *, resume: bool
+) -> Recipe:
+    """Returns the recipe with `train.compute_dtype: auto` replaced by bfloat16 where this CPU is faster in it.
+
+    The run's recipe.yaml then holds bfloat16, and the run keeps it on every machine. A run that was begun with another
+    dtype keeps that: `resume` leaves auto as it is.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return recipe
+    with jax.set_mesh(mesh):
+        native = multiplies_bfloat16()
+    if recipe.train.compute_dtype == "auto" and native and not resume:
+        say(
+            "computes in bfloat16, with float32 sums: this CPU multiplies it by units of its own (AMX), several times "
+            "as fast as float32; train.compute_dtype=float32 turns that off"
+        )
+        return recipe.with_resolved(compute_dtype="bfloat16")
+    if recipe.train.compute_dtype == "bfloat16" and not native:
+        say(
+            "computes in bfloat16, as the recipe or the run's beginning says; here, without AMX or on several devices, "
+            "train.compute_dtype=float32 would be faster"
+        )
+    return recipe
 
 
 def check_program(program: Program, say: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether the run has done all steps of the recipe."""
-        return self.result is not None and self.result["step"] >= self.recipe.train.steps
+        return self.result is not None and self.result.get("step", -1) >= self.recipe.train.steps
 
 
 def mirror_of(recipe: Recipe) -> Mirror:
@@ -61,8 +61,7 @@ def inspect_run_dir(recipe: Recipe, mirror: Mirror, *, fresh: bool) -> RunStatus
             return {"started": started, "resolved": None, "result": None}
         old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
         layout.refuse_other_recipe(recipe.with_resolved_from(old))
-        resolved = {"vocab_size": old.model.overrides.get("vocab_size"), "max_tokens": old.data.max_tokens}
-        return {"started": True, "resolved": resolved, "result": layout.read_result(recipe.run_dir)}
+        return {"started": True, "resolved": old.resolutions(), "result": layout.read_result(recipe.run_dir)}
 
     content = runtime.broadcast(read)
     if content["resolved"] is not None:
@@ -91,11 +90,11 @@ def _has_tokenizer(recipe: Recipe, resume: bool) -> bool:
 
 
 def _packed(directory: Path) -> dict[str, str]:
-    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir()}
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in directory.iterdir() if path.is_file()}
 
 
 def _unpacked(files: dict[str, str]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
-            Path(directory, name).write_bytes(base64.b64decode(content))
+            files.safe_join(Path(directory), name).write_bytes(base64.b64decode(content))
         return tokenizers.load(Path(directory))

@@ -3,7 +3,7 @@
 runs/<name>/recipe.yaml     the resolved recipe
 runs/<name>/tokenizer/      written before the first step and read from there afterwards
 runs/<name>/checkpoints/    see zoo.checkpoints
-runs/<name>/metrics.jsonl   see zoo.train.logging.log
+runs/<name>/metrics.jsonl   see zoo.train.logging.log, also for metrics.jsonl.damaged
 runs/<name>/report.md, loss.png, samples.md, tensorboard/
 runs/<name>/result.json     written last: the step reached, the evaluation, the sample
 
@@ -13,17 +13,21 @@ Where logging.runs_dir is remote, checkpoints lie there and the small files in a
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zoo import files
 from zoo.errors import UserError
 from zoo.recipe import Recipe, load_recipe, resume_diff
 from zoo.rundir.mirror import LOCAL_LOCK_FILE, Mirror
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write
+from zoo.util import atomic_write, first_line
+
+logger = logging.getLogger(__name__)
 
 RESULT_FORMAT = 1
 
@@ -79,7 +83,7 @@ def lock(run_dir: Path, mirror: Mirror | None = None) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / LOCAL_LOCK_FILE).open("w")
+        file = files.open_lock(run_dir / LOCAL_LOCK_FILE)
     except OSError as error:
         raise UserError(
             f"{display_path(run_dir)} cannot be written ({error.strerror}); make it writable, or choose another "
@@ -110,7 +114,7 @@ def clear(run_dir: Path, mirror: Mirror | None = None) -> None:
 def save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
     """Writes `tokenizer/`; all of its files appear at once, so that a kill never leaves half of it."""
     temporary = run_dir / ".tokenizer.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    files.remove(temporary)
     tokenizer.save(temporary)
     temporary.rename(run_dir / "tokenizer")
 
@@ -128,12 +132,24 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """Returns what result.json holds, or None where the run has not been finished."""
+    """Returns what result.json holds, or None where the run has not been finished.
+
+    A damaged one counts as none, with a warning: `zoo-train` evaluates the run's last checkpoint again and rewrites it.
+    """
     path = run_dir / "result.json"
-    if not path.exists():
+    if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return result if result["format"] <= RESULT_FORMAT else None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if type(result["format"]) is not int or type(result.get("step", 0)) is not int:
+            raise TypeError("its format and step are no whole numbers")
+        parts = {name: result.get(name) for name in ("evaluation", "sample")}
+        if not all(isinstance(part, dict | None) for part in parts.values()):
+            raise TypeError("its evaluation or sample is no object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("%s is damaged (%s); zoo-train writes it again", path, first_line(error))
+        return None
+    return {**result, **parts} if result["format"] <= RESULT_FORMAT else None
 
 
 def display_path(path: Path) -> str:

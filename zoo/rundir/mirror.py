@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -26,6 +27,7 @@ from typing import Any
 
 from etils import epath
 
+from zoo import files
 from zoo.checkpoints import storage
 from zoo.errors import UserError
 from zoo.util import atomic_write, first_line, human_duration, sha256_hex
@@ -78,7 +80,7 @@ class Mirror:
         begun, contents = self._read()
         try:
             self.local.mkdir(parents=True, exist_ok=True)
-            file = (self.local / LOCAL_LOCK_FILE).open("w")
+            file = files.open_lock(self.local / LOCAL_LOCK_FILE)
         except OSError as error:
             raise UserError(f"{self.local} cannot be written ({error.strerror}); set ZOO_CACHE") from error
         with file:
@@ -113,7 +115,7 @@ class Mirror:
             with contextlib.suppress(OSError):
                 (self.local / name).rmdir()  # where nothing is left in it
         for name, content in contents.items():
-            path = self.local / name
+            path = files.safe_join(self.local, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             # More lines than the remote file has could not be pushed; a checkpoint may be newer than the remote lines.
             if not (name == "metrics.jsonl" and path.is_file() and path.read_bytes().startswith(content)):
@@ -288,9 +290,12 @@ class _Lock:
         """The content of the lock, None where there is none or it cannot be read."""
         try:
             holder = json.loads(self._path.read_text())
-            return {**holder, "host": str(holder["host"]), "pid": int(holder["pid"]), "time": float(holder["time"])}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            host, pid, beat = str(holder["host"]), int(holder["pid"]), float(holder["time"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+        if not 0 < pid < 2**31 or not math.isfinite(beat):
+            return None
+        return {**holder, "host": host, "pid": pid, "time": beat}
 
     def _write(self) -> None:
         self._path.write_text(json.dumps({**self._content, "time": time.time()}))

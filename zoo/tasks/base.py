@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zoo.data.batches import Batch
 from zoo.recipe import Recipe
+from zoo.terminal import visible
 from zoo.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -149,5 +150,10 @@ class Task(ABC):
 
 
 def say(text: str) -> None:
-    """Prints a line and flushes it at once."""
-    print(text, flush=True)
+    """Prints a line and flushes it at once; control characters in it are made visible."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Prints a piece of text, such as a model writes, as `say` does, and goes on in the same line."""
+    print(visible(text), end="", flush=True)

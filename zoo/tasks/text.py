@@ -10,7 +10,7 @@ from zoo.data.tokenizer import resolve_tokenizer
 from zoo.errors import UserError
 from zoo.recipe import Recipe
 from zoo.rundir.layout import display_path
-from zoo.tasks.base import Finished, Say, Task, say
+from zoo.tasks.base import Finished, Say, Task, say, write
 from zoo.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ class TextTask(Task):
         except UserError as error:
             say(f"no sample: {error}")
             return Finished()
-        print(f"\n[{prompt}]", end="", flush=True)
+        write(f"\n[{prompt}]")
         text = ""
         for piece in pieces:
-            print(piece, end="", flush=True)
+            write(piece)
             text += piece
         say("\n")
         return Finished({"A sample": self._quoted(prompt, text)}, None, {"prompt": prompt, "text": text})

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, sha256_hex
+from zoo.util import atomic_write, is_utf8, sha256_hex
 
 FILE_NAME, FORMAT = "characters.json", 1
 
@@ -44,10 +44,12 @@ class CharacterTokenizer(Tokenizer):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, characters = content["format"], content["characters"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read as an alphabet ({error!r})") from None
         if version != FORMAT:
             raise UserError(f"{path}: format {version!r}; this version reads {FORMAT}: install the zoo that wrote it")
+        if not isinstance(characters, str) or not is_utf8(characters):
+            raise UserError(f"{path}: its characters are no text in UTF-8; get the file again")
         return cls(characters)
 
     @property

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.tokenizers import plain_text, token_files
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.token_files import CONFIG_NAME
-from zoo.util import atomic_write, sha256_hex
+from zoo.util import atomic_write, first_line, is_utf8, sha256_hex
 
 FILE_NAME = "tokenizer.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
@@ -40,7 +40,9 @@ class HFTokenizer(Tokenizer):
         left out has no token. None looks for the usual spellings.
         """
         self._backend = _opened(content, origin)
-        self._content = content
+        if not self._backend.get_vocab_size(with_added_tokens=True):
+            raise UserError(f"{origin}: not a {FILE_NAME} that can be used (its vocabulary is empty)")
+        self._content, self._origin = content, origin
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
         # Texts are encoded by another one where the model of this one finds special tokens in them.
@@ -91,7 +93,10 @@ class HFTokenizer(Tokenizer):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        content = json.dumps(json.loads(self._content), sort_keys=True)
+        try:
+            content = json.dumps(json.loads(self._content), sort_keys=True)
+        except (ValueError, RecursionError) as error:  # the library's parser took it, with what it passes over
+            raise UserError(f"{self._origin}: cannot be read as JSON ({first_line(error)})") from None
         return sha256_hex(
             (content if self._parts is None else content + json.dumps(self._parts, sort_keys=True)).encode()
         )

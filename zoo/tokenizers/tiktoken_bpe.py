@@ -30,6 +30,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]):
         """`ranks` is token -> id, `pattern` the regular expression of words, `special_tokens` spelling -> id."""
+        _check_ranks(ranks, special_tokens)
         self._ranks, self._pattern = ranks, pattern
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self._encoding = tiktoken.Encoding(
@@ -135,6 +136,18 @@ class TiktokenTokenizer(Tokenizer):
 
     def __repr__(self):
         return f"TiktokenTokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]})"
+
+
+def _check_ranks(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> None:
+    """Raises ValueError for ranks at which the library panics, in building the encoding or at some later text."""
+    ids = [*ranks.values(), *special_tokens.values()]
+    if not all(type(number) is int and 0 <= number < 2**32 - 1 for number in ids):
+        raise ValueError("a rank is no whole number from 0 to 4294967294")
+    if len(set(ranks.values())) < len(ranks):
+        raise ValueError("a rank is given twice")
+    missing = next((byte for byte in range(256) if bytes([byte]) not in ranks), None)
+    if missing is not None:
+        raise ValueError(f"there is no token for the byte {missing}")
 
 
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.util import is_utf8
 
 CONFIG_NAME, MAP_NAME, ADDED_NAME = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = (CONFIG_NAME, MAP_NAME, ADDED_NAME)
@@ -71,6 +72,10 @@ def read(directory: Path, config_name: str = CONFIG_NAME) -> TokenFiles:
             for text, i in listed.items()
         }
     parts = {part: text for part in PARTS if (text := _spelling(named.get(f"{part}_token"))) is not None}
+    broken = [part for part, text in parts.items() if not is_utf8(text)]
+    if broken:
+        path = directory / config_name
+        raise UserError(f"{path}: {broken[0]}_token is {parts[broken[0]]!r}, which is not UTF-8; get the file again")
     flags = (config.get(name) for name in ("add_bos_token", "legacy"))
     add_bos, legacy = (flag if isinstance(flag, bool) else None for flag in flags)
     return TokenFiles(parts or None, _special(named), added, add_bos, legacy)

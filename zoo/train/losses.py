@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from zoo.layers.precision import matmul_precision
+from zoo.layers import cpu
 from zoo.layers.sharding import BATCH_AXES
 
 # Positions in one chunk. On a CPU a chunk's logits (512 x 8,000 in float32: 16 MB) should stay in the caches: 1,024
-# positions were measured a quarter slower. An accelerator is fastest with few large matmuls and has memory for them.
+# positions were measured a quarter slower. Where products are bfloat16 they no longer lead, and adding up the kernel's
+# gradient does: half as often is faster. An accelerator is fastest with few large matmuls and has memory for them.
 CPU_CHUNK = 512
+CPU_BFLOAT16_CHUNK = 1024
 ACCELERATOR_CHUNK = 8192
 # An accelerator's matmuls are fastest with rows of whole registers: 50,257 columns are padded to 50,304.
 ACCELERATOR_COLUMNS = 128
@@ -64,9 +66,15 @@ def cross_entropy(
     if extra:
         kernel = jnp.pad(kernel, ((0, 0), (0, extra)))
         bias = None if bias is None else jnp.pad(bias, (0, extra))
-    chunk = chunk or (CPU_CHUNK if _on_cpu() else ACCELERATOR_CHUNK)
+    chunk = chunk or _default_chunk(hidden.dtype)
     settings = (softcap, chunk, vocab_size)
     return _nll(settings, hidden, kernel, bias, targets, weights), weights.sum()
+
+
+def _default_chunk(dtype) -> int:
+    if not _on_cpu():
+        return ACCELERATOR_CHUNK
+    return CPU_BFLOAT16_CHUNK if cpu.takes_bfloat16(dtype) else CPU_CHUNK
 
 
 def _on_cpu() -> bool:
@@ -127,7 +135,6 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
     # Positions with a weight first, in their order; the indices past the end are dropped where they are used.
     order = jnp.argsort(weights == 0, stable=True)
     order = jnp.concatenate([order, rows.shape[0] + jnp.arange(-rows.shape[0] % chunk, dtype=order.dtype)])
-    precision = matmul_precision(rows.dtype)
     full_chunks = (jnp.count_nonzero(weights) + chunk - 1) // chunk
 
     def body(i, carry):
@@ -139,9 +146,9 @@ def _walk(settings, with_gradients, hidden, kernel, bias, targets, weights):
         chunk_nll, d_logits = _chunk_loss(x, kernel, bias, softcap, vocab_size, target, weight)
         if with_gradients:
             d_logits_x = d_logits.astype(x.dtype)
-            d_x = jnp.dot(d_logits_x, kernel.T, precision=precision)
+            d_x = cpu.einsum("cv,dv->cd", d_logits_x, kernel).astype(x.dtype)
             d_rows = d_rows.at[index].set(d_x, mode="drop", unique_indices=True)
-            d_kernel += jnp.dot(x.T, d_logits_x, precision=precision, preferred_element_type=d_kernel.dtype)
+            d_kernel += cpu.einsum("cd,cv->dv", x, d_logits_x)
             d_bias = None if bias is None else d_bias + d_logits.sum(0)
         return nll + chunk_nll, d_rows, d_kernel, d_bias
 
@@ -160,7 +167,7 @@ def _chunk_loss(x, kernel, bias, softcap, vocab_size, targets, weight):
 
     Columns beyond the vocabulary are not part of the softmax; their gradient is zero.
     """
-    logits = jnp.dot(x, kernel, precision=matmul_precision(x.dtype), preferred_element_type=weight.dtype)
+    logits = cpu.einsum("cd,dv->cv", x, kernel)
     if bias is not None:
         logits += bias.astype(weight.dtype)
     if softcap is not None:

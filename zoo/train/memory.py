@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from zoo.layers import cpu
 from zoo.recipe import Recipe
-from zoo.train.losses import ACCELERATOR_CHUNK, CPU_CHUNK
+from zoo.train.losses import ACCELERATOR_CHUNK, CPU_BFLOAT16_CHUNK, CPU_CHUNK
 from zoo.train.mesh import num_row_shards
-from zoo.train.step import compute_dtype_for
+from zoo.train.step import activation_dtype, compute_dtype_for
 
 # A step whose estimate is below this share of a device's memory fits without asking a compiler: estimates were 0.9 to
 # 1.9 times what the compilers for CPU and TPU counted.
@@ -53,7 +54,10 @@ def device_bytes(tree: Any) -> int:
 
 def loss_chunk(mesh: Mesh) -> int:
     """Returns how many positions of one device have logits at one time in the loss of a step on `mesh`."""
-    return CPU_CHUNK if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_CHUNK
+    if mesh.devices.flat[0].platform != "cpu":
+        return ACCELERATOR_CHUNK
+    with jax.set_mesh(mesh):
+        return CPU_BFLOAT16_CHUNK if cpu.multiplies_bfloat16() else CPU_CHUNK
 
 
 def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, float]:
@@ -110,7 +114,8 @@ def estimate(
         rows = recipe.train.microbatch or recipe.data.batch_size
         rows = shards if rows == "auto" else rows
     tokens = math.ceil(rows / shards) * recipe.data.seq_len
-    dtype = compute_dtype_for(recipe.train.compute_dtype, mesh)
+    with jax.set_mesh(mesh):
+        dtype = activation_dtype(compute_dtype_for(recipe.train.compute_dtype, mesh))
     total = state.params + state.optimizer + state.gradients + state.scratch(recipe, dtype, rows)
     total += 2 * num_parameters * dtype.itemsize // layers // tensor if shape["fsdp"] > 1 else 0  # layers gathered
     # What the backward pass of one block finds saved, in numbers a token; scores only where they are materialised. On

@@ -4,8 +4,6 @@ Without `lora:` and `train.trainable` all are trained. `lora:` trains its adapte
 model's own parameters that its patterns match, and both together train both. Names are paths, "layers/3/attn/q/kernel".
 """
 
-import fnmatch
-import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from zoo.layers.sharding import param_shardings
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
+from zoo.recipe.patterns import matching
 from zoo.recipe.training import LoraSection
 
 Tree = Any
@@ -145,29 +144,6 @@ def split(flat: dict[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str
 def is_adapter(path: str) -> bool:
     """Returns whether the parameter of a path belongs to an adapter."""
     return path.split("/")[-2:-1] == ["lora"]
-
-
-def matching(patterns: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
-    """Returns for each pattern the paths that it matches.
-
-    A pattern is a glob over the whole path, whose `*` crosses slashes ("layers/*/attn/*"); after "re:" it is a
-    regular expression that is searched for ("re:^layers/(0|1)/").
-
-    Raises:
-        UserError: a regular expression is not valid.
-    """
-    paths = list(paths)
-    return {pattern: [path for path in paths if matches(pattern, path)] for pattern in patterns}
-
-
-def matches(pattern: str, path: str) -> bool:
-    """Returns whether a pattern matches a path; see `matching`."""
-    if not pattern.startswith("re:"):
-        return fnmatch.fnmatchcase(path, pattern)
-    try:
-        return re.search(pattern.removeprefix("re:"), path) is not None
-    except re.error as error:
-        raise UserError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 def _chosen(recipe: Recipe, flat: dict[str, Any]) -> set[str]:

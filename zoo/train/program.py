@@ -28,7 +28,7 @@ from zoo.train import memory, parameters
 from zoo.train import step as steps
 from zoo.train.mesh import BATCH_AXES
 from zoo.train.microbatch import Microbatch, choose_microbatch
-from zoo.train.optimizers import make_optimizer, make_schedule
+from zoo.train.optimizers import EMA_FIELD, in_state, make_optimizer, make_schedule
 
 Tree = Any
 
@@ -66,6 +66,12 @@ class Program:
     def compute_dtype(self) -> Any:
         """The dtype in which the model computes."""
         return steps.compute_dtype_for(self.recipe.train.compute_dtype, self.mesh)
+
+    @property
+    def activation_dtype(self) -> Any:
+        """The dtype of parameters and activations inside of the step: see `zoo.train.step.activation_dtype`."""
+        with jax.set_mesh(self.mesh):
+            return steps.activation_dtype(self.compute_dtype)
 
     @property
     def execution(self) -> Execution:
@@ -189,7 +195,8 @@ class Program:
         """The kernels that compute attention in the step, each once, from a trace of the model."""
 
         def hidden(params, frozen, batch):
-            model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), self.compute_dtype))
+            dtype = steps.activation_dtype(self.compute_dtype)
+            model = nnx.merge(self.graphdef, steps.cast_floats(steps.merged(params, frozen), dtype))
             with executing(self.execution):
                 return model.hidden(
                     batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
@@ -217,6 +224,21 @@ class Program:
     def new_opt_state(self, params: Tree) -> Tree:
         """Returns the optimizer's state before the first update of the parameters."""
         return steps.init_opt_state(self.tx, params, self.shardings[1])
+
+    def evaluated(self, params: Tree, opt_state: Tree) -> Tree:
+        """Returns the parameters that are evaluated, which are not the trained ones where the optimizer averages."""
+        section = self.recipe.optimizer
+        if section.average_field is None:
+            return params
+        return self._average(params, in_state(opt_state, section.average_field))
+
+    def ema(self, params: Tree, opt_state: Tree) -> Tree:
+        """Returns the moving average of the weights that `optimizer.ema_decay` keeps, float32."""
+        return in_state(opt_state, EMA_FIELD)
+
+    @cached_property
+    def _average(self) -> Any:
+        return jax.jit(self.recipe.optimizer.averaged, out_shardings=self.shardings[0])
 
     def step(self, frozen: Tree | None = None) -> steps.TrainStep:
         """Returns the training step, which is compiled when it is first called.

@@ -1,15 +1,20 @@
 """A run's report.md and loss.png, written from its metrics.jsonl at the end and on interruption."""
 
+import contextlib
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from zoo.train.logging.log import read_metrics
-from zoo.util import atomic_write, human_duration
+from zoo.terminal import one_line, visible
+from zoo.train.logging.log import count_damaged, read_metrics
+from zoo.util import atomic_write, first_line, human_duration
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -22,6 +27,8 @@ def write_report(
 ) -> None:
     """Writes `report.md` and, if a step has been logged, `loss.png` into the run directory.
 
+    A picture that cannot be drawn is left out, with a warning. Control characters are written visibly.
+
     Args:
         run_dir: the run directory.
         title: heading of the report.
@@ -30,14 +37,16 @@ def write_report(
         sections: Markdown under further headings (evaluation tables, a sample).
     """
     run_dir = Path(run_dir)
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    parts = [f"# {title}", status, _table({**facts, **summary(lines)})]
-    if lines:
-        atomic_write(run_dir / "loss.png", _loss_plot(lines, title))
+    lines, damaged = read_metrics(run_dir / "metrics.jsonl"), count_damaged(run_dir / "metrics.jsonl")
+    rows = {**facts, **summary(lines)} | ({"Damaged log lines": f"{damaged}, left out"} if damaged else {})
+    parts = [f"# {one_line(title)}", status, _table(rows)]
+    picture = _loss_picture(lines, title)
+    if picture is not None:
+        atomic_write(run_dir / "loss.png", picture)
         parts.append("![loss](loss.png)")
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", text]
-    atomic_write(run_dir / "report.md", "\n\n".join(parts) + "\n")
+    atomic_write(run_dir / "report.md", visible("\n\n".join(parts)) + "\n")
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,11 @@ class Report:
 
 
 def read_report(run_dir: str | os.PathLike) -> Report:
-    """Returns the report that `write_report` wrote; an empty one where there is none."""
+    """Returns the report that `write_report` wrote; an empty one where there is none, as far as a damaged one reads."""
     path = Path(run_dir) / "report.md"
     if not path.is_file():
         return Report({}, {})
-    head, *rest = path.read_text(encoding="utf-8").split("\n## ")
+    head, *rest = path.read_text(encoding="utf-8", errors="replace").split("\n## ")
     rows = [line.strip("|").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
     facts = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2 and row[0].strip()}
     parts = (part.partition("\n") for part in rest)
@@ -109,7 +118,7 @@ def heldout_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def heldout_label(name: str) -> str:
     """Returns a held-out loss's name for a legend: heldout_loss -> heldout."""
-    return name.replace("_loss", "").replace("_", " ")
+    return one_line(name.replace("_loss", "").replace("_", " "))
 
 
 def final_loss(lines: Sequence[Mapping[str, Any]]) -> float | None:
@@ -130,7 +139,29 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {one_line(name)} | {one_line(text)} |" for name, text in rows.items())]
+    )
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Lets matplotlib draw texts as they are in the block: names of runs are neither mathematics nor TeX."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+def _loss_picture(lines: Sequence[Mapping[str, Any]], title: str) -> bytes | None:
+    """Returns `_loss_plot`; None where there is nothing to draw, and with a warning where it cannot be drawn."""
+    try:
+        with plain_text():
+            return _loss_plot(lines, one_line(title)) if lines else None
+    except Exception as error:  # of matplotlib, its fonts and its back end: no run must depend on them
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        logger.warning("loss.png cannot be drawn (%s); the report goes without", reason)
+        return None
 
 
 def _loss_plot(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:

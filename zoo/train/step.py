@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zoo.layers import cpu
 from zoo.layers.lora import dropout_key
 from zoo.layers.stack import UNROLLED, Execution, executing
 from zoo.models.build import cast_floats
@@ -92,7 +93,8 @@ def make_train_step(
         schedule: learning rate by step, for the metrics (tx holds its own).
         mesh: from `make_mesh`.
         shardings: of (params, opt_state), the same for inputs and outputs: see `opt_state_shardings`.
-        compute_dtype: parameters are cast to it once a step; gradients and updates have the parameters' own dtype.
+        compute_dtype: parameters are cast to it once a step (on some CPUs to another, see `activation_dtype`);
+            gradients and updates have the parameters' own dtype.
         seed: `train.seed`; the model's key of step i is fold_in(key(seed), i), and with several microbatches that of
             microbatch m of the step is fold_in(fold_in(key(seed), i), m).
         microbatches: how many parts of the batch go through the model one after the other. Loss and gradient are
@@ -104,7 +106,7 @@ def make_train_step(
     """
 
     def loss_fn(params, frozen, batch, key, count=None):
-        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), activation_dtype(compute_dtype)))
         with executing(execution), dropout_key(key):
             hidden, _ = model.hidden(
                 batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids"), key=key
@@ -152,7 +154,7 @@ def make_train_step(
         metrics["lr"] = jnp.asarray(schedule(updates_done(opt_state, step)), jnp.float32)
         return new_params, new_state, metrics
 
-    return TrainStep(train_step, mesh, shardings, frozen)
+    return TrainStep(computing_in(compute_dtype, train_step), mesh, shardings, frozen)
 
 
 def make_eval_step(
@@ -165,18 +167,19 @@ def make_eval_step(
 ) -> Callable[[Tree, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """Returns `evaluate(params, batch) -> (nll, count)`: sums of nats and mask, without dropout or donation."""
 
-    @jax.jit
     def evaluate(params, frozen, batch):
-        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), compute_dtype))
+        model = nnx.merge(graphdef, cast_floats(merged(params, frozen), activation_dtype(compute_dtype)))
         with executing(execution):
             hidden, _ = model.hidden(
                 batch["tokens"], positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
             )
         return cross_entropy(hidden, *model.head(), batch["targets"], batch["loss_mask"])
 
+    compiled = jax.jit(computing_in(compute_dtype, evaluate))
+
     def on_mesh(params, batch):
         with jax.set_mesh(mesh):
-            return evaluate(params, frozen, dict(batch))
+            return compiled(params, frozen, dict(batch))
 
     return on_mesh
 
@@ -190,10 +193,29 @@ def merged(params: Tree, frozen: Tree) -> Tree:
 
 
 def compute_dtype_for(name: str, mesh: Mesh) -> Any:
-    """Returns the dtype that `train.compute_dtype` names: auto is float32 on a CPU, bfloat16 on accelerators."""
+    """Returns the dtype that `train.compute_dtype` names: auto is float32 on a CPU, bfloat16 on accelerators.
+
+    A new run on a CPU that multiplies bfloat16 by units of its own has replaced auto: see `zoo.run.setup`.
+    """
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def activation_dtype(compute_dtype: Any) -> Any:
+    """Returns the dtype of parameters and activations inside of a program that computes in `compute_dtype`.
+
+    It is another one where the CPU that is compiled for multiplies bfloat16 by units of its own: there the operands of
+    products alone are bfloat16 (see `zoo.layers.cpu`), since XLA on CPU takes longer for everything else in bfloat16.
+    """
+    if compute_dtype == jnp.bfloat16 and cpu.multiplies_bfloat16():
+        return jnp.dtype(jnp.float32)
+    return compute_dtype
+
+
+def computing_in(compute_dtype: Any, program: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the program with products in `compute_dtype`, where `activation_dtype` makes it another one."""
+    return cpu.bfloat16_products(program) if compute_dtype == jnp.bfloat16 else program
 
 
 def opt_state_shardings(

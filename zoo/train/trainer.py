@@ -45,11 +45,13 @@ class Callback:
         every: the function is called after every `every` updates; 0: never.
         function: `function(params, step)` returns numbers by name for the step's line of metrics.jsonl.
         last: whether it is called at the last step as well.
+        weights: `weights(params, opt_state)` returns the parameters that the function is given.
     """
 
     every: int
     function: Callable[[Any, int], dict[str, float]]
     last: bool = True
+    weights: Callable[[Any, Any], Any] = lambda params, opt_state: params
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ class Trainer:
             self.log.write(event)
         else:
             self.state.skipped = 0
-            if due or step % self.log_every == 0 or step == self.steps:
+            # The loss of a batch without targets is 0 / 0, and no number to be logged.
+            learnt = float(update.values.get("num_targets", 1)) > 0
+            if learnt and (due or step % self.log_every == 0 or step == self.steps):
                 line |= {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self._meter.read()}
                 line |= {"memory_mb": peak_memory_mb(), "seconds": self._seconds()}
         if due or "loss" in line:
@@ -221,7 +225,8 @@ class Trainer:
         step, values, errors = self.state.step, {}, []
         for callback in self._due(step):
             try:
-                numbers = callback.function(self.state.params, step)
+                weights = callback.weights(self.state.params, self.state.opt_state)
+                numbers = callback.function(weights, step)
                 if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
                     raise ValueError(f"{bad[0]} is {numbers[bad[0]]}")
                 values |= numbers

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from zoo import convert
+from zoo import convert, files
 from zoo.convert.base import storage_dtype
 from zoo.convert.format import Exported
 from zoo.errors import UserError
@@ -64,7 +64,7 @@ def export(
         raise UserError(f"{model.spec.name} {reason}")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    files.remove(staging)
     staging.mkdir()
     try:
         chosen.write(model, staging, **given)

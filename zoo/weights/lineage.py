@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
+from zoo.recipe.patterns import matches
 from zoo.recipe.training import LoraSection
 from zoo.train import parameters
 from zoo.util import sha256_hex
@@ -68,7 +69,7 @@ def new_paths(
     different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     for name in different:
         is_new_adapter = parameters.is_adapter(name) and name not in there
-        if not is_new_adapter and not any(parameters.matches(pattern, name) for pattern in recipe.from_.partial):
+        if not is_new_adapter and not any(matches(pattern, name) for pattern in recipe.from_.partial):
             raise UserError(
                 f"from: {name} is {there.get(name, 'missing')} in {path}, "
                 f"{here.get(name, 'no parameter')} in the recipe's model; change the model section, or name it in "

@@ -5,9 +5,7 @@ their published files; a model that zoo trained has its run's figures: recipe, d
 evaluation, a sample and the versions of the programs.
 """
 
-import json
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ import yaml
 from zoo import registry
 from zoo.convert import FORMATS
 from zoo.convert.format import Exported, Format
+from zoo.recipe.training import OPTIMIZERS, OptimizerSection
+from zoo.rundir.layout import read_result
+from zoo.terminal import visible
 from zoo.train.logging.log import read_metrics
 from zoo.train.report import read_report, summary
 from zoo.util import atomic_write
@@ -38,6 +39,7 @@ PUBLISHED = {
     "validation loss": ("validation text of its training", "loss"),
 }
 USE = "These files are for "  # begins a line of every card, by which zoo knows its own exports again
+_AVERAGE = "the moving average of the run's, of which {ema_decay} stays at each step"
 PLAIN = ("loss", "perplexity", "accuracy")  # metrics that an evaluation gives as bare numbers
 
 
@@ -65,7 +67,7 @@ def write(directory: Path, model: Exported, format: str) -> None:
 
     `format` is a name of `zoo.convert.FORMATS`.
     """
-    chosen, run = FORMATS[format], _training_run(model.path, model.step)
+    chosen, run = FORMATS[format], _training_run(model.path, model.step, ema=model.ema)
     published = run is None and model.official and model.config == model.spec.make_config()
     head: dict[str, Any] = {"library_name": chosen.library or chosen.name, "pipeline_tag": "text-generation"}
     if published and model.spec.licence != registry.NOT_STATED:
@@ -78,8 +80,9 @@ def write(directory: Path, model: Exported, format: str) -> None:
         head["model-index"] = [{"name": model.name, "results": results}]
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     if run is not None and run.plot is not None:
-        shutil.copyfile(run.plot, directory / PLOT)
-    atomic_write(directory / "README.md", f"---\n{front}---\n\n{_text(model, chosen, run, published)}")
+        atomic_write(directory / PLOT, run.plot.read_bytes())
+    text = visible(_text(model, chosen, run, published))
+    atomic_write(directory / "README.md", f"---\n{front}---\n\n{text}")
 
 
 def written_by_zoo(path: Path) -> bool:
@@ -135,31 +138,35 @@ def _sample(sample: dict[str, str], recipe: dict[str, Any]) -> list[str]:
         return ["```", *sample.get("stats_block", "").splitlines(), "```", "", sample["cronica"]]
     reply = recipe["data"]["kind"] == "chat" and recipe["eval"]["prompt"] is not None
     between = "\n\n" if reply else ""
-    return [f"> {line}".rstrip() for line in f"**{sample['prompt']}**{between}{sample['text']}".splitlines()]
+    prompt, text = (str(sample.get(name, "")) for name in ("prompt", "text"))
+    return [f"> {line}".rstrip() for line in f"**{prompt}**{between}{text}".splitlines()]
 
 
 def _cell(text: str) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def _training_run(path: Path | None, step: int | None) -> TrainingRun | None:
-    """Returns what the run directory `path` holds of its training up to `step`; None where `path` is no run."""
+def _training_run(path: Path | None, step: int | None, *, ema: bool) -> TrainingRun | None:
+    """Returns what the run directory `path` holds of its training up to `step`; None where `path` is no run.
+
+    Of the moving average of the weights the run has measured the held-out loss alone.
+    """
     if path is None or not (path / "recipe.yaml").is_file():
         return None
     recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    file = path / "result.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    result, plot = read_result(path) or {}, path / PLOT
     report = read_report(path)
-    if result.get("step", step) != step:  # what was measured then is not of these weights
+    if ema or result.get("step", step) != step:  # what was measured then is not of these weights
         result, report = {}, replace(report, sections={})
     lines = [line for line in read_metrics(path / "metrics.jsonl") if step is None or line["step"] <= step]
     facts = {name: text for name, text in report.facts.items() if name in REPORTED}
+    weights = {"Weights": _AVERAGE.format(**recipe["optimizer"])} if ema else {}
     return TrainingRun(
         recipe,
-        _recipe_rows(recipe) | facts | summary(lines),
+        _recipe_rows(recipe) | weights | facts | summary(lines),
         result,
         report.sections.get("Evaluation"),
-        path / PLOT if lines and (path / PLOT).is_file() else None,
+        plot if lines and plot.is_file() and not plot.is_symlink() else None,  # a link would publish what it leads to
     )
 
 
@@ -168,18 +175,37 @@ def _recipe_rows(recipe: dict[str, Any]) -> dict[str, str]:
     rows = {"Recipe": ": ".join(str(recipe[key]) for key in ("name", "description") if recipe.get(key))}
     start = recipe.get("from")
     if start:
-        rows["Started from"] = start["source"] + (f", step {start['step']:,}" if start.get("step") is not None else "")
+        step = f", step {start['step']:,}" if start.get("step") is not None else ""
+        rows["Started from"] = start["source"] + step + (", moving average" if start.get("ema") else "")
     lora = recipe.get("lora")
     if lora:
         rows["Adapters"] = "LoRA of rank {rank}, alpha {alpha:g}, on ".format(**lora) + ", ".join(lora["targets"])
     optimizer = recipe.get("optimizer")
     if optimizer:
-        falls = "" if optimizer["schedule"] == "constant" else f" to {optimizer['final_lr']}"
-        rows["Optimizer"] = (
-            "{name}, learning rate {peak_lr} after {warmup_steps} steps, then {schedule}{falls}; betas {b1} and {b2}, "
-            "eps {eps}, weight decay {weight_decay}, clip {clip_norm}"
-        ).format(falls=falls, **optimizer | {"clip_norm": optimizer["clip_norm"] or "none"})
+        rows["Optimizer"] = _optimizer_row(optimizer)
     return rows
+
+
+def _optimizer_row(optimizer: dict[str, Any]) -> str:
+    """Returns a recipe's `optimizer` section as text; those of older runs lack the newer fields."""
+    part, final = optimizer.get("warmup_fraction"), optimizer["final_lr"]
+    warmup = f"{optimizer['warmup_steps']} steps" if part is None else f"{part:.3g} of the steps"
+    falls = "" if final is None else f" to {final}"
+    fields = OPTIMIZERS[optimizer["name"]].model_fields
+    if "b1" in fields:
+        own = ["betas {b1} and {b2}".format(**optimizer), f"eps {optimizer['eps']}"]
+    else:
+        own = [f"{name} {optimizer[name]}" for name in fields]
+    shown = {"b1", "b2", "eps"} if "b1" in fields else set(fields)
+    for name in [*fields, "weight_decays", "no_decay", "lr_scales", "ema_decay"]:
+        default = OptimizerSection.model_fields[name].get_default(call_default_factory=True)
+        if name not in shown and optimizer.get(name, default) != default:
+            own.append(f"{name} {optimizer[name]}")
+    return (
+        f"{optimizer['name']}, learning rate {optimizer['peak_lr']} after {warmup}, then "
+        f"{optimizer['schedule']}{falls}; {', '.join(own)}, weight decay {optimizer['weight_decay']}, "
+        f"clip {optimizer['clip_norm'] or 'none'}"
+    )
 
 
 def _hub_datasets(recipe: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """From a name or a path to weights: `find` opens and describes the files, no array is read.
 
 A name is one of the registry or of the hub; a path is a run directory, a portable directory, adapters in PEFT's
-format or a published format, told apart by their files. `runs/x@500` is the checkpoint of step 500 of a run.
+format or a published format, told apart by their files. `runs/x@500` is the checkpoint of step 500 of a run,
+`runs/x@ema` or `runs/x@500@ema` the moving average of its weights there.
 """
 
 import os
@@ -20,6 +21,7 @@ from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models.spec import HUB
 from zoo.recipe import Recipe, load_recipe
+from zoo.recipe.training import EMA_SUFFIX
 from zoo.rundir import mirror
 from zoo.util import nearest
 from zoo.weights import hub, model_card
@@ -43,8 +45,14 @@ def find(
         step: which checkpoint of a run directory; None is the newest.
 
     Raises:
-        UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path.
+        UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path,
+            an average that the run does not keep.
     """
+    run = str(name_or_path).removesuffix(EMA_SUFFIX)
+    if run != str(name_or_path) and not Path(name_or_path).expanduser().exists():
+        if revision is not None:
+            raise UserError(f"revision: {name_or_path} is a path; revisions are of names on the hub")
+        return _find_average(run, overrides, step)
     if storage.is_remote(name_or_path):
         return _find_remote(str(name_or_path), overrides or {}, step)
     path = Path(name_or_path).expanduser()
@@ -70,6 +78,19 @@ def find(
     raise UserError(f"{name}: no such file or directory, and no model of that name; {hint}")
 
 
+def _find_average(run: str, overrides: Mapping[str, Any] | None, step: int | None) -> RunWeights:
+    """Returns the moving average that a run directory, `runs/x` or `runs/x@500`, holds of its weights."""
+    name = f"{run}{EMA_SUFFIX}"
+    if not storage.is_remote(run) and not Path(re.sub(r"@\d+$", "", run)).expanduser().exists():
+        raise UserError(f"{name}: there is no run directory {run} here, and averages are of the weights of a run")
+    weights = find(run, overrides=overrides, step=step)
+    if not isinstance(weights, RunWeights):
+        raise UserError(f"{name}: {run} is no run directory, and averages are of the weights of a run")
+    if weights.recipe.optimizer.ema_decay is None:
+        raise UserError(f"{name}: the run keeps no average of its weights (optimizer.ema_decay); take {run}")
+    return replace(weights, ema=True, kind=f"{weights.kind}, moving average of its weights")
+
+
 def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | None) -> Weights:
     """Returns the weights that a recipe's section `from` names.
 
@@ -89,7 +110,7 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
     if step is None and base is not None and is_run:
         step = base["step"]
     try:
-        source = find(name, revision=section.revision, step=step)
+        source = find(f"{name}{EMA_SUFFIX}" if section.ema else name, revision=section.revision, step=step)
     except UserError as error:
         raise UserError(f"from: {error}") from None
     if isinstance(source, RunWeights):

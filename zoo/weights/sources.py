@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from zoo import registry, tokenizers
-from zoo.checkpoints.manager import Checkpoints
+from zoo.checkpoints import pytree
+from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint, Restored
 from zoo.convert import peft, portable
 from zoo.convert.base import Published
 from zoo.convert.format import Format
@@ -24,8 +25,9 @@ from zoo.layers import lora
 from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
-from zoo.recipe.training import LoraSection
+from zoo.recipe.training import EMA_SUFFIX, LoraSection
 from zoo.train import parameters
+from zoo.train.optimizers import EMA_FIELD
 from zoo.weights import lineage
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Weights:
         location: where `find` found them: an absolute path, a URL or a repository on the hub.
         revision: of the repository, as the caller gave it.
         format: of the opened files; None as `published`.
+        ema: whether they are the moving average of a run's weights, which a run with `optimizer.ema_decay` keeps.
     """
 
     kind: str
@@ -86,6 +89,7 @@ class Weights:
     location: str = field(default="", kw_only=True)
     revision: str | None = field(default=None, kw_only=True)
     format: Format | None = field(default=None, kw_only=True)
+    ema: bool = field(default=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -188,7 +192,7 @@ class RunWeights(Weights):
         """Returns the name of this checkpoint of the run."""
         if self.step is None:
             raise self._no_checkpoint()
-        return f"{self.location}@{self.step}"
+        return f"{self.location}@{self.step}{EMA_SUFFIX if self.ema else ''}"
 
     @property
     def base(self) -> Weights | None:
@@ -237,9 +241,7 @@ class RunWeights(Weights):
         Raises UserError, too, where there is no checkpoint yet or the source is no longer what the run started from.
         """
         wanted = self._parameters(dtype=dtype, mesh=mesh)
-        checkpoint = self.checkpoints().restore_params(wanted.trained, step=self.step if self.explicit_step else None)
-        if checkpoint is None:
-            raise self._no_checkpoint()
+        checkpoint = self._restored(wanted.trained)
         if not wanted.frozen:
             return wanted.graphdef, checkpoint.params
         # The recorded fingerprint is of the frozen parameters in the dtype in which the run keeps them.
@@ -258,6 +260,27 @@ class RunWeights(Weights):
         flat = {path: array.astype(leaves[path].dtype) for path, array in frozen.items()}
         return wanted.graphdef, build.unflatten(build.flatten(checkpoint.params) | flat)
 
+    def _restored(self, params: build.Params) -> Restored:
+        """Returns the checkpoint with the parameters that are evaluated, those of an average where there is one."""
+        checkpoints, optimizer = self.checkpoints(), self.recipe.optimizer
+        step = self.step if self.explicit_step else None
+        if self.ema:
+            checkpoint = checkpoints.restore_params(params, step=step, of_state=EMA_FIELD)
+        elif optimizer.average_field is None:
+            checkpoint = checkpoints.restore_params(params, step=step)
+        else:
+            # As they were trained: the average of what has been rounded would not be the rounded average.
+            exact = jax.tree.map(lambda leaf: pytree.abstract(leaf, jnp.float32), params)
+            checkpoint = checkpoints.restore_params(exact, step=step)
+            if checkpoint is not None:
+                state = checkpoints.restore_params(exact, step=checkpoint.step, of_state=optimizer.average_field)
+                average = jax.jit(optimizer.averaged)(checkpoint.params, state.params)
+                average = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), average, params)
+                checkpoint = replace(checkpoint, params=average)
+        if checkpoint is None:
+            raise self._no_checkpoint()
+        return checkpoint
+
     def checkpoints(self) -> Checkpoints:
         """Returns the run's checkpoints, to be read."""
         return run_checkpoints(self.path, self.recipe)
@@ -269,7 +292,14 @@ class RunWeights(Weights):
             return None
         if self.step is None:
             raise self._no_checkpoint()
-        return self.find_source(self.checkpoints().read_meta(self.step).get("base"))
+        try:
+            meta = self.checkpoints().read_meta(self.step)
+        except DamagedCheckpoint as error:
+            raise UserError(
+                f"{self.path}: the checkpoint of step {self.step} is damaged ({error}); name the one of another step, "
+                f"or go on with the run, which sets it aside"
+            ) from None
+        return self.find_source(meta.get("base"))
 
     @property
     def _continues_adapters(self) -> bool:

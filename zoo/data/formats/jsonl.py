@@ -37,7 +37,7 @@ def _parse_line(line: bytes, place: str) -> Record | Fault:
         return Fault(f"{place}: not UTF-8 (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return Fault(f"{place}: not valid JSON ({error.msg} at column {error.colno})")
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:  # the former of a number of thousands of digits
         return Fault(f"{place}: not valid JSON ({error})")
     if not isinstance(values, dict):
         return Fault(f"{place}: a JSON object was expected, this is a {type(values).__name__}")

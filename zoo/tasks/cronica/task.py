@@ -9,7 +9,7 @@ from zoo.data.batches import Batch
 from zoo.data.tokenizer import load_tokenizer
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.tasks.base import Finished, Say, Task, say
+from zoo.tasks.base import Finished, Say, Task, say, write
 from zoo.tasks.cronica import corpus, tokens
 from zoo.tasks.cronica import pairs as cronica_pairs
 from zoo.tasks.cronica.pairs import Pairs
@@ -163,7 +163,7 @@ class CronicaTask(Task):
         say(f"\n{stats}\n\n[{style}]")
         text = ""
         for piece in pieces:
-            print(piece, end="", flush=True)
+            write(piece)
             text += piece
         say("\n")
         return {"stats_block": stats, "style": style, "cronica": text.strip()}

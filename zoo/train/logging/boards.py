@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Protocol
 
 from zoo.errors import UserError
 from zoo.recipe import Recipe
-from zoo.util import atomic_write, first_line
+from zoo.util import atomic_write, first_line, safe_path
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +100,19 @@ class WandB:
         import wandb
 
         id_file = run_dir / WANDB_ID_FILE
-        if not id_file.is_file():
+        if not id_file.is_file() or not re.fullmatch(rb"[\w-]{1,64}\s*", id_file.read_bytes()):  # or it is damaged
             atomic_write(id_file, uuid.uuid4().hex[:12] + "\n")
         try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "zoo"),
-                name=recipe.name,
-                id=id_file.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                dir=run_dir,
-                config=recipe.resolved(),
-                settings=wandb.Settings(console="off", quiet=True),  # the terminal is zoo's
-            )
+            with safe_path():  # it starts a process of its own
+                self._run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", "zoo"),
+                    name=recipe.name,
+                    id=id_file.read_text(encoding="utf-8").strip(),
+                    resume="allow",
+                    dir=run_dir,
+                    config=recipe.resolved(),
+                    settings=wandb.Settings(console="off", quiet=True),  # the terminal is zoo's
+                )
         except Exception as error:  # its own kinds, and those of its helper process
             raise UserError(
                 f"logging.wandb: wandb does not begin ({first_line(error)}); run `wandb login`, set "

@@ -11,8 +11,9 @@
     data_wait      share (0 to 1) of the interval spent waiting for batches
     seconds        training time so far, over all starts of the run
 
-and the results of the evaluation after the step (heldout_loss). `step, tokens, loss, lr, grad_norm` and the evaluation
-do not depend on when a run was interrupted; the others are measurements.
+and the results of the evaluation after the step (heldout_loss; heldout_loss_ema, of the moving average of the weights).
+`step, tokens, loss, lr, grad_norm` and the evaluation do not depend on when a run was interrupted; the others are
+measurements.
 
 A line with `event` is not a logged step but one of these:
 
@@ -24,12 +25,21 @@ A line with `event` is not a logged step but one of these:
 """
 
 import json
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+from zoo.files import open_in_place
 from zoo.train.logging.boards import Boards
 from zoo.util import atomic_write
+
+logger = logging.getLogger(__name__)
+
+DAMAGED = ".damaged"
+"""Added to the name of the file into which damaged lines are moved."""
+_NUMBERS = ("tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_mb", "data_wait", "seconds")
 
 
 class MetricsLog:
@@ -40,8 +50,8 @@ class MetricsLog:
 
     Args:
         path: the file; created if missing. None writes nothing: of several processes only one writes.
-        step: lines of later steps (see `cut_metrics`), and a line torn by a crash, are removed first. 0 empties the
-            file.
+        step: lines of later steps, and a line torn by a crash, are removed first, and damaged lines set aside (see
+            `cut_metrics`). 0 empties the file.
         boards: where the numbers are shown too; closed with the log.
     """
 
@@ -50,9 +60,10 @@ class MetricsLog:
         self._last: dict[str, Any] = {}
         self._boards = boards or Boards()
         if self._path is not None:
+            os.close(open_in_place(self._path))  # a link is refused before it is read
             cut_metrics(self._path, step)
             self._open()
-            lines = _lines(self._path)
+            lines = read_lines(self._path)[0]
             self._last = lines[-1] if lines else {}
 
     @property
@@ -115,7 +126,7 @@ class MetricsLog:
         self._boards.finish()
 
     def _open(self) -> None:
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = open_in_place(self._path)
         content = self._path.read_bytes()
         self._end = len(content)
         self._start = content[:-1].rfind(b"\n") + 1
@@ -142,38 +153,80 @@ def _encoded(line: dict[str, Any], length: int = 0) -> bytes:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the logged steps of a metrics.jsonl in order, without torn lines; [] where there is no file."""
-    return [line for line in _lines(path) if "event" not in line]
+    """Returns the logged steps of a metrics.jsonl in order, without damaged lines; [] where there is no file."""
+    return [line for line in read_lines(path)[0] if "event" not in line]
 
 
 def read_events(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the events of a metrics.jsonl in order, without torn lines; [] where there is no file."""
-    return [line for line in _lines(path) if "event" in line]
+    """Returns the events of a metrics.jsonl in order, without damaged lines; [] where there is no file."""
+    return [line for line in read_lines(path)[0] if "event" in line]
 
 
-def _lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    lines = []
-    if Path(path).exists():
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # torn by a crash
-                continue
+def read_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Returns the lines of a metrics.jsonl in order, and the damaged ones as they are; both empty where there is none.
+
+    A last line without its end was torn by a crash, and is in neither.
+    """
+    path = Path(path)
+    lines, damaged = [], []
+    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for content in whole:
+        line = _parsed(content)
+        if line is not None:
             lines.append(line)
-    return lines
+        elif content.strip():
+            damaged.append(content)
+    if (line := _parsed(last)) is not None:
+        lines.append(line)
+    return lines, damaged
+
+
+def count_damaged(path: str | os.PathLike) -> int:
+    """Returns how many lines of a metrics.jsonl are damaged, those that have been set aside included."""
+    aside = Path(f"{path}{DAMAGED}")
+    return len(read_lines(path)[1]) + (aside.read_bytes().count(b"\n") if aside.is_file() else 0)
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """Returns a line of the log; None for one that zoo cannot have written."""
+    try:
+        line = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):  # the former also of bytes that are not UTF-8 and of far too many digits
+        return None
+    return line if isinstance(line, dict) and _is_sound(line) else None
+
+
+def _is_sound(line: dict[str, Any]) -> bool:
+    """Returns whether the fields that zoo reads again have the types that it writes."""
+    counts = [line.get("step"), *(line[name] for name in ("back_to", "unfinished") if name in line)]
+    if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
+        return False
+    if "event" in line:
+        return isinstance(line["event"], str)
+    numbers = (value for name, value in line.items() if name in _NUMBERS or name.startswith("heldout"))
+    return all(value is None or _is_finite(value) for value in numbers)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer larger than any float
+        return False
 
 
 def cut_metrics(path: str | os.PathLike, step: int, *, keep_events: bool = False) -> None:
-    """Removes the lines that a run going on from `step` will write again, and torn ones.
+    """Removes the lines that a run going on from `step` will write again, torn ones, and sets damaged ones aside.
 
-    These are the lines of later steps, and events that sent the run back to the checkpoint of `step` or a later one.
+    The former are the lines of later steps, and events that sent the run back to the checkpoint of `step` or a later
+    one. Damaged lines are moved to `<path>.damaged`, and a warning says how many.
 
     Args:
         path: the metrics.jsonl; it need not exist.
         step: the step the run goes on from.
         keep_events: whether all events stay.
     """
-    if not Path(path).exists():
+    path = Path(path)
+    if not path.is_file():
         return
 
     def stays(line: dict[str, Any]) -> bool:
@@ -181,6 +234,13 @@ def cut_metrics(path: str | os.PathLike, step: int, *, keep_events: bool = False
             return True
         return line.get("back_to", line["step"] - 1) < step
 
-    content = "".join(json.dumps(line) + "\n" for line in _lines(path) if stays(line))
-    if content != Path(path).read_text(encoding="utf-8"):
+    lines, damaged = read_lines(path)
+    if damaged:
+        aside = path.with_name(path.name + DAMAGED)
+        earlier = aside.read_bytes() if aside.is_file() else b""
+        atomic_write(aside, earlier + b"".join(content + b"\n" for content in damaged))
+        what = "a damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
+        logger.warning("%s: %s set aside in %s; the run goes on", path, what, aside.name)
+    content = "".join(json.dumps(line) + "\n" for line in lines if stays(line)).encode()
+    if content != path.read_bytes():
         atomic_write(path, content)

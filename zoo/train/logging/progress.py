@@ -1,11 +1,13 @@
 """The progress of training, for people at a terminal or reading a log file."""
 
+import sys
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from zoo.terminal import guard, unguarded, visible
 from zoo.util import human_duration
 
 
@@ -19,7 +21,11 @@ class ProgressDisplay:
     """
 
     def __init__(self, steps: int, start: int, console: Console | None = None):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        # The bar's own sequences pass a guarded stdout; texts are made visible here, and none is read as markup.
+        raw = unguarded(sys.stdout)
+        self._console = console or Console(
+            file=raw if raw is not sys.stdout else None, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._steps, self._start = steps, start
         self._clock: tuple[float, int] | None = None  # time and step when it was started
         self._bar = None
@@ -36,7 +42,8 @@ class ProgressDisplay:
 
     def __enter__(self) -> "ProgressDisplay":
         if self._bar:
-            self._bar.start()
+            self._bar.start()  # rich puts its own streams in the place of stdout and stderr, until it is stopped
+            sys.stdout, sys.stderr = guard(sys.stdout), guard(sys.stderr)
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -61,15 +68,15 @@ class ProgressDisplay:
         if self._bar:
             self._bar.update(self._task, description=text)
             if extras:
-                self._bar.console.print(f"step {line['step']}{extras}")
+                self.note(f"step {line['step']}{extras}")
         else:
             width = len(str(self._steps))
-            self._console.print(f"step {line['step']:>{width}}/{self._steps}  {text}{extras}")
+            self._console.print(f"step {line['step']:>{width}}/{self._steps}  {text}{visible(extras)}")
             self._console.file.flush()
 
     def note(self, text: str) -> None:
         """Shows a line about something out of the ordinary."""
-        (self._bar.console if self._bar else self._console).print(text)
+        (self._bar.console if self._bar else self._console).print(visible(text))
         self._console.file.flush()
 
     def _left(self, step: int) -> str:
