@@ -10,12 +10,15 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import zoo
 import zoo.tokenizers
 from zoo.errors import UserError
-from zoo.tokenizers import hub
+from zoo.language_model import LanguageModel
+from zoo.tokenizers import hub, token_files
 from zoo.tokenizers.hf import HFTokenizer
 from zoo.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from zoo.tokenizers.tiktoken_bpe import GPT2_PATTERN, TiktokenTokenizer
+from zoo.weights.hub import ALWAYS
 
 CONTROL = ["<s>", "</s>", "[SEP]", "PAD"]
 # The spellings are words of the corpus too, so that every trainer would learn them.
@@ -283,7 +286,7 @@ def test_what_stands_before_a_text_is_what_the_post_processor_says():
     assert prefix(processors.TemplateProcessing(single="$A </s>", special_tokens=parts)) == []
     assert prefix(processors.TemplateProcessing(single="<s> [SEP] $A", special_tokens=parts)) == [0, 2]
     assert prefix(processors.Sequence([processors.ByteLevel(), begins])) == [0]
-    assert prefix(processors.RobertaProcessing(sep=("</s>", 1), cls=("[SEP]", 2))) == [2]
+    assert prefix(processors.RobertaProcessing(("</s>", 1), ("[SEP]", 2))) == [2]
     assert HFTokenizer(byte_pairs().to_str()).encode("a", add_special=True)[0] == 0  # asked for by name
 
 
@@ -301,25 +304,17 @@ def test_a_normalised_special_token_is_data_too(tmp_path):
 
 
 def test_the_files_beside_a_named_tokenizer_come_with_it(monkeypatch, tmp_path):
-    chatml(tmp_path, sentencepieces(), "older files")
-    asked = []
+    from huggingface_hub import constants
 
-    def cached(repository: str, name: str) -> str | None:
-        asked.append(name)
-        return str(tmp_path / name) if (tmp_path / name).is_file() else None
-
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    snapshot = tmp_path / "models--someone--thing" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    chatml(snapshot, sentencepieces(), "older files")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "unreachable", lambda: "no route")
     assert "<|im_end|>" in zoo.tokenizers.named("someone/thing").special_tokens
-    assert {"added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"} <= {*asked, *files_of_hub()}
-
-
-def files_of_hub() -> set[str]:
-    from zoo.weights.hub import ALWAYS
-
-    return set(ALWAYS)
+    assert {*token_files.NAMES, "generation_config.json"} <= {*ALWAYS}
 
 
 def test_data_of_the_tests_has_no_files_beside():
@@ -329,3 +324,34 @@ def test_data_of_the_tests_has_no_files_beside():
         for name in ("tokenizer_config.json", "added_tokens.json")
         if (Path(__file__).parent / "data" / name).exists()
     ]
+
+
+def test_every_end_that_the_files_of_a_model_name_ends_a_text(tmp_path):
+    sizes = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
+    tokenizer = HFTokenizer(byte_pairs().to_str(), parts={"eos": "</s>"})
+    bare = zoo.create("kodalite-1.3b", vocab_size=tokenizer.vocab_size, max_seq_len=32, **sizes)
+    LanguageModel(bare.module, tokenizer, bare.spec, bare.config).export(tmp_path / "hf")
+
+    def eos_of(directory) -> list[int] | int:
+        return json.loads((directory / "generation_config.json").read_text())["eos_token_id"]
+
+    assert eos_of(tmp_path / "hf") == tokenizer.eos_id == 1
+    greedy = {"temperature": 0.0, "max_new_tokens": 8}
+    written = zoo.load(tmp_path / "hf").generate([5], **greedy)
+    first = written.tokens[0]
+    assert written.finish == "length" and first != 1
+    settings = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, first]}))
+    lm = zoo.load(tmp_path / "hf")
+    assert lm.eos_ids == (1, first)
+    lm.save(tmp_path / "saved")
+    lm.export(tmp_path / "again")
+    assert eos_of(tmp_path / "again") == [1, first]
+    for place in ("hf", "saved", "again"):
+        model = zoo.load(tmp_path / place)
+        assert model.generate([5], **greedy).finish == "stop" and not model.generate([5], **greedy).tokens
+        assert "".join(model.stream([5], **greedy)) == ""
+        assert len(model.generate([5], ignore_eos=True, **greedy).tokens) == 8
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is"):
+        zoo.load(tmp_path / "hf")

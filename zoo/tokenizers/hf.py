@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.tokenizers import plain_text, token_files
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.token_files import CONFIG_NAME
-from zoo.util import atomic_write, first_line, is_utf8, sha256_hex
+from zoo.util import atomic_write, first_line, sha256_hex
 
 FILE_NAME = "tokenizer.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
@@ -81,6 +81,12 @@ class HFTokenizer(Tokenizer):
         """The ids that the post-processor of the file puts before a text; transformers goes by it alone, too."""
         processor = self._backend.post_processor
         return [] if processor is None else plain_text.ids_in_front(json.loads(processor.__getstate__()))
+
+    def with_prefix(self, ids: Sequence[int]) -> "HFTokenizer":
+        if list(ids) == self.prefix_ids:
+            return self
+        names = {i: self._backend.id_to_token(i) for i in ids}
+        return HFTokenizer(plain_text.with_prefix(self._content, list(ids), names), parts=self._parts)
 
     def _find(self, part: str) -> int | None:
         if self._parts is not None:

@@ -8,7 +8,7 @@ are looked up (`ignore_merges`).
 
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -94,6 +94,34 @@ def ids_in_front(post_processor: Mapping[str, Any] | None) -> list[int]:
         case "Sequence":  # each goes on with what the one before it made
             return [i for one in reversed(about["processors"]) for i in ids_in_front(one)]
     return []
+
+
+def with_prefix(content: str, ids: Sequence[int], names: Mapping[int, str]) -> str:
+    """Returns a tokenizer.json that puts `ids` before a text, and nothing else around it; `names` has their spellings.
+
+    What its post-processor says of offsets (byte-level tokenizers trim them) stays.
+    """
+    tokenizer = json.loads(content)
+    processor = tokenizer.get("post_processor") or {}
+    parts = processor.get("processors") or [processor]
+    kept = [part for part in parts if part.get("type") == "ByteLevel"]
+    if ids:
+        special = {names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]} for i in ids}
+
+        def pieces(*texts: str) -> list[dict[str, Any]]:
+            before = [{"SpecialToken": {"id": names[i], "type_id": 0}} for i in ids]
+            return [piece for text in texts for piece in [*before, {"Sequence": {"id": text, "type_id": 0}}]]
+
+        kept.append(
+            {
+                "type": "TemplateProcessing",
+                "single": pieces("A"),
+                "pair": pieces("A", "B"),
+                "special_tokens": special,
+            }
+        )
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": kept} if len(kept) > 1 else (kept or [None])[0]
+    return json.dumps(tokenizer, ensure_ascii=False)
 
 
 def _entry(i: int, token: AddedToken) -> dict[str, Any]:

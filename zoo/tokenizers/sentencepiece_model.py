@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
@@ -86,6 +87,11 @@ class SentencePieceTokenizer(Tokenizer):
     def prefix_ids(self) -> list[int]:
         """BOS, unless the config beside the file says `"add_bos_token": false`."""
         return [] if self._files.add_bos is False else super().prefix_ids
+
+    def with_prefix(self, ids: Sequence[int]) -> "SentencePieceTokenizer":
+        if list(ids) == self.prefix_ids:
+            return self
+        return SentencePieceTokenizer(self._content, replace(self._files, add_bos=bool(ids)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
