@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 import yaml
 
 import zoo
@@ -167,6 +169,28 @@ def test_a_tokenizer_is_trained_and_used_again(capsys):
     assert zoo_main(["data", "tokenizer", path, "--out", "made"]) == 2
     again = write("u", tokenizer={"path": "made"}, model={**MODEL, "vocab_size": 300})
     assert zoo_main(["data", "prepare", again]) == 0
+
+
+def test_a_text_begins_as_the_documents_of_the_run_did(capsys, tmp_path):
+    """Behind the EOS of the document before, where there is no BOS: in samples, after loading and in all exports."""
+    learnt = {"vocab_size": 300, "eos_token": "<|EOS|>"}
+    path = write("begins", tokenizer=learnt, model={**MODEL, "vocab_size": 300}, eval={"temperature": 0.0})
+    assert train([path]) == 0
+    lm = zoo.load("runs/begins")
+    prompt = "Once upon a time"
+    ids = [lm.tokenizer.eos_id, *lm.tokenizer.encode(prompt)]
+    greedy = {"temperature": 0.0, "max_new_tokens": 8}
+    assert lm.prefix_ids == [0] and lm.score(prompt).tokens == ids
+    with_eos = lm.generate(ids, **greedy).logprobs
+    assert lm.generate(prompt, **greedy).logprobs == with_eos != lm.generate(ids[1:], **greedy).logprobs
+    assert f"[{prompt}]{lm.generate(prompt, **greedy).text}" in capsys.readouterr().out
+    lm.save(tmp_path / "saved")
+    lm.export(tmp_path / "hf")
+    for directory in ("saved", "hf"):
+        again = zoo.load(tmp_path / directory).generate(prompt, **greedy)
+        np.testing.assert_allclose(again.logprobs, with_eos, atol=1e-5)
+    exported = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert exported.encode(prompt).ids == ids
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from zoo.evaluate.cache import ResultCache, identity_of  # noqa: E402
-from zoo.evaluate.harness_model import HarnessModel, adds_bos  # noqa: E402
+from zoo.evaluate.harness_model import HarnessModel  # noqa: E402
 from zoo.evaluate.lm_eval import evaluate  # noqa: E402
 from zoo.evaluate.tables import markdown  # noqa: E402
 
@@ -233,8 +233,8 @@ def test_a_continuation_that_merges_into_its_context():
 
 def test_bos_rules(with_bos, lm):
     tokenizer = with_bos.tokenizer
-    assert adds_bos(tokenizer) and not adds_bos(lm.tokenizer)
-    assert not adds_bos(byte_pairs("<s>", "</s>"))  # there is one, but the file does not put it before texts
+    assert with_bos.prefix_ids == [tokenizer.bos_id] and lm.prefix_ids == []
+    assert byte_pairs("<s>", "</s>").prefix_ids == []  # there is one, but the file does not put it before texts
     model, without = HarnessModel(with_bos), HarnessModel(with_bos, add_bos=False)
     ids = tokenizer.encode("a text")
     assert model.tok_encode("a text") == [tokenizer.bos_id, *ids]

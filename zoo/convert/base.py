@@ -5,6 +5,7 @@ comes from (`Published.rules`). Comparing the two with the model's shapes, readi
 writing back are the same for all formats and are done here.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -76,6 +77,20 @@ class Loaded:
     step: int | None
 
 
+def eos_ids_of(file: Path, *configs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the ids that `eos_token_id` names, one or a list, in the first of the configs that has the field.
+
+    Raises UserError, naming `file`, for anything else.
+    """
+    value = next((config["eos_token_id"] for config in configs if config.get("eos_token_id") is not None), [])
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(
+            f"{file}: eos_token_id is {json.dumps(value)[:80]}; it must be the id of a token or a list of ids"
+        )
+    return tuple(i for i in ids if i >= 0)
+
+
 @dataclass(frozen=True)
 class Published:
     """A published model whose files have been opened and understood, but whose tensors have not been read.
@@ -87,6 +102,7 @@ class Published:
         tensors: what the files hold, by the files' own names.
         rules: where the parameters are among the tensors.
         ignored: names of tensors that are no parameters (tables, random states).
+        eos_ids: the tokens that end a text by the files; the tokenizer's EOS may be missing.
     """
 
     kind: str
@@ -98,6 +114,7 @@ class Published:
     tokenizer_path: Path | None = None
     step: int | None = None
     ignored: frozenset[str] = field(default_factory=frozenset)
+    eos_ids: tuple[int, ...] = ()
 
     def with_config(self, overrides: Mapping[str, Any]) -> "Published":
         """Returns the same with other values for some config fields; UserError for an unknown or impossible one."""

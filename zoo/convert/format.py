@@ -23,7 +23,7 @@ class Exported:
         tokenizer: None where there is none to be written.
         path: where the model was loaded from; None for random weights.
         step: of training, where known.
-        official, is_community_model, ema: as those of `zoo.weights.sources.Weights`.
+        official, is_community_model, ema, eos_ids: as those of `zoo.weights.sources.Weights`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Exported:
     official: bool = False
     is_community_model: bool = False
     ema: bool = False
+    eos_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

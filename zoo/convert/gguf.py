@@ -6,7 +6,6 @@ llama-cpp-python are installed.
 """
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -18,15 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from zoo.convert import base, files
+from zoo.convert import base, files, gguf_tokenizer
 from zoo.convert.base import Published, Rule, Rules, Tensor
 from zoo.convert.format import Exported, Format, HubFiles
 from zoo.convert.layouts import AS_IS, TRANSPOSED, Layout, interleaved
 from zoo.convert.llama_shaped import LlamaShaped, as_llama, refusal
-from zoo.convert.tokenizer_files import tokenizer_json
 from zoo.errors import UserError
 from zoo.layers.rotary import ntk_theta
-from zoo.tokenizers.base import Tokenizer
 from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "kodalite-1.3b"
@@ -80,6 +77,8 @@ def open_published(path: str | os.PathLike) -> Published:
         reader = gguf.GGUFReader(file)
         tensors = {item.name: _tensor(item, gguf) for item in reader.tensors}
         config = _read_config(reader, file, tensors)
+        ends = (reader.fields.get(f"tokenizer.ggml.{part}_token_id") for part in ("eos", "eot", "eom"))
+        eos_ids = tuple(dict.fromkeys(int(field.contents()) for field in ends if field is not None))
     except UserError:
         raise
     except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
@@ -92,6 +91,7 @@ def open_published(path: str | os.PathLike) -> Published:
         config=config,
         tensors=tensors,
         rules=rules(config),
+        eos_ids=eos_ids,
     )
 
 
@@ -266,7 +266,7 @@ def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "Q8_0" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if model.tokenizer is not None:
-        _write_tokenizer(gguf, writer, model.tokenizer, model)
+        gguf_tokenizer.write(gguf, writer, model.tokenizer, model)
     for tensor, array in base.to_original(rules(config.to_dict()), model.params).items():
         array = np.asarray(array, np.float32)
         if array.ndim == 1:
@@ -282,42 +282,6 @@ def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _write_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaShaped) -> None:
-    content = json.loads(tokenizer_json(tokenizer))
-    bpe, before = content["model"], content.get("pre_tokenizer") or {}
-    if bpe.get("type") != "BPE" or before.get("type") != "ByteLevel" or before.get("add_prefix_space"):
-        raise UserError(
-            f"gguf: the tokenizer is {bpe.get('type')} after {before.get('type')}; of these zoo writes byte-level BPE "
-            "as GPT-2 has it alone"
-        )
-    rows = model.config.vocab_size
-    tokens = [f"[PAD{i}]" for i in range(rows)]
-    kinds = [gguf.TokenType.UNUSED] * rows
-    for token, i in bpe["vocab"].items():
-        tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
-    for token in content.get("added_tokens", ()):
-        kind = gguf.TokenType.CONTROL if token.get("special") else gguf.TokenType.USER_DEFINED
-        tokens[token["id"]], kinds[token["id"]] = token["content"], kind
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]])
-    ids = model.token_ids()
-    if "bos_token_id" in ids:
-        writer.add_bos_token_id(ids["bos_token_id"])
-    eos = ids.get("eos_token_id")
-    if eos is not None:
-        writer.add_eos_token_id(eos if isinstance(eos, int) else eos[0])
-    if isinstance(eos, list):
-        writer.add_eot_token_id(eos[1])
-    if "pad_token_id" in ids:
-        writer.add_pad_token_id(ids["pad_token_id"])
-    writer.add_add_bos_token(tokenizer.bos_id is not None)
-    if model.chat_template is not None:
-        writer.add_chat_template(model.chat_template)
 
 
 def _hub_files(names: Sequence[str]) -> list[str]:

@@ -95,7 +95,15 @@ def open_published(path: str | os.PathLike, *, source_config: Mapping[str, Any] 
         rules=rules(config),
         tokenizer_path=files.existing(path, "tokenizer.json") or files.existing(path, "tokenizer.model"),
         ignored=frozenset(ignored),
+        eos_ids=eos_ids(path, source_config),
     )
+
+
+def eos_ids(directory: Path, source_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the ids at which transformers ends a text: by generation_config.json, else by config.json."""
+    file = files.existing(directory, "generation_config.json")
+    generation = {} if file is None else files.read_json(file)
+    return base.eos_ids_of(file or directory / "config.json", generation, source_config)
 
 
 def save(directory: Path, config: LlamaConfig, params: Any, *, extra_config: Mapping[str, Any] | None = None) -> None:

@@ -47,7 +47,7 @@ class LlamaShaped:
     Attributes:
         name: names the files.
         spec: the registered model whose published settings and template are written along; None for anybody's Llama.
-        stop_ids: tokens that end a text, besides the tokenizer's EOS.
+        stop_ids: tokens that end a text; the tokenizer's EOS may be missing.
     """
 
     name: str
@@ -81,7 +81,8 @@ class LlamaShaped:
         """Returns the fields bos_token_id, eos_token_id and pad_token_id of config.json and generation_config.json."""
         if self.tokenizer is None:
             return {}
-        eos = [i for i in (self.tokenizer.eos_id, *self.stop_ids) if i is not None]
+        own = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        eos = list(dict.fromkeys(self.stop_ids + own))
         alone = self.tokenizer.eos_id if self.only_token else None
         ids = {
             "bos_token_id": alone if self.tokenizer.bos_id is None else self.tokenizer.bos_id,
@@ -104,12 +105,12 @@ def as_llama(model: Exported) -> LlamaShaped:
     if isinstance(model.config, CronicaConfig):
         closing = None if tokenizer is None else tokenizer.special_tokens.get("</cronica>")
         config, params = _cronica_as_llama(model.config, model.params)
-        spec, stop_ids = registry.describe("cronica-5m"), () if closing is None else (closing,)
+        spec, stop_ids = registry.describe("cronica-5m"), () if closing is None else (tokenizer.eos_id, closing)
         return LlamaShaped(model.name, config, params, tokenizer, spec, stop_ids)
     # KodaLite's template is not that of a Llama of anybody else, whatever its tokenizer.
     own_tokens = None if tokenizer is None or model.is_community_model else list(tokenizer.special_tokens)
     spec = registry.describe("kodalite-1.3b") if own_tokens == [KODALITE_EOS] else None
-    return LlamaShaped(model.name, model.config, model.params, tokenizer, spec)
+    return LlamaShaped(model.name, model.config, model.params, tokenizer, spec, model.eos_ids)
 
 
 def _cronica_as_llama(config: CronicaConfig, params: Any) -> tuple[LlamaConfig, Any]:

@@ -52,6 +52,7 @@ def open_published(path: str | os.PathLike) -> Published:
     if name in registry.BUILT_IN:  # others may keep all layers in one tensor
         base.check_layers(config, tensors, weights)
     tokenizer = content.get("tokenizer")
+    eos_ids = base.eos_ids_of(file, content)
     published = Published(
         kind="zoo's portable directory",
         file=weights,
@@ -60,6 +61,7 @@ def open_published(path: str | os.PathLike) -> Published:
         tensors=tensors,
         rules={},
         tokenizer_path=files.safe_join(directory, str(tokenizer)) if tokenizer else None,
+        eos_ids=eos_ids,
     )
     return replace(published, rules={path: Rule(path) for path in published.shapes})
 
@@ -72,6 +74,7 @@ def save(
     params: Any,
     tokenizer: Any = None,
     foreign: bool = False,
+    eos_ids: Sequence[int] = (),
 ) -> None:
     """Writes the directory. The parameters keep their dtype.
 
@@ -81,6 +84,7 @@ def save(
         config, params: of that model's class.
         tokenizer: a `zoo.tokenizers.base.Tokenizer` or None.
         foreign: whether it is a Llama that is neither the registry's nor zoo's; zoo.json then says so.
+        eos_ids: see `Published.eos_ids`; zoo.json then has them as "eos_token_id".
 
     Raises:
         UserError: there is something else in the directory.
@@ -102,6 +106,7 @@ def save(
         "config": config.to_dict(),
         "tokenizer": None if tokenizer is None else TOKENIZER_DIR,
         **({"foreign": True} if foreign else {}),
+        **({"eos_token_id": list(eos_ids)} if eos_ids else {}),
     }
     files.write_json(directory / CONFIG_FILE, content)
 
@@ -114,6 +119,7 @@ def _write(model: Exported, directory: Path) -> None:
         params=model.params,
         tokenizer=model.tokenizer,
         foreign=model.is_community_model,
+        eos_ids=model.eos_ids,
     )
 
 

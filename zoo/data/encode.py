@@ -106,10 +106,7 @@ def flatten(rows: Sequence[Sequence[int]], dtype: DTypeLike) -> tuple[np.ndarray
 
 def _texts(texts: list[str], tokenizer: Tokenizer, template: None) -> list[tuple[list[int], None]]:
     pieces = [(number, piece) for number, text in enumerate(texts) for piece in pieces_of(text)]
-    before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    after = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    if not before and not after:
-        after = tokenizer.separator_ids
+    before, after = tokenizer.document_ends
     encoded = tokenizer.encode_batch([piece for _, piece in pieces])
     if len(pieces) == len(texts):
         return [(before + ids + after, None) for ids in encoded]

@@ -9,11 +9,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import tokenizers
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from zoo.convert.tokenizer_files import spelling, tokenizer_json
+from zoo.convert.tokenizer_files import spelling
 from zoo.errors import UserError
 from zoo.evaluate.cache import ResultCache
 from zoo.evaluate.protocol import Progress, check_tokenizer, progress_of
@@ -21,8 +20,6 @@ from zoo.evaluate.scoring import Row, Scored, Scorer, check_max_length, windows
 from zoo.generate.settings import Settings
 from zoo.generate.text import continue_all
 from zoo.language_model import LanguageModel
-from zoo.tokenizers.base import Tokenizer
-from zoo.tokenizers.hf import HFTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,8 @@ class HarnessModel(TemplateLM):
             batch_size: rows computed at a time.
             max_length: tokens that the model sees at once at most; longer contexts lose their beginning. None: the
                 config's max_seq_len.
-            add_bos: whether texts begin with BOS; None: as in transformers with the same tokenizer files.
+            add_bos: whether texts begin with BOS; None: they begin with `lm.prefix_ids`, as in transformers with the
+                model's files.
             cache: results that it holds are not computed again.
             on_progress: called with the kind of request, requests done and their number.
 
@@ -72,9 +70,10 @@ class HarnessModel(TemplateLM):
         """
         super().__init__()
         check_tokenizer(lm)
-        self.lm, self.add_bos = lm, adds_bos(lm.tokenizer) if add_bos is None else add_bos
-        if self.add_bos and lm.tokenizer.bos_id is None:
+        if add_bos and lm.tokenizer.bos_id is None:
             raise UserError("--add-bos: the model's tokenizer has no BOS; leave it out")
+        with_bos = [lm.tokenizer.bos_id] if add_bos else []
+        self.lm, self._start = lm, lm.prefix_ids if add_bos is None else with_bos
         self._batch_size, self._cache, self._on_progress = batch_size, cache, on_progress
         self._scorer = Scorer(lm.computing, batch_size=batch_size, cache=cache)
         self._max_length = check_max_length(lm.config, max_length)
@@ -82,6 +81,11 @@ class HarnessModel(TemplateLM):
         self._prefix = next((i for i in reversed(prefixes) if i is not None), None)
         parts = ("bos", "eos") if lm.tokenizer.bos_id is not None else ("eos",)
         self._prefix_text = next((text for part in parts if (text := spelling(lm.tokenizer, part))), None)
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether texts begin with a token of their own."""
+        return bool(self._start)
 
     @property
     def max_length(self) -> int:
@@ -117,7 +121,7 @@ class HarnessModel(TemplateLM):
         return self._prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Returns token ids, with BOS if `add_special_tokens`, which by default is `add_bos`.
+        """Returns token ids, behind those that a text begins with (`add_bos`) unless `add_special_tokens` is False.
 
         A text that begins with the spelling of BOS (of EOS, where there is no BOS) begins with that token, once.
         """
@@ -125,7 +129,8 @@ class HarnessModel(TemplateLM):
         if self._prefix_text and string.startswith(self._prefix_text):
             return [self._prefix, *tokenizer.encode(string[len(self._prefix_text) :])]
         ids = tokenizer.encode(string)
-        return [tokenizer.bos_id, *ids] if (self.add_bos if add_special_tokens is None else add_special_tokens) else ids
+        start = [tokenizer.bos_id] if add_special_tokens and tokenizer.bos_id is not None else self._start
+        return ids if add_special_tokens is False else start + ids
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns, for each request, its continuation's log-likelihood in nats and whether greedy decoding gives it."""
@@ -230,7 +235,8 @@ class HarnessModel(TemplateLM):
         for name, value in kwargs.items():
             if value not in (None, *_NEUTRAL.get(name, ())):
                 raise UserError(f"generation_kwargs.{name}: {value!r} is not supported; leave it out of the task")
-        return Settings(max_new_tokens=max_new_tokens, stop=[text for text in until if text], **sampling)
+        stop = [text for text in until if text]
+        return Settings(max_new_tokens=max_new_tokens, stop=stop, eos_ids=self.lm.eos_ids, **sampling)
 
     def _prompt(self, context: str, max_new_tokens: int) -> list[int]:
         """Returns the token ids of a context, cut at its beginning so that there is room for the new tokens."""
@@ -244,15 +250,3 @@ class HarnessModel(TemplateLM):
                 f"max_gen_toks in the task's generation_kwargs"
             )
         return ids[-room:]
-
-
-def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Returns whether transformers begins a text with BOS, given the same tokenizer files.
-
-    A tokenizer.json says so itself (its post-processor); with Llama's sentencepiece models transformers does it.
-    """
-    if tokenizer.bos_id is None:
-        return False
-    if not isinstance(tokenizer, HFTokenizer):
-        return True
-    return tokenizer.bos_id in tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer)).encode("").ids

@@ -19,7 +19,8 @@ class Settings:
         max_new_tokens: the largest number of tokens to write.
         temperature, top_k, top_p, min_p, repetition_penalty, logit_bias: see `zoo.generate.sampling.Sampling`.
         stop: ids or strings that end a text; they are not part of it.
-        ignore_eos: whether the tokenizer's EOS does not end it.
+        ignore_eos: whether neither the tokenizer's EOS nor one of `eos_ids` ends it.
+        eos_ids: further ids that end a text, by the model's files.
     """
 
     max_new_tokens: int = 128
@@ -31,6 +32,7 @@ class Settings:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     stop: int | str | Sequence[int | str] | None = None
     ignore_eos: bool = False
+    eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.max_new_tokens, int | np.integer) or self.max_new_tokens < 1:

@@ -123,8 +123,9 @@ class TextRun:
         special = {} if tokenizer is None else tokenizer.special_tokens
         ids += [special[string] for string in strings if string in special]
         self._strings = [string for string in strings if string not in special]
-        if tokenizer is not None and tokenizer.eos_id is not None and not settings.ignore_eos:
-            ids.append(tokenizer.eos_id)
+        if not settings.ignore_eos:
+            ids += settings.eos_ids
+            ids += [] if tokenizer is None or tokenizer.eos_id is None else [tokenizer.eos_id]
         limit, trained = module.config.generation_limit, module.config.max_seq_len
         self._decoding = engine.start(
             module,

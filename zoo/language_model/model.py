@@ -67,14 +67,15 @@ class LanguageModel:
         *,
         compute_dtype: DTypeLike | None = None,
         origin: "Weights | None" = None,
+        prefix_ids: Sequence[int] | None = None,
     ):
         """Wraps a module whose parameters are in place.
 
-        `compute_dtype` is that of the methods here, None: of the parameters. Raises UserError if the tokenizer has
-        more entries than the model has rows.
+        `compute_dtype` is that of the methods here, None: of the parameters. `prefix_ids`: see the property; None: by
+        `origin` and the tokenizer. Raises UserError if the tokenizer has more entries than the model has rows.
         """
         self.module, self.tokenizer, self.spec, self.config = module, tokenizer, spec, config
-        self.origin, self._merged = origin, False
+        self.origin, self._merged, self._prefix_ids = origin, False, prefix_ids
         self._computing = module if compute_dtype is None else Casting(module, jnp.dtype(compute_dtype))
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
@@ -91,6 +92,28 @@ class LanguageModel:
     def name(self) -> str:
         """Returns the registry's name; of a community model that of its directory, file or repository."""
         return self.origin.display_name if self.is_community_model else self.spec.name
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """Returns the ids that stand before a prompt that is given as text.
+
+        Of a run on documents, those that it put before each of them: BOS, or else the EOS of the document before. Of
+        other models what the files of their tokenizer say, and of the registry's models BOS where these say nothing.
+        [] without a tokenizer.
+        """
+        if self.tokenizer is None or self._prefix_ids is not None:
+            return list(self._prefix_ids or ())
+        of_files = self.tokenizer.prefix_ids if self.origin is None else self.origin.prefix_ids(self.tokenizer)
+        if of_files or self.is_community_model or self.tokenizer.bos_id is None:
+            return of_files
+        return [self.tokenizer.bos_id]
+
+    @property
+    def _outgoing_tokenizer(self) -> "Tokenizer | None":
+        """Returns the tokenizer for files: those of a run say what it put before each document."""
+        if self.tokenizer is None or self.origin is None:
+            return self.tokenizer
+        return self.tokenizer.with_prefix(self.origin.prefix_ids(self.tokenizer))
 
     @property
     def computing(self) -> nnx.Module:
@@ -138,13 +161,13 @@ class LanguageModel:
         """Continues a prompt, or each of a list of prompts.
 
         Args:
-            prompts: text, token ids, or a list of such. Text begins with the tokenizer's BOS if it has one.
+            prompts: text, token ids, or a list of such. Before text stand `prefix_ids`, such as BOS.
             max_new_tokens: the largest number of tokens to write (default 128); never more than the model can hold.
             temperature, top_k, top_p, min_p, repetition_penalty, logit_bias: see
                 `zoo.generate.sampling.Sampling`, also for the defaults (plain sampling) and the order in which
                 they apply; temperature 0 is greedy.
-            stop: ids or strings that end a text, besides the tokenizer's EOS. They are not part of it.
-            ignore_eos: whether a text goes on after the tokenizer's EOS (default: no).
+            stop: ids or strings that end a text, besides EOS. They are not part of it.
+            ignore_eos: whether a text goes on after EOS, which is the tokenizer's and `eos_ids` (default: no).
             preset: "original" takes the settings of the model's card where none is given here.
             n: the number of texts for each prompt; the result of each prompt is then a list of them.
             seed: one for all prompts, or one each. A prompt with its seed gives the same text alone and in a list
@@ -317,7 +340,7 @@ class LanguageModel:
         return logits[0] if tokens.ndim == 1 else logits
 
     def score(self, text: Prompt) -> Score:
-        """Returns the log probabilities of a text's tokens (text begins with BOS if the tokenizer has one)."""
+        """Returns the log probabilities of a text's tokens (before text stand `prefix_ids`)."""
         ids = self._encode(text)
         if len(ids) < 2:
             raise UserError("the text to score has fewer than 2 tokens; nothing can be predicted")
@@ -332,7 +355,8 @@ class LanguageModel:
             return self
         dtype = None if self._computing is self.module else self._computing.compute_dtype
         module = lora.merge(self.module)
-        merged = LanguageModel(module, self.tokenizer, self.spec, self.config, compute_dtype=dtype, origin=self.origin)
+        kept = {"compute_dtype": dtype, "origin": self.origin, "prefix_ids": self._prefix_ids}
+        merged = LanguageModel(module, self.tokenizer, self.spec, self.config, **kept)
         merged._merged = True
         return merged
 
@@ -351,8 +375,9 @@ class LanguageModel:
             name=self.spec.name,
             config=self.config,
             params=params,
-            tokenizer=self.tokenizer,
+            tokenizer=self._outgoing_tokenizer,
             foreign=self.is_community_model,
+            eos_ids=self.eos_ids,
         )
 
     def export(
@@ -390,18 +415,24 @@ class LanguageModel:
             self.spec,
             self.config,
             params,
-            self.tokenizer,
+            self._outgoing_tokenizer,
             path,
             step,
             official=self.origin is not None and self.origin.official,
             is_community_model=self.is_community_model,
             ema=self.origin is not None and self.origin.ema,
+            eos_ids=self.eos_ids,
         )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 
     def _settings(self, preset: str | None, **given: Any) -> Settings:
         published = None if self.is_community_model else self.spec.sampling
-        return resolve_settings(self._label, published, preset, given)
+        return resolve_settings(self._label, published, preset, {"eos_ids": self.eos_ids} | given)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Returns the ids that end a text by the model's files, the tokenizer's EOS or others; () where none say so."""
+        return () if self.origin is None else self.origin.eos_ids
 
     @property
     def _label(self) -> str:
@@ -419,7 +450,7 @@ class LanguageModel:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             self._need_tokenizer()
-            return self.tokenizer.encode(prompt, add_special=True)
+            return self.prefix_ids + self.tokenizer.encode(prompt)
         return as_token_ids(prompt, (1,)).tolist()
 
     def _need_tokenizer(self) -> None:

@@ -110,7 +110,8 @@ def language_model(program: Program, task: Task, params: Any, frozen: Any) -> La
         if not runtime.is_main_process():
             return None
     module = nnx.merge(program.graphdef, params)
-    return LanguageModel(module, task.tokenizer, program.spec, program.config)
+    prefix_ids = task.tokenizer.prefix_ids_after(task.recipe.data.kind)
+    return LanguageModel(module, task.tokenizer, program.spec, program.config, prefix_ids=prefix_ids)
 
 
 def _gathered(leaf: jax.Array) -> jax.Array | None:

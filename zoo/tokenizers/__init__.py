@@ -44,9 +44,10 @@ def named(name: str) -> "Tokenizer":
     Raises UserError, which says where to put its file, when it cannot be fetched.
     """
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        from zoo.tokenizers import token_files
         from zoo.tokenizers.hub import fetch
 
-        return load(fetch(name, ("tokenizer.json", "tokenizer.model")))
+        return load(fetch(name, ("tokenizer.json", "tokenizer.model"), beside=token_files.NAMES))
     from zoo.tokenizers.tiktoken_bpe import TiktokenTokenizer
 
     return TiktokenTokenizer.named(name)

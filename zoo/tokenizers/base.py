@@ -59,9 +59,38 @@ class Tokenizer(ABC):
         return self.encode_batch([text], add_special=add_special)[0]
 
     @property
+    def prefix_ids(self) -> list[int]:
+        """The ids that the tokenizer's own files put before a text: BOS where they say so, which naming it does not.
+
+        By default BOS, if there is one.
+        """
+        return [] if self.bos_id is None else [self.bos_id]
+
+    def with_prefix(self, ids: Sequence[int]) -> "Tokenizer":
+        """Returns a tokenizer whose files put `ids` before a text; this one where its files have no words for that."""
+        return self
+
+    @property
     def separator_ids(self) -> list[int]:
         """The ids that separate documents where the tokenizer has neither BOS nor EOS."""
         return []
+
+    @property
+    def document_ends(self) -> tuple[list[int], list[int]]:
+        """The ids before and behind each document of a corpus: BOS and EOS, else `separator_ids` behind it."""
+        before = [] if self.bos_id is None else [self.bos_id]
+        after = [] if self.eos_id is None else [self.eos_id]
+        return before, after or ([] if before else self.separator_ids)
+
+    def prefix_ids_after(self, kind: str) -> list[int]:
+        """Returns the ids before a text that a model goes on with after a run on data of this kind (`data.kind`).
+
+        After documents, those that stood before each of them: BOS, or else the EOS of the document before.
+        """
+        if kind != "text":
+            return self.prefix_ids
+        before, after = self.document_ends
+        return before or [i for i in after if i == self.eos_id]
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], *, template: str = "kodalite", add_generation_prompt: bool = True

@@ -9,10 +9,12 @@ from pathlib import Path
 import tokenizers
 
 from zoo.errors import UserError
+from zoo.tokenizers import plain_text, token_files
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, first_line, is_utf8, sha256_hex
+from zoo.tokenizers.token_files import CONFIG_NAME
+from zoo.util import atomic_write, first_line, sha256_hex
 
-FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+FILE_NAME = "tokenizer.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
 _CONFIG_OF = {"yap.json": "understanding_yap.json"}
 
@@ -37,19 +39,16 @@ class HFTokenizer(Tokenizer):
         `parts` gives the tokens that are BOS, EOS and padding, {"bos": ..., "eos": ..., "pad": ...}; a part that is
         left out has no token. None looks for the usual spellings.
         """
-        try:
-            self._backend = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises bare Exception for every fault in a file
-            raise UserError(f"{origin}: not a {FILE_NAME} that can be used ({error})") from None
+        self._backend = _opened(content, origin)
         if not self._backend.get_vocab_size(with_added_tokens=True):
             raise UserError(f"{origin}: not a {FILE_NAME} that can be used (its vocabulary is empty)")
         self._content, self._origin = content, origin
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        # A special token's spelling inside a text is plain text.
-        self._backend.encode_special_tokens = True
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
+        # Texts are encoded by another one where the model of this one finds special tokens in them.
+        entries = self._backend.get_vocab(with_added_tokens=False) if self.special_tokens else {}
+        plain = plain_text.without_special(content, self.special_tokens, entries)
+        self._encoder = self._backend if plain is None else _opened(plain, origin)
         self._parts = None if parts is None else dict(parts)
         self.bos_id = self._find("bos")
         self.eos_id = self._find("eos")
@@ -67,7 +66,27 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"{path}: no such file; give a {FILE_NAME} or its directory") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a {FILE_NAME} ({error})") from None
-        return cls(content, origin=str(path), parts=_read_parts(path.with_name(_CONFIG_OF.get(path.name, CONFIG_NAME))))
+        files = token_files.read(path.parent, _CONFIG_OF.get(path.name, CONFIG_NAME))
+        tokenizer = cls(plain_text.with_added(content, files), origin=str(path), parts=files.parts)
+        for i, token in sorted((files.added or {}).items()):
+            if tokenizer._backend.id_to_token(i) is None:
+                raise UserError(
+                    f"{path}: {token.content!r} is to have the id {i} by the files beside it, and gets "
+                    f"{tokenizer._backend.token_to_id(token.content)}; put the {FILE_NAME} there that belongs to them"
+                )
+        return tokenizer
+
+    @functools.cached_property
+    def prefix_ids(self) -> list[int]:
+        """The ids that the post-processor of the file puts before a text; transformers goes by it alone, too."""
+        processor = self._backend.post_processor
+        return [] if processor is None else plain_text.ids_in_front(json.loads(processor.__getstate__()))
+
+    def with_prefix(self, ids: Sequence[int]) -> "HFTokenizer":
+        if list(ids) == self.prefix_ids:
+            return self
+        names = {i: self._backend.id_to_token(i) for i in ids}
+        return HFTokenizer(plain_text.with_prefix(self._content, list(ids), names), parts=self._parts)
 
     def _find(self, part: str) -> int | None:
         if self._parts is not None:
@@ -90,7 +109,7 @@ class HFTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         # The fast variant skips character offsets, which are not needed.
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         start = [self.bos_id] if add_special and self.bos_id is not None else []
         return [start + encoding.ids for encoding in encodings]
 
@@ -121,19 +140,16 @@ def _rebuild(content: str, parts: Mapping[str, str] | None) -> HFTokenizer:
     return HFTokenizer(content, parts=parts)
 
 
-def _read_parts(path: Path) -> dict[str, str] | None:
-    """Returns the tokens that are BOS, EOS and padding by a tokenizer_config.json, None where it does not say."""
-    if not path.is_file():
-        return None
+def _opened(content: str, origin: str) -> tokenizers.Tokenizer:
+    """Returns the library's tokenizer, without padding and truncation; special tokens in a text are plain text to it.
+
+    Raises UserError, naming `origin`, for content that cannot be used.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tokens = {part: content.get(f"{part}_token") for part in _SPELLINGS}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as the settings of a tokenizer ({error})") from None
-    # A token is given as its text, or as an object that describes it.
-    texts = {part: token.get("content") if isinstance(token, dict) else token for part, token in tokens.items()}
-    texts = {part: text for part, text in texts.items() if isinstance(text, str)}
-    broken = [part for part, text in texts.items() if not is_utf8(text)]
-    if broken:
-        raise UserError(f"{path}: {broken[0]}_token is {texts[broken[0]]!r}, which is not UTF-8; get the file again")
-    return texts or None
+        backend = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare Exception for every fault in a file
+        raise UserError(f"{origin}: not a {FILE_NAME} that can be used ({error})") from None
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    return backend

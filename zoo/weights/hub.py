@@ -11,6 +11,7 @@ from pathlib import Path
 from zoo import convert
 from zoo.errors import UserError
 from zoo.models.spec import ModelSpec
+from zoo.tokenizers import token_files
 from zoo.tokenizers.hub import fetch as fetch_files
 from zoo.tokenizers.hub import unreachable
 from zoo.util import first_line
@@ -26,8 +27,7 @@ ALWAYS = (
     "chat_template.jinja",
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    *token_files.NAMES,
     "vocab.json",
     "merges.txt",
 )
@@ -92,7 +92,7 @@ def fetch_tokenizer(spec: ModelSpec, repo: str) -> Path | None:
     if other is None:
         return None
     try:
-        return fetch_files(other, ("tokenizer.json", "tokenizer.model"))
+        return fetch_files(other, ("tokenizer.json", "tokenizer.model"), beside=token_files.NAMES)
     except UserError as error:
         logger.warning("%s: its tokenizer is that of %s: %s. Prompts are token ids", repo, other, error)
         return None

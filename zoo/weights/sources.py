@@ -122,6 +122,15 @@ class Weights:
         """Returns the template of the conversations that the weights were trained on; None where there were none."""
         return None if self.is_community_model else self.spec.chat_template
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Returns the tokens that end a text by the files, such as those of a chat's turn; see `Published.eos_ids`."""
+        return () if self.published is None else self.published.eos_ids
+
+    def prefix_ids(self, tokenizer: "Tokenizer") -> list[int]:
+        """Returns the ids that stand before a text that the model is to go on with."""
+        return tokenizer.prefix_ids
+
     def same_adapters(self, section: LoraSection | None) -> bool:
         """Returns whether the adapters among the weights can go on as those of `section`."""
         return lineage.same_adapters(self.lora, section, self.spec.model_class(), self.config)
@@ -218,6 +227,15 @@ class RunWeights(Weights):
     def chat_template(self) -> str | None:
         """Returns the template of the run's conversations, else that of its model."""
         return self.recipe.data.chat_template or super().chat_template
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Returns those of the weights with what the run does not train."""
+        return () if self._source is None else self._source.eos_ids
+
+    def prefix_ids(self, tokenizer: "Tokenizer") -> list[int]:
+        """Returns what stood before each document of the run's data."""
+        return tokenizer.prefix_ids_after(self.recipe.data.kind)
 
     def tensors(self) -> list[StoredTensor]:
         """Returns the stored tensors of the source, then those of the checkpoint."""
@@ -340,6 +358,11 @@ class AdapterWeights(Weights):
     def base(self) -> Weights:
         """Returns the weights that the adapters' config names."""
         return self.base_model
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Returns those of the base."""
+        return self.base_model.eos_ids
 
     def tensors(self) -> list[StoredTensor]:
         """Returns the stored tensors of the base, then those of the adapters."""
