@@ -91,9 +91,16 @@ def test_koda_state_alone_tells_its_config(tmp_path):
     assert alone.config == beside.config and alone.step == 100
 
 
-def test_orbax_of_gelu_falls_back_on_its_metadata(tmp_path):
+def test_orbax_of_flaxchat_is_asked_for_what_its_metadata_do_not_say(tmp_path):
+    """The release says GELU by its config.json; what flaxchat's trainer writes may be that or ReLU squared."""
     shutil.copytree(GOLDEN / "gelu/orbax/100", tmp_path / "100")
-    assert zoo.convert.load(tmp_path).config == zoo.convert.load(GOLDEN / "gelu/orbax").config
+    for read in (zoo.load, zoo.convert.load):
+        with pytest.raises(UserError, match="does not say the activation: give activation='gelu_tanh' or activation="):
+            read(tmp_path)
+    released = zoo.load(GOLDEN / "gelu/orbax")
+    assert zoo.load(tmp_path, activation="gelu_tanh").config == released.config
+    other = zoo.load(tmp_path, activation="relu_squared")
+    assert np.abs(np.asarray(other.logits([1, 2, 3]) - released.logits([1, 2, 3]))).max() > 1e-3
     shutil.rmtree(tmp_path / "100/metadata")
     with pytest.raises(UserError, match=r"config\.json.*fetch it"):
         zoo.convert.examine(tmp_path)

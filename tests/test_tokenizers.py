@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from zoo.data import stories
 from zoo.errors import UserError
 from zoo.tokenizers import bpe, chat, hub
 from zoo.tokenizers.characters import CharacterTokenizer
+from zoo.tokenizers.hf import HFTokenizer
 from zoo.tokenizers.tiktoken_bpe import EOS, GPT2_PATTERN, TiktokenTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -87,6 +89,28 @@ def test_streams_never_give_half_a_character(tokenizer, data, skip_special):
     pieces = [stream.push(i) for i in ids]
     assert not any(piece.endswith("\ufffd") for piece in pieces)
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids, skip_special=skip_special)
+
+
+def test_a_piece_without_a_text_of_its_own_still_counts():
+    tokenizer = make("model")
+    space = tokenizer.encode("a  b")[1]
+    assert tokenizer.decode([space]) == "" and tokenizer.decode([space, space]) == " "
+    stream = tokenizer.stream_decoder()
+    assert [stream.push(space), stream.push(space), stream.flush()] == ["", " ", ""]
+
+
+def test_half_a_character_takes_no_whole_one_with_it():
+    """Byte fallback gives a sign for each byte of a run that is no text, whole characters in it included."""
+    bytes_ = {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({"<unk>": 0, **bytes_}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    tokenizer = HFTokenizer(backend.to_str())
+    ids = tokenizer.encode("😀😀")[:-2]
+    assert tokenizer.decode(ids) == "\ufffd" * 6
+    stream = tokenizer.stream_decoder()
+    assert "".join(map(stream.push, ids)) + stream.flush() == "😀\ufffd\ufffd"
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer):

@@ -103,6 +103,7 @@ class Published:
         rules: where the parameters are among the tensors.
         ignored: names of tensors that are no parameters (tables, random states).
         eos_ids: the tokens that end a text by the files; the tokenizer's EOS may be missing.
+        unstated: config fields that change what is computed and that the files do not tell -> what to give for them.
     """
 
     kind: str
@@ -115,10 +116,13 @@ class Published:
     step: int | None = None
     ignored: frozenset[str] = field(default_factory=frozenset)
     eos_ids: tuple[int, ...] = ()
+    unstated: Mapping[str, str] = field(default_factory=dict)
 
     def with_config(self, overrides: Mapping[str, Any]) -> "Published":
         """Returns the same with other values for some config fields; UserError for an unknown or impossible one."""
-        return replace(self, config=full_config(self.model_name, {**self.config, **overrides}))
+        config = full_config(self.model_name, {**self.config, **overrides})
+        unstated = {name: remedy for name, remedy in self.unstated.items() if name not in overrides}
+        return replace(self, config=config, unstated=unstated)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,7 +134,10 @@ class Published:
 
     def problems(self) -> list[str]:
         """Returns what keeps the model from being loaded: missing, misshapen, extra tensors and those of no float."""
-        messages, used = [], set(self.ignored)
+        messages, used = (
+            [f"does not say the {name}: {remedy}" for name, remedy in self.unstated.items()],
+            set(self.ignored),
+        )
         lengths = _vector_lengths(self.rules)
         for path, shape in self.shapes.items():
             rule = self.rules.get(path)
@@ -209,6 +216,25 @@ def storage_dtype(dtype: DTypeLike, what: str = "dtype") -> np.dtype:
         given = repr(dtype) if resolved is None or isinstance(dtype, str) else resolved.name
         raise UserError(f"{what} is {given}; give float32, bfloat16 or float16")
     return resolved
+
+
+def cast(flat: Mapping[str, Any], dtype: DTypeLike) -> dict[str, np.ndarray]:
+    """Returns arrays by name in another dtype. Raises UserError, naming one, where numbers lie beyond its range."""
+    return {name: cast_array(array, dtype, name) for name, array in flat.items()}
+
+
+def cast_array(array: Any, dtype: DTypeLike, name: str) -> np.ndarray:
+    """Returns an array in another dtype. Raises UserError, with its name, where numbers lie beyond the dtype's range.
+
+    NumPy would make them infinite without a word. NaN and infinity that are there already stay.
+    """
+    array, dtype = np.asarray(array), np.dtype(dtype)
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if dtype == np.float16 and array.dtype != dtype and not all_finite(result) and all_finite(array):
+        worst = max(abs(float(array.max())), abs(float(array.min())))
+        raise UserError(f"{name} holds numbers up to {worst:.4g}, and float16 ends at 65,504; take bfloat16 or float32")
+    return result
 
 
 def check_fields(
@@ -301,6 +327,20 @@ def from_original(rules: Rules, tensors: Mapping[str, np.ndarray]) -> dict[Any, 
         array = np.asarray(tensors[rule.name])
         flat[path] = array[rule.index] if rule.index is not None else rule.layout.from_file(array)
     return build.unflatten(flat)
+
+
+def same_numbers(one: Tensor, other: Tensor, file: Path, step: int = 1 << 20) -> bool:
+    """Returns whether two tensors of a file hold the same numbers. Raises UserError where they cannot be read."""
+    if one.shape != other.shape:
+        return False
+    try:
+        first, second = one.read().reshape(-1), other.read().reshape(-1)
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own way to say that a file is damaged
+        raise UserError(f"{file}: a tensor cannot be read ({first_line(error)})") from None
+    parts = range(0, first.size, step)
+    return all(np.array_equal(first[at : at + step], second[at : at + step], equal_nan=True) for at in parts)
 
 
 def all_finite(array: np.ndarray, step: int = 1 << 20) -> bool:

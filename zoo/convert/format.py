@@ -24,6 +24,8 @@ class Exported:
         path: where the model was loaded from; None for random weights.
         step: of training, where known.
         official, is_community_model, ema, eos_ids: as those of `zoo.weights.sources.Weights`.
+        of_run: whether a run of zoo trained it.
+        chat_template: the name of the template of the run's conversations; None where it trained on none.
     """
 
     name: str
@@ -37,6 +39,25 @@ class Exported:
     is_community_model: bool = False
     ema: bool = False
     eos_ids: tuple[int, ...] = ()
+    of_run: bool = False
+    chat_template: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What the model is, in a few words; what the registry says of published weights is said of those alone."""
+        return describe(self.spec, self.config, official=self.official, is_community_model=self.is_community_model)
+
+
+def describe(spec: registry.ModelSpec, config: ModelConfig, *, official: bool, is_community_model: bool) -> str:
+    """Returns what a model is, in a few words.
+
+    Args:
+        official, is_community_model: as those of `zoo.weights.sources.Weights`.
+    """
+    if official:
+        return spec.summary
+    of_class = "a Llama" if is_community_model else f"of the architecture of {spec.name}"
+    return f"{of_class}, {config.num_layers} layers of width {config.embed_dim}"
 
 
 @dataclass(frozen=True)

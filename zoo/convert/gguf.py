@@ -6,18 +6,18 @@ llama-cpp-python are installed.
 """
 
 import ctypes
+import json
 import os
-import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.convert import base, files, gguf_tokenizer
+from zoo.convert import base, files, gguf_files, gguf_tokenizer
 from zoo.convert.base import Published, Rule, Rules, Tensor
 from zoo.convert.format import Exported, Format, HubFiles
 from zoo.convert.layouts import AS_IS, TRANSPOSED, Layout, interleaved
@@ -27,7 +27,6 @@ from zoo.layers.rotary import ntk_theta
 from zoo.util import atomic_write, first_line
 
 MODEL_NAME = "kodalite-1.3b"
-MAGIC = b"GGUF"
 TYPES = ("F16", "Q8_0", "Q4_K_M")
 QUANTISER = "llama-quantize"  # llama.cpp's program
 
@@ -44,18 +43,19 @@ LAYER_LINEARS = {
 }
 BIASES = {"attention_bias": ("attn/q", "attn/k", "attn/v"), "attention_out_bias": ("attn/o",)}
 
-# Ollama's template, for the one chat template that zoo writes.
-MODELFILE = """FROM ./{file}
-TEMPLATE \"\"\"{{{{- range .Messages }}}}{{{{ if eq .Role "user" }}}}<|user|>
-{{{{ .Content }}}}
-<|assistant|>
-{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}<|endoftext|>{{{{ end }}}}{{{{ end }}}}\"\"\"
-PARAMETER stop "{stop}"
-PARAMETER stop "<|endoftext|>"
-PARAMETER temperature {temperature}
-PARAMETER top_k {top_k}
-PARAMETER num_ctx {context}
-"""
+# Fields that change what llama.cpp computes of a Llama, and the values at which they do not.
+NEUTRAL = {
+    "llama.attention.sliding_window": (0,),
+    "llama.attention.scale": (0.0,),
+    "llama.attention.clamp_kqv": (0.0,),
+    "llama.attention.max_alibi_bias": (0.0,),
+    "llama.attention.causal": (True,),
+    "llama.embedding_scale": (0.0, 1.0),
+    "llama.residual_scale": (0.0, 1.0),
+    "llama.logit_scale": (0.0, 1.0),
+    "llama.expert_count": (0,),
+    "llama.use_parallel_residual": (False,),
+}
 
 
 def detect(path: str | os.PathLike) -> bool:
@@ -66,22 +66,22 @@ def detect(path: str | os.PathLike) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        return stream.read(4) == MAGIC
+        return stream.read(4) == gguf_files.MAGIC
 
 
 def open_published(path: str | os.PathLike) -> Published:
     """Opens what lies at `path`; no array is read. Raises UserError if it is no Llama or does not fit."""
     gguf = _package()
-    file = _file(Path(path))
+    parts = gguf_files.find(Path(path))
+    file = parts[0]
+    fields, tensors = gguf_files.read(gguf, parts)
     try:
-        reader = gguf.GGUFReader(file)
-        tensors = {item.name: _tensor(item, gguf) for item in reader.tensors}
-        config = _read_config(reader, file, tensors)
-        ends = (reader.fields.get(f"tokenizer.ggml.{part}_token_id") for part in ("eos", "eot", "eom"))
-        eos_ids = tuple(dict.fromkeys(int(field.contents()) for field in ends if field is not None))
+        config = _read_config(fields, file, tensors)
+        ends = (fields.get(f"tokenizer.ggml.{part}_token_id") for part in ("eos", "eot", "eom"))
+        eos_ids = tuple(dict.fromkeys(int(i) for i in ends if i is not None))
     except UserError:
         raise
-    except Exception as error:  # a damaged file makes it raise whatever NumPy or struct do
+    except Exception as error:  # fields of another type than llama.cpp's
         raise UserError(f"{file}: cannot be read as GGUF ({first_line(error)})") from None
     base.check_layers(config, tensors, file)
     return Published(
@@ -119,10 +119,20 @@ def write(model: Exported, directory: Path, *, quantization: str | None = None) 
         unquantised.unlink()
         if failure is not None:
             raise UserError(f"gguf: llama.cpp could not quantise the model: {failure}; take Q8_0 or F16")
-    if llama.chat_template is not None:
-        settings = {**llama.sampling, "stop": llama.stop_strings[0]}
-        text = MODELFILE.format(file=file.name, context=llama.config.max_seq_len, **settings)
-        atomic_write(directory / "Modelfile", text)
+    if llama.template is not None:
+        atomic_write(directory / "Modelfile", _modelfile(file.name, llama))
+
+
+def _modelfile(file: str, model: LlamaShaped) -> str:
+    """Returns the text of Ollama's Modelfile for a model with a chat template."""
+    ends = [*model.stop_strings, *([model.only_token] if model.only_token else [])]
+    settings = {name: value for name, value in (model.sampling or {}).items() if name in ("temperature", "top_k")}
+    parameters = [("stop", json.dumps(end)) for end in ends] + [
+        *settings.items(),
+        ("num_ctx", model.config.max_seq_len),
+    ]
+    lines = [f"PARAMETER {name} {value}" for name, value in parameters]
+    return "\n".join([f"FROM ./{file}", f'TEMPLATE """{model.template.go}"""', *lines]) + "\n"
 
 
 def _quantiser() -> Callable[[Path, Path], str | None]:
@@ -181,48 +191,10 @@ def _package() -> Any:
     return gguf
 
 
-def choose(names: Iterable[str]) -> str | None:
-    """Returns the one GGUF file among `names`; of several the one in F16, else in Q8_0; else None."""
-    candidates = [name for name in names if name.lower().endswith(".gguf")]
-    if len(candidates) == 1:
-        return candidates[0]
-    for kind in ("f16", "q8_0"):
-        alike = [name for name in candidates if re.search(rf"(^|[-_.]){kind}\.gguf$", name.lower())]
-        if alike:
-            return alike[0] if len(alike) == 1 else None
-    return None
-
-
-def _file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    names = sorted(file.name for file in path.glob("*.gguf"))
-    chosen = choose(names)
-    if chosen is None:
-        some = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        raise UserError(f"{path}: " + (f"holds several GGUF files; name one ({some})" if names else "is no GGUF file"))
-    return files.safe_join(path, chosen)
-
-
-def _tensor(item: Any, gguf: Any) -> Tensor:
-    shape = tuple(int(size) for size in reversed(item.shape))
-
-    def read() -> np.ndarray:
-        if item.tensor_type in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32):
-            return np.asarray(item.data).reshape(shape)
-        return gguf.quants.dequantize(item.data, item.tensor_type).reshape(shape)
-
-    half = item.tensor_type == gguf.GGMLQuantizationType.F16
-    return Tensor(shape, np.dtype(np.float16 if half else np.float32), read)
-
-
-def _read_config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+def _read_config(fields: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if fields.get("general.architecture") != "llama":
         raise UserError(f"{file}: general.architecture is {fields.get('general.architecture')!r}; zoo reads llama")
-    scaling = fields.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UserError(f"{file}: llama.rope.scaling.type is {scaling!r}; zoo's Llama has no such thing")
+    _refuse_other_models(fields, file)
     heads, width = fields["llama.attention.head_count"], fields["llama.embedding_length"]
     config = {
         "vocab_size": tensors["token_embd.weight"].shape[0],
@@ -240,6 +212,23 @@ def _read_config(reader: Any, file: Path, tensors: Mapping[str, Tensor]) -> dict
         "attention_out_bias": "blk.0.attn_output.bias" in tensors,
     }
     return base.full_config(MODEL_NAME, config)
+
+
+def _refuse_other_models(fields: Mapping[str, Any], file: Path) -> None:
+    """Raises UserError, naming the field, for what llama.cpp computes and zoo's Llama does not."""
+    kind = fields.get("llama.rope.scaling.type")
+    # llama.cpp scales linearly where a factor stands without a type, as older files have it.
+    names = [name for name in ("llama.rope.scaling.factor", "llama.rope.scale_linear") if fields.get(name)]
+    if kind not in (None, "none", "linear"):
+        raise UserError(f"{file}: llama.rope.scaling.type is {kind!r}; zoo's Llama has no such thing")
+    if kind != "none" and names and fields[names[0]] != 1:
+        raise UserError(f"{file}: {names[0]} is {fields[names[0]]:g}; zoo's Llama has no scaled positions")
+    head_dim = fields["llama.embedding_length"] // fields["llama.attention.head_count"]
+    head_dim = fields.get("llama.attention.key_length", head_dim)
+    same = dict.fromkeys(("llama.attention.value_length", "llama.rope.dimension_count"), (head_dim,))
+    for name, values in (NEUTRAL | same).items():
+        if name in fields and fields[name] not in values:
+            raise UserError(f"{file}: {name} is {fields[name]}; zoo's Llama has no such thing")
 
 
 def _shortest(value: float) -> float:
@@ -271,13 +260,15 @@ def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
         array = np.asarray(array, np.float32)
         if array.ndim == 1:
             writer.add_tensor(tensor, array)
-        elif kind == "Q8_0" and array.shape[-1] % 32 == 0:
+        elif kind == "Q8_0":
+            if array.shape[-1] % 32:
+                raise UserError(f"gguf: {tensor} has rows of {array.shape[-1]}, and Q8_0 takes blocks of 32; take F16")
+            # A block's scale is its largest number, divided by 127, in float16.
+            base.cast_array(np.abs(array).max(initial=0, keepdims=True) / 127, np.float16, f"gguf: 1/127 of {tensor}")
             stored = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(tensor, gguf.quants.quantize(array, stored), raw_dtype=stored)
         else:
-            if not np.isfinite(half := array.astype(np.float16)).all():
-                raise UserError(f"gguf: {tensor} holds numbers that float16 does not reach")
-            writer.add_tensor(tensor, half)
+            writer.add_tensor(tensor, base.cast_array(array, np.float16, f"gguf: {tensor}"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -285,8 +276,9 @@ def _write(gguf: Any, file: Path, model: LlamaShaped, kind: str) -> None:
 
 
 def _hub_files(names: Sequence[str]) -> list[str]:
-    chosen = choose(name for name in names if "/" not in name)
-    return [] if chosen is None else [chosen]
+    names = [name for name in names if "/" not in name]
+    chosen = gguf_files.choose(names)
+    return [] if chosen is None else [name for name in gguf_files.part_names(chosen) if name in names]
 
 
 FORMAT = Format(

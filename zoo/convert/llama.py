@@ -7,7 +7,7 @@ not compute is refused by the name of the field that asks for it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from zoo.layers.rotary import ntk_theta
 from zoo.models.llama import LlamaConfig
 
 MODEL_NAME = "kodalite-1.3b"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # transformers' config field -> zoo's
 CONFIG_NAMES = {
@@ -63,6 +64,7 @@ NEUTRAL = {
     "attention_multiplier": (None,),
 }
 MODEL_TYPES = ("llama", "mistral")
+MISTRAL_WINDOW, MISTRAL_CONTEXT = 4096, 4096 * 32  # what transformers takes where a mistral's config does not say
 
 
 def detect(path: str | os.PathLike) -> bool:
@@ -71,28 +73,47 @@ def detect(path: str | os.PathLike) -> bool:
     return path.is_dir() and "model_type" in files.peek_json(path / "config.json") and files.has_safetensors(path)
 
 
-def open_published(path: str | os.PathLike, *, source_config: Mapping[str, Any] | None = None) -> Published:
-    """Opens what lies at `path`; no array is read. Raises UserError, naming the field, for a model that is no Llama.
+def open_published(
+    path: str | os.PathLike,
+    *,
+    source_config: Mapping[str, Any] | None = None,
+    decoded: Callable[[Path, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> Published:
+    """Opens what lies at `path`. No array is read, but for a head that may be the embedding written twice.
 
-    `source_config` stands in for the content of config.json.
+    Args:
+        source_config: stands in for the content of config.json.
+        decoded: returns the tensors as the numbers they stand for, given the file that errors name.
+
+    Raises:
+        UserError: a model that is no Llama; the message names the field.
     """
     path = Path(path)
     config_file = files.safe_join(path, "config.json")
     source_config = files.read_json(config_file) if source_config is None else source_config
     refuse_other_models(source_config, config_file)
     file, tensors = files.open_sharded(path)
+    if decoded is not None:
+        tensors = decoded(file, tensors)
     config = _read_config(source_config, config_file, tensors)
     base.check_layers(config, tensors, file)
     ignored = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
-    if config["tie_embeddings"] and "lm_head.weight" in tensors:
-        ignored.add("lm_head.weight")  # some programs write the table twice
+    table = rules(config)
+    if config["tie_embeddings"] and HEAD in tensors:
+        if EMBEDDING not in tensors:  # the one table, under its other name
+            table = {**table, "embed/embedding": Rule(HEAD)}
+        elif base.same_numbers(tensors[EMBEDDING], tensors[HEAD], file):
+            ignored.add(HEAD)  # some programs write the table twice
+        else:  # a head of its own: transformers takes it, too, whatever the config says
+            config = {**config, "tie_embeddings": False}
+            table = rules(config)
     return Published(
         kind=f"Hugging Face {source_config['model_type']} directory (safetensors)",
         file=file,
         model_name=MODEL_NAME,
         config=config,
         tensors=tensors,
-        rules=rules(config),
+        rules=table,
         tokenizer_path=files.existing(path, "tokenizer.json") or files.existing(path, "tokenizer.model"),
         ignored=frozenset(ignored),
         eos_ids=eos_ids(path, source_config),
@@ -121,7 +142,7 @@ def save(directory: Path, config: LlamaConfig, params: Any, *, extra_config: Map
 
 def rules(config: Mapping[str, Any]) -> Rules:
     """Returns where each parameter of a Llama stands, such as "model.layers.0.self_attn.q_proj.weight"."""
-    table = {"embed/embedding": Rule("model.embed_tokens.weight"), "final_norm/scale": Rule("model.norm.weight")}
+    table = {"embed/embedding": Rule(EMBEDDING), "final_norm/scale": Rule("model.norm.weight")}
     with_bias = {module for switch, modules in BIASES.items() if config[switch] for module in modules}
     for i in range(config["num_layers"]):
         for name, path in LAYER_NORMS.items():
@@ -131,7 +152,7 @@ def rules(config: Mapping[str, Any]) -> Rules:
             if name in with_bias:
                 table[f"layers/{i}/{path}/bias"] = Rule(f"model.layers.{i}.{name}.bias")
     if not config["tie_embeddings"]:
-        table["lm_head/kernel"] = Rule("lm_head.weight", TRANSPOSED)
+        table["lm_head/kernel"] = Rule(HEAD, TRANSPOSED)
     return table
 
 
@@ -179,6 +200,13 @@ def refuse_other_models(source_config: Mapping[str, Any], file: Path) -> None:
         value = source_config.get(name, neutral[0])
         if value not in neutral:
             raise UserError(f"{file}: {name} is {json.dumps(value)[:80]}; zoo's Llama has no such thing")
+    if kind == "mistral" and "sliding_window" not in source_config:
+        longest = source_config.get("max_position_embeddings", MISTRAL_CONTEXT)
+        if not isinstance(longest, int) or longest > MISTRAL_WINDOW:
+            raise UserError(
+                f"{file}: sliding_window is missing, which transformers takes for {MISTRAL_WINDOW} in a mistral; zoo's "
+                f'Llama has no windows. Write "sliding_window": null if the model has none'
+            )
     layers = source_config.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
         raise UserError(f"{file}: layer_types is {json.dumps(layers)[:80]}; zoo's Llama has full attention alone")

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from zoo import registry
+from zoo.convert import chat_templates
+from zoo.convert.chat_templates import OutsideTemplate
 from zoo.convert.format import Exported
 from zoo.convert.layouts import interleaved
+from zoo.convert.tokenizer_files import spelling
 from zoo.models import build
 from zoo.models.bwetaf import BwetafConfig
 from zoo.models.config import ModelConfig
@@ -20,16 +23,9 @@ from zoo.models.llama import LlamaConfig
 from zoo.models.nanochat import NanochatConfig
 from zoo.models.tiny import TinyConfig
 from zoo.tokenizers.base import Tokenizer
+from zoo.tokenizers.chat import find
 
-# As KodaLite's release renders a conversation: the assistant's tag comes with the user's turn.
-KODALITE_CHAT = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|user|>\n{{ message['content'] }}\n<|assistant|>\n"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'] }}<|endoftext|>"
-    "{% endif %}{% endfor %}"
-)
 KODALITE_EOS = "<|endoftext|>"
-CHAT_TEMPLATES = {"kodalite": KODALITE_CHAT}  # a spec's chat_template -> Jinja for programs outside
 
 # Why models of a class are no Llamas.
 REASONS: dict[type[ModelConfig], str] = {
@@ -46,8 +42,10 @@ class LlamaShaped:
 
     Attributes:
         name: names the files.
-        spec: the registered model whose published settings and template are written along; None for anybody's Llama.
+        spec: the registered model whose published settings are written along; None for anybody's Llama.
         stop_ids: tokens that end a text; the tokenizer's EOS may be missing.
+        template: of conversations; None where there is none.
+        only_token: the one special token where it plays all parts, as in KodaLite's release; None elsewhere.
     """
 
     name: str
@@ -56,6 +54,8 @@ class LlamaShaped:
     tokenizer: Tokenizer | None
     spec: registry.ModelSpec | None
     stop_ids: tuple[int, ...] = ()
+    template: OutsideTemplate | None = None
+    only_token: str | None = None
 
     @property
     def sampling(self) -> Mapping[str, Any] | None:
@@ -65,17 +65,13 @@ class LlamaShaped:
     @property
     def chat_template(self) -> str | None:
         """The template of conversations in Jinja; None where there is none."""
-        return None if self.spec is None else CHAT_TEMPLATES.get(self.spec.chat_template)
+        return None if self.template is None else self.template.jinja
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Strings that end a text."""
-        return tuple((self.sampling or {}).get("stop", ()))
-
-    @property
-    def only_token(self) -> str | None:
-        """The one special token where it plays all parts, as in KodaLite's release; None elsewhere."""
-        return KODALITE_EOS if self.chat_template == KODALITE_CHAT else None
+        of_template = () if self.template is None else (find(self.template.name).end.strip(),)
+        return tuple((self.sampling or {}).get("stop", of_template))
 
     def token_ids(self) -> dict[str, Any]:
         """Returns the fields bos_token_id, eos_token_id and pad_token_id of config.json and generation_config.json."""
@@ -107,10 +103,18 @@ def as_llama(model: Exported) -> LlamaShaped:
         config, params = _cronica_as_llama(model.config, model.params)
         spec, stop_ids = registry.describe("cronica-5m"), () if closing is None else (tokenizer.eos_id, closing)
         return LlamaShaped(model.name, config, params, tokenizer, spec, stop_ids)
-    # KodaLite's template is not that of a Llama of anybody else, whatever its tokenizer.
+    # KodaLite's settings are not those of a Llama of anybody else, whatever its tokenizer.
     own_tokens = None if tokenizer is None or model.is_community_model else list(tokenizer.special_tokens)
-    spec = registry.describe("kodalite-1.3b") if own_tokens == [KODALITE_EOS] else None
-    return LlamaShaped(model.name, model.config, model.params, tokenizer, spec, model.eos_ids)
+    only_token = KODALITE_EOS if own_tokens == [KODALITE_EOS] else None
+    spec = model.spec if only_token and (not model.of_run or model.config == model.spec.make_config()) else None
+    template = None
+    if model.of_run and model.chat_template is not None and tokenizer is not None:
+        template = chat_templates.of_run(model.chat_template, spelling(tokenizer, "eos"))
+    elif spec is not None and not model.of_run:
+        template = chat_templates.of_release(spec.chat_template)
+    return LlamaShaped(
+        model.name, model.config, model.params, tokenizer, spec, model.eos_ids, template=template, only_token=only_token
+    )
 
 
 def _cronica_as_llama(config: CronicaConfig, params: Any) -> tuple[LlamaConfig, Any]:

@@ -1,22 +1,23 @@
 """Directories that mlx-lm opens (github.com/ml-explore/mlx-lm): Llama-shaped models, float16 or quantised.
 
 They are Hugging Face directories with float16 weights; with 8 or 4 bits, each matrix becomes packed integers with a
-scale and a bias for every 64 numbers of a row: w = scale * q + bias, as MLX computes it.
+scale and a bias for every 64 numbers of a row (32 where 64 does not divide it): w = scale * q + bias, as MLX has it.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from zoo.convert import files, hf, llama, llama_shaped
+from zoo.convert import base, files, hf, llama, llama_shaped
 from zoo.convert.base import Published, Tensor
 from zoo.convert.format import SAFETENSORS, Exported, Format
 from zoo.errors import UserError
 
-GROUP = 64
+GROUPS = (64, 32)  # numbers of a row that share a scale, as mlx-lm takes them; the first is its own choice
 BITS = (4, 8)
 
 
@@ -43,16 +44,20 @@ def open_published(path: str | os.PathLike) -> Published:
         raise UserError(f"{config_file}: quantization is {quantisation}; zoo reads {BITS} bits in groups")
     if source_config.get("quantization_config") == quantisation:  # mlx-lm writes it twice, for transformers as well
         del source_config["quantization_config"]
-    stored = llama.open_published(path, source_config=source_config)
-    tensors = dict(stored.tensors)
-    for name in [name for name in stored.tensors if name.endswith(".scales")]:
-        module = name.removesuffix(".scales")
-        parts = [tensors.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
-        matrices = None not in parts and all(len(part.shape) == 2 for part in parts)
-        if not matrices or parts[0].dtype != np.uint32 or parts[1].shape != parts[2].shape:
-            raise UserError(f"{stored.file}: {module} has not the weight, scales and biases of a quantised matrix")
-        tensors[f"{module}.weight"] = _dequantised(*parts, group, bits, f"{stored.file}: {module}")
-    return replace(stored, tensors=tensors, kind=f"MLX directory, {bits} bits")
+
+    def decoded(file: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = dict(stored)
+        for name in [name for name in stored if name.endswith(".scales")]:
+            module = name.removesuffix(".scales")
+            parts = [tensors.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
+            matrices = None not in parts and all(len(part.shape) == 2 for part in parts)
+            if not matrices or parts[0].dtype != np.uint32 or parts[1].shape != parts[2].shape:
+                raise UserError(f"{file}: {module} has not the weight, scales and biases of a quantised matrix")
+            tensors[f"{module}.weight"] = _dequantised(*parts, group, bits, f"{file}: {module}")
+        return tensors
+
+    stored = llama.open_published(path, source_config=source_config, decoded=decoded)
+    return replace(stored, kind=f"MLX directory, {bits} bits")
 
 
 def write(model: Exported, directory: Path, *, bits: int | None = None) -> None:
@@ -68,20 +73,36 @@ def write(model: Exported, directory: Path, *, bits: int | None = None) -> None:
     }
     config = files.read_json(directory / "config.json") | {"torch_dtype": "float16"}
     if bits is not None:
-        config["quantization"] = {"group_size": GROUP, "bits": bits}
-        for name in [name for name, array in tensors.items() if array.ndim == 2 and array.shape[-1] % GROUP == 0]:
+        matrices = {name: array.shape[-1] for name, array in tensors.items() if array.ndim == 2}
+        group = _group_size(matrices, bits)
+        config["quantization"] = {"group_size": group, "bits": bits}
+        for name in matrices:
             module = name.removesuffix(".weight")
-            tensors[name], tensors[f"{module}.scales"], tensors[f"{module}.biases"] = quantise(tensors[name], bits)
+            tensors[name], tensors[f"{module}.scales"], tensors[f"{module}.biases"] = quantise(
+                tensors[name], bits, group
+            )
     files.save_safetensors(directory / files.SINGLE, tensors, {"format": "mlx"})
     files.write_json(directory / "config.json", config)
 
 
-def quantise(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quantises a float16 matrix [out, in] by MLX's rule (github.com/ml-explore/mlx); 64 must divide `in`.
+def _group_size(widths: Mapping[str, int], bits: int) -> int:
+    """Returns the largest of GROUPS that divides the rows of all matrices. Raises UserError where none does."""
+    group = next((group for group in GROUPS if all(width % group == 0 for width in widths.values())), None)
+    if group is None:
+        name, width = next((name, width) for name, width in widths.items() if width % GROUPS[-1])
+        raise UserError(
+            f"mlx: {name} has rows of {width}, and {bits} bits are stored in groups of "
+            f"{' or '.join(map(str, GROUPS))} numbers; leave --bits out for float16"
+        )
+    return group
 
-    Returns packed uint32 [out, in * bits / 32], and scales and biases, float16 [out, in / 64].
+
+def quantise(weight: np.ndarray, bits: int, group: int = GROUPS[0]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantises a float16 matrix [out, in] by MLX's rule (github.com/ml-explore/mlx); `group` must divide `in`.
+
+    Returns packed uint32 [out, in * bits / 32], and scales and biases, float16 [out, in / group].
     """
-    groups = weight.astype(np.float32).reshape(weight.shape[0], -1, GROUP)
+    groups = weight.astype(np.float32).reshape(weight.shape[0], -1, group)
     low, high = groups.min(-1), groups.max(-1)
     # The end of the range that is farther from zero is met exactly, and zero itself is one of the steps.
     steps = 2**bits - 1
@@ -101,10 +122,7 @@ def quantise(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _half(name: str, array: np.ndarray) -> np.ndarray:
-    half = array.astype(np.float32).astype(np.float16)
-    if not np.isfinite(half).all():
-        raise UserError(f"mlx: {name} holds numbers that float16 does not reach")
-    return half
+    return base.cast_array(array, np.float16, f"mlx: {name}")
 
 
 def _dequantised(weight: Tensor, scales: Tensor, biases: Tensor, group: int, bits: int, name: str) -> Tensor:

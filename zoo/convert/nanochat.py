@@ -78,12 +78,16 @@ def _is_torch(path: Path) -> bool:
 def _open_orbax(step: Path) -> Published:
     from zoo.convert import orbax_tree
 
-    config_file = files.safe_join(step.parent, "config.json")
+    config_file, unstated = files.safe_join(step.parent, "config.json"), {}
     if config_file.is_file():
         source_config = files.read_json(config_file).get("model")
     else:
         config_file = files.safe_join(step, "metadata/metadata")
         source_config = files.read_json(config_file).get("model_config") if config_file.is_file() else None
+        if isinstance(source_config, dict) and "mlp" not in source_config:
+            # As flaxchat's own trainer writes it, whose MLP is ReLU squared on its main branch and GELU on another.
+            names = " or ".join(f"activation={name!r}" for name in nanochat_names.ACTIVATIONS.values())
+            unstated = {"activation": f"give {names}, as in zoo.load(path, activation=...)"}
     if not isinstance(source_config, dict):
         raise UserError(f"{step.parent / 'config.json'}: is missing, or has no section 'model'; fetch it as well")
     tensors = orbax_tree.open_tree(step / "model")
@@ -98,6 +102,7 @@ def _open_orbax(step: Path) -> Published:
         rules=nanochat_names.rules(config, flax=True),
         step=int(step.name) if step.name.isdecimal() else None,
         ignored=frozenset(name for name in tensors if name in nanochat_names.TABLES),
+        unstated=unstated,
     )
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from zoo import registry
 from zoo.convert.base import storage_dtype
+from zoo.errors import UserError
 from zoo.language_model.model import LanguageModel
 from zoo.models import build
 from zoo.weights import resolve
@@ -72,8 +73,17 @@ def load(
     weights = resolve.find(name_or_path, revision=revision, overrides=config_overrides)
     tokenizer = weights.tokenizer()
     graphdef, params = weights.read(dtype=stored, mesh=mesh)
+    if jnp.float16 in (stored, compute_dtype):
+        _check_range(params)
     module = nnx.merge(graphdef, params)
     return LanguageModel(module, tokenizer, weights.spec, weights.config, compute_dtype=compute_dtype, origin=weights)
+
+
+def _check_range(params: build.Params) -> None:
+    """Raises UserError, naming a parameter, where float16 would make numbers of it infinite."""
+    for path, leaf in build.flatten(params).items():
+        if not bool(jnp.isfinite(leaf.astype(jnp.float16)).all()):
+            raise UserError(f"{path} holds numbers beyond 65,504, where float16 ends; take bfloat16 or float32")
 
 
 def _dtypes(dtype: DTypeLike | None, compute_dtype: DTypeLike | None) -> tuple[DTypeLike, DTypeLike | None]:

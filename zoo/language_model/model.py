@@ -15,8 +15,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from zoo import convert, registry
-from zoo.convert import portable
+from zoo.convert import base, portable
 from zoo.convert.base import storage_dtype
+from zoo.convert.format import describe
 from zoo.errors import UserError
 from zoo.generate import chat as conversations
 from zoo.generate.engine import check_prompts
@@ -24,6 +25,7 @@ from zoo.generate.inputs import Prompt, as_seed, as_seeds, as_token_ids, is_sing
 from zoo.generate.settings import Settings, resolve_settings
 from zoo.generate.text import Generation, TextStream, continue_all, stream_text
 from zoo.layers import lora
+from zoo.models import build
 from zoo.models.casting import Casting
 from zoo.models.config import ModelConfig
 from zoo.tokenizers.chat import TEMPLATES
@@ -130,8 +132,9 @@ class LanguageModel:
             for name, value in dataclasses.asdict(self.config).items()
         }
         entries = f"{self.tokenizer.vocab_size:,} entries" if self.tokenizer else "none: prompts are token ids"
+        official, community = self.origin is not None and self.origin.official, self.is_community_model
         lines = [
-            f"{self.name}: {'a Llama' if self.is_community_model else self.spec.summary}",
+            f"{self.name}: {describe(self.spec, self.config, official=official, is_community_model=community)}",
             f"  parameters  {sum(leaf.size for leaf in leaves):,} in {dtypes}, {size:,.1f} MB",
             f"  weights     {f'{self.origin.path} ({self.origin.kind})' if self.origin else 'of no file'}",
             f"  tokenizer   {entries}",
@@ -369,7 +372,7 @@ class LanguageModel:
         stored = None if dtype is None else storage_dtype(dtype)
         params = nnx.to_pure_dict(nnx.state(self.merge().module))
         if stored is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(stored), params)
+            params = build.unflatten(base.cast(build.flatten(params), stored))
         portable.save(
             directory,
             name=self.spec.name,
@@ -422,6 +425,8 @@ class LanguageModel:
             is_community_model=self.is_community_model,
             ema=self.origin is not None and self.origin.ema,
             eos_ids=self.eos_ids,
+            of_run=self.origin is not None and self.origin.of_run,
+            chat_template=None if self.origin is None else self.origin.trained_template,
         )
         return export(model, directory, format, dtype=dtype, quantization=quantization, bits=bits)
 

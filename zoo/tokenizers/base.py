@@ -125,9 +125,10 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 class StreamDecoder:
-    """Decodes ids one by one; the pieces joined are exactly `decode` of all the ids.
+    """Decodes ids one by one; the pieces joined are `decode` of all the ids.
 
-    A character whose bytes are spread over several tokens is held back until its last byte.
+    A character whose bytes are spread over several tokens is held back until its last byte. Some decoders give up whole
+    characters that stand before a part of one ("byte fallback"); here these stay.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
@@ -146,12 +147,14 @@ class StreamDecoder:
     def flush(self) -> str:
         """Returns what is held back, at the end of the text (U+FFFD for an unfinished character)."""
         text = self._text()
-        if text:
-            self._before = self._held
+        # Without a text of its own, what is held may still decide on the next one's first space.
+        self._before = self._held if text else self._before + self._held
         self._held = []
         return text
 
     def _text(self) -> str:
         before = self._tokenizer.decode(self._before, skip_special=self._skip_special)
         both = self._tokenizer.decode(self._before + self._held, skip_special=self._skip_special)
-        return both[len(before) :]
+        if both.startswith(before):
+            return both[len(before) :]
+        return self._tokenizer.decode(self._held, skip_special=self._skip_special)

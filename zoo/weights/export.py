@@ -9,14 +9,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import numpy as np
 from jax.typing import DTypeLike
 
 from zoo import convert, files
+from zoo.convert import base
 from zoo.convert.base import storage_dtype
 from zoo.convert.format import Exported
 from zoo.errors import UserError
+from zoo.models import build
 from zoo.weights import model_card
 
 __all__ = ["Exported", "export"]
@@ -54,8 +54,8 @@ def export(
     if dtype is not None:
         if chosen.own_dtypes:
             raise UserError(f"dtype is no option of the format {chosen.name}, which has types of its own")
-        stored = storage_dtype(dtype)
-        model = replace(model, params=jax.tree.map(lambda leaf: np.asarray(leaf).astype(stored), model.params))
+        flat = base.cast(build.flatten(model.params), storage_dtype(dtype))
+        model = replace(model, params=build.unflatten(flat))
     target = Path(directory).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{directory} is there already and not empty; choose another directory")

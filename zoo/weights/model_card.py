@@ -101,8 +101,7 @@ def _text(model: Exported, format: Format, run: TrainingRun | None, published: b
     import jax
 
     spec, count = model.spec, sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    sentence = f"{model.name}: a Llama" if model.is_community_model else f"{spec.name}: {spec.summary}"
-    lines = [f"# {model.name}", "", f"{sentence}.", ""]
+    lines = [f"# {model.name}", "", f"{model.name}: {model.sentence}.", ""]
     facts = [("parameters", f"{count:,}"), ("step", "not stated" if model.step is None else str(model.step))]
     if published:
         given = {"source": spec.source, "licence": spec.licence, "dataset": spec.dataset, "tokenizer": spec.tokenizer}

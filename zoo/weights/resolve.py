@@ -15,8 +15,7 @@ from typing import Any
 
 from zoo import convert, registry
 from zoo.checkpoints import storage
-from zoo.convert import files, peft
-from zoo.convert.llama_shaped import CHAT_TEMPLATES
+from zoo.convert import chat_templates, files, peft
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
 from zoo.errors import UserError
 from zoo.models.spec import HUB
@@ -174,13 +173,15 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
 def _may_be_of(spec: registry.ModelSpec, path: Path) -> bool:
     """Returns whether weights of the spec's class, and of another size, may have been made with its tokenizer.
 
-    A tokenizer without the spec's chat template was not made for it; bare weights may well be.
+    A tokenizer without a chat template of zoo was not made for it, unless zoo wrote it; bare weights may well be.
     """
     if path.is_file():
         return False
     config = path / "tokenizer_config.json"
-    template = CHAT_TEMPLATES.get(spec.chat_template)
-    return not config.is_file() or files.peek_json(config).get("chat_template") == template
+    if not config.is_file():
+        return True
+    template = files.peek_json(config).get("chat_template")
+    return model_card.written_by_zoo(path) if template is None else chat_templates.name_of(template) is not None
 
 
 def _find_remote(url: str, overrides: Mapping[str, Any], step: int | None) -> RunWeights:

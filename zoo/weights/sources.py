@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from zoo import registry, tokenizers
 from zoo.checkpoints import pytree
 from zoo.checkpoints.manager import Checkpoints, DamagedCheckpoint, Restored
-from zoo.convert import peft, portable
+from zoo.convert import chat_templates, files, peft, portable
 from zoo.convert.base import Published
 from zoo.convert.format import Format
 from zoo.convert.portable import CONFIG_FILE, TOKENIZER_DIR
@@ -26,6 +26,7 @@ from zoo.models import build
 from zoo.models.config import ModelConfig
 from zoo.recipe import Recipe
 from zoo.recipe.training import EMA_SUFFIX, LoraSection
+from zoo.tokenizers.token_files import CONFIG_NAME
 from zoo.train import parameters
 from zoo.train.optimizers import EMA_FIELD
 from zoo.weights import lineage
@@ -120,6 +121,10 @@ class Weights:
     @property
     def chat_template(self) -> str | None:
         """Returns the template of the conversations that the weights were trained on; None where there were none."""
+        if self.path.is_dir():
+            told = chat_templates.name_of(files.peek_json(self.path / CONFIG_NAME).get("chat_template"))
+            if told is not None:
+                return told
         return None if self.is_community_model else self.spec.chat_template
 
     @property
@@ -130,6 +135,16 @@ class Weights:
     def prefix_ids(self, tokenizer: "Tokenizer") -> list[int]:
         """Returns the ids that stand before a text that the model is to go on with."""
         return tokenizer.prefix_ids
+
+    @property
+    def of_run(self) -> bool:
+        """Returns whether a run of zoo trained the weights, and its directory says how."""
+        return False
+
+    @property
+    def trained_template(self) -> str | None:
+        """Returns the template of the conversations that the run trained on; None of documents, and of no run."""
+        return None
 
     def same_adapters(self, section: LoraSection | None) -> bool:
         """Returns whether the adapters among the weights can go on as those of `section`."""
@@ -227,6 +242,16 @@ class RunWeights(Weights):
     def chat_template(self) -> str | None:
         """Returns the template of the run's conversations, else that of its model."""
         return self.recipe.data.chat_template or super().chat_template
+
+    @property
+    def of_run(self) -> bool:
+        """Returns True: the run directory is at `path`."""
+        return True
+
+    @property
+    def trained_template(self) -> str | None:
+        """Returns the recipe's `data.chat_template`."""
+        return self.recipe.data.chat_template
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
