@@ -5,9 +5,10 @@ title, fill its clipboard or hide lines. Standard library only.
 """
 
 import contextlib
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 # All of C0 but tab and line feed, DEL and C1, the characters that override the direction of text, and surrogates,
@@ -61,6 +62,39 @@ class GuardedStream:
         return getattr(self.raw, name)
 
 
+class LastingStream:
+    """A text stream that goes on silently when nobody reads it any more: its pipe is closed, or its terminal is gone.
+
+    A run is then not lost for the sake of its progress. All but writing is the stream's own.
+    """
+
+    def __init__(self, raw: TextIO):
+        self._raw, self._gone = raw, False
+
+    def write(self, text: str) -> int:
+        """Writes the text, where somebody reads it, and returns the number of its characters."""
+        self._try(lambda: self._raw.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream, where somebody reads it."""
+        self._try(self._raw.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        if self._gone:
+            return
+        try:
+            act()
+        except OSError:
+            self._gone = True
+            with contextlib.suppress(OSError, ValueError):
+                # What Python still holds of the text, and what libraries write, goes nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._raw.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
 def guard(stream: TextIO | None, *, bars: bool = False) -> Any:
     """Returns the stream behind a `GuardedStream`; None and a stream that is guarded already are returned as is."""
     return stream if stream is None or isinstance(stream, GuardedStream) else GuardedStream(stream, bars=bars)
@@ -72,9 +106,14 @@ def unguarded(stream: Any) -> Any:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Guards sys.stdout and sys.stderr in the block: all that is printed there is made `visible`."""
+def guarded(*, lasting: bool = False) -> Iterator[None]:
+    """Guards sys.stdout and sys.stderr in the block: all that is printed there is made `visible`.
+
+    `lasting`: whether the program goes on when nobody reads them any more, see `LastingStream`.
+    """
     before = sys.stdout, sys.stderr
+    if lasting:
+        sys.stdout, sys.stderr = (stream and LastingStream(stream) for stream in before)
     sys.stdout, sys.stderr = guard(sys.stdout), guard(sys.stderr, bars=True)
     try:
         yield

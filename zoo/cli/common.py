@@ -27,16 +27,18 @@ def new_app(**settings) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings)
 
 
-def run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
+def run_command(app: Callable, argv: Sequence[str] | None, prog: str, *, lasting: bool = False) -> int:
     """Runs a typer app on `argv` (None: the process's own) and returns the exit code.
 
     0: success. 2: bad usage or a `UserError`, its text on stderr. 130: interrupted. 1: the reader of stdout
     went away, or any other exception, one line on stderr. `--debug` anywhere before `--` adds the traceback.
 
+    `lasting`: whether the command goes on when the reader of its output has gone away.
+
     What is printed meanwhile goes through `zoo.terminal.visible`, and no Python process that is started meanwhile looks
     for modules in the working directory.
     """
-    with guarded(), safe_path():
+    with guarded(lasting=lasting), safe_path():
         return _run_command(app, argv, prog)
 
 

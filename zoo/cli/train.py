@@ -58,11 +58,12 @@ def train(
 
     --debug shows the traceback of an error.
     """
-    from zoo.recipe import load_recipe
+    from zoo.rundir.layout import load_run_recipe
 
     if rehearse and (fresh or dry_run):
         raise UserError("--rehearse trains in a directory of its own; leave --fresh and --dry-run out")
-    loaded = load_recipe(recipe, overrides or ())
+    say = (lambda text: None) if WORKER in os.environ else print  # else a parent has said it
+    loaded = load_run_recipe(recipe, overrides or (), say)
     cluster = find_cluster(coordinator, num_processes, process_id)
     # The same command, for a process under this one that uses the devices.
     again = [*python_command("zoo.cli.train"), str(recipe), *(overrides or ())]
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-train`; returns the exit code."""
     app = new_app()
     app.command()(train)
-    code = run_command(app, argv, "zoo-train")
+    code = run_command(app, argv, "zoo-train", lasting=True)
     runtime.leave(code)
     return code
 

@@ -1,4 +1,4 @@
-"""Stopping a run by SIGINT or SIGTERM: the running step is finished, the same one on every process of the run."""
+"""Stopping a run by SIGINT, SIGTERM or SIGHUP: the running step is finished, the same one on every process."""
 
 import contextlib
 import signal
@@ -10,11 +10,19 @@ from zoo.distributed import runtime
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived where there is no step to finish, or arrived a second time."""
+    """A signal arrived where there is no step to finish, or SIGINT or SIGTERM as the second one."""
+
+
+def without_ignored(*numbers: int) -> list[int]:
+    """Returns those of the signals to be handled: all but a SIGHUP that this process was told to ignore (nohup)."""
+    hang_up = signal.SIGHUP
+    return [number for number in numbers if number != hang_up or signal.getsignal(hang_up) != signal.SIG_IGN]
 
 
 class StopSignal:
-    """A context manager that turns SIGINT and SIGTERM into a request to stop; on exit it restores the old handlers.
+    """A context manager that turns SIGINT, SIGTERM and SIGHUP into a request to stop; on exit it restores the handlers.
+
+    SIGHUP comes when the terminal is closed, often twice; where it is ignored (nohup), it stays so.
 
     One process: within `deferred()` the first signal only sets `requested`; anywhere else, and the second time,
     `Stopped` is raised at once.
@@ -34,10 +42,10 @@ class StopSignal:
             return self
         if runtime.active():
             # JAX's runtime handles SIGTERM itself and agrees on the step with the other processes.
-            handler = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
-            self._old_handlers[signal.SIGINT] = handler
+            for number in without_ignored(signal.SIGINT, signal.SIGHUP):
+                self._old_handlers[number] = signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
         else:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in without_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -68,6 +76,8 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP and self._deferred and self.signals:
+            return  # of the shell, and then of the system
         self.signals += 1
         if self.signals > 1 or not self._deferred:
             raise Stopped(signal.Signals(number).name)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.distributed.cluster import Cluster
+from zoo.distributed.stop import without_ignored
 
 WORKER = "ZOO_TRAIN_WORKER"  # set for the child
 # How the runtime's messages about other processes begin; the lines that follow belong to them.
@@ -38,7 +39,7 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
     """Runs a command as one process of the cluster and returns its exit code, 128 + n where signal n ended it.
 
     Args:
-        command: the program and its arguments. SIGTERM and SIGINT are forwarded to it, both as SIGTERM.
+        command: the program and its arguments. SIGTERM, SIGINT and SIGHUP are forwarded to it, as SIGTERM.
         cluster: the processes of the run; None where the command runs alone.
         verbose: whether the runtime's own messages are shown too.
     """
@@ -53,7 +54,8 @@ def supervise(command: Sequence[str], cluster: Cluster | None, *, verbose: bool 
                 child.send_signal(signal.SIGTERM)
 
     # Set before there is a child: a signal while it starts must not end this process, which would kill the child.
-    old_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = without_ignored(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    old_handlers = {number: signal.signal(number, forward) for number in numbers}
     try:
         child = subprocess.Popen(
             command,

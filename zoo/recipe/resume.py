@@ -1,5 +1,7 @@
 """Whether a run may go on under a changed recipe."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     order, the optimizer's kind, the dtype of its moments and what it says is fixed (`Optimizer.fixed`), the average of
     the weights, the seed, and the storage dtype. Free to change are steps,
     learning rates and the other numbers of the optimizer, compute dtype, mesh, logging, checkpoints, evaluation, how
-    data are prepared, and where local data and the local source of `from:` lie (the checkpoint knows what they held).
+    data are prepared, and where local data, the tokenizer and the local source of `from:` lie (the checkpoint knows
+    what they held).
     """
     return [
         f"{key}: {before} in the run, {after} in the recipe"
@@ -31,6 +34,27 @@ def resume_changes(old: Recipe, new: Recipe) -> list[str]:
         f"{key}: {before} -> {after}"
         for key, (before, after) in _differences(old, new).items()
         if not _fixed_for_a_run(key)
+    ]
+
+
+def fixed_fields(recipe: Recipe) -> dict[str, Any]:
+    """Returns what is fixed for a run of the recipe, by dotted key, as plain JSON: every checkpoint records it."""
+    fixed = {key: value for key, value in _comparable(recipe).items() if _fixed_for_a_run(key)}
+    return json.loads(json.dumps(fixed))
+
+
+def recorded_differences(meta: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Returns where a recipe differs from the one that a checkpoint was trained under, a line a field.
+
+    `meta` is the checkpoint's; one of an older version of zoo records the model's config alone. Fields that only one of
+    the two knows are left out.
+    """
+    recorded = meta.get("recipe") or {f"model.{name}": value for name, value in (meta.get("config") or {}).items()}
+    fixed = fixed_fields(recipe)
+    return [
+        f"{key} is {fixed[key]}, and the checkpoint was trained with {value}"
+        for key, value in recorded.items()
+        if key in fixed and fixed[key] != value
     ]
 
 
@@ -61,7 +85,7 @@ def _without_local_path(source: SourceSection) -> dict[str, Any]:
 
 
 def _fixed_for_a_run(key: str) -> bool:
-    if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records"):
+    if key in ("data.path", "data.prepared_dir", "data.workers", "data.max_bad_records", "tokenizer.path"):
         return False
     return key.startswith(("model.", "tokenizer.", "data.", "from.", "lora.")) or key in (
         "from",

@@ -334,6 +334,7 @@ def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_
     if data.validation is not None:
         changed["validation"] = moved("data.validation", data.validation)
     if tokenizer.path is not None:
+        check_files = check_files and not files.exists(recipe.run_dir / "tokenizer")  # a run has its own copy
         tokenizer = tokenizer.model_copy(update={"path": absolute("tokenizer.path", tokenizer.path)})
     update = {"data": data.model_copy(update=changed), "tokenizer": tokenizer}
     if recipe.from_ is not None and files.exists(_expanded(recipe.from_.source)):  # else it is a name

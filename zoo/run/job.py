@@ -19,7 +19,7 @@ from zoo.distributed import runtime
 from zoo.distributed.stop import Stopped, StopSignal
 from zoo.errors import UserError
 from zoo.hardware.devices import peak_flops
-from zoo.recipe import Recipe, load_recipe, resume_changes
+from zoo.recipe import Recipe, fixed_fields, load_recipe, recorded_differences, resume_changes
 from zoo.run import evaluations, setup
 from zoo.run.facts import as_lines, facts, versions
 from zoo.run.restore import TrainingStart, restore_or_initialize
@@ -69,7 +69,7 @@ class StepRange:
 def run(recipe: Recipe, *, fresh: bool = False, dry_run: bool = False, part: StepRange | None = None) -> int:
     """Starts the run of a recipe, or resumes it, and returns the exit code.
 
-    SIGINT and SIGTERM finish the step, save and return 0; a second one returns 130 at once (not with several
+    SIGINT, SIGTERM and SIGHUP finish the step, save and return 0; a second one returns 130 at once (not with several
     processes, see `zoo.distributed.stop`).
 
     Args:
@@ -230,8 +230,10 @@ class Job:
         return restore_or_initialize(self.program, checkpoints, self._accept, say, frozen=frozen)
 
     def _accept(self, meta: dict[str, Any]) -> None:
-        """Raises UserError for a checkpoint that was trained on other data or with another tokenizer."""
+        """Raises UserError for a checkpoint of another recipe, other data or another tokenizer."""
         where = display_path(self.recipe.run_dir)
+        if different := recorded_differences(meta, self.recipe):
+            raise UserError(f"{where}/recipe.yaml: {different[0]}; put the file back, or correct that line")
         if meta["tokenizer_fingerprint"] != self.task.tokenizer.fingerprint:
             raise UserError(
                 f"{where}/tokenizer is not the one the run was trained with; put it back, or start over with --fresh"
@@ -304,6 +306,7 @@ class Job:
         return {
             "model": self.recipe.model.name,
             "config": self.program.config.to_dict(),
+            "recipe": fixed_fields(self.recipe),
             "base": base,
             "examples_seen": state.batch * self.recipe.data.batch_size,
             **state.meta(),

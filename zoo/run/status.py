@@ -10,6 +10,7 @@ from zoo import tokenizers
 from zoo.checkpoints.manager import Checkpoints
 from zoo.distributed import runtime
 from zoo.errors import UserError
+from zoo.files import safe_join
 from zoo.recipe import Recipe, load_recipe
 from zoo.rundir import layout
 from zoo.rundir.layout import display_path
@@ -61,12 +62,25 @@ def inspect_run_dir(recipe: Recipe, mirror: Mirror, *, fresh: bool) -> RunStatus
             return {"started": started, "resolved": None, "result": None}
         old = load_recipe(recipe.run_dir / "recipe.yaml", check_files=False)
         layout.refuse_other_recipe(recipe.with_resolved_from(old))
+        _refuse_other_tokenizer(old, recipe)
         return {"started": True, "resolved": old.resolutions(), "result": layout.read_result(recipe.run_dir)}
 
     content = runtime.broadcast(read)
     if content["resolved"] is not None:
         recipe = recipe.with_resolved(**content["resolved"])
     return RunStatus(content["started"], recipe, content["result"])
+
+
+def _refuse_other_tokenizer(old: Recipe, recipe: Recipe) -> None:
+    """Raises UserError where `tokenizer.path` leads to another tokenizer than the run's own copy; a path may change."""
+    path, saved = recipe.tokenizer.path, recipe.run_dir / "tokenizer"
+    if path is None or path == old.tokenizer.path or not Path(path).exists() or not saved.exists():
+        return
+    if tokenizers.load(path).fingerprint != tokenizers.load(saved).fingerprint:
+        raise UserError(
+            f"tokenizer.path: {path} is another tokenizer than that of {display_path(recipe.run_dir)}; go back to it, "
+            f"choose another name, or start over with --fresh"
+        )
 
 
 def saved_tokenizer(recipe: Recipe, *, resume: bool) -> Tokenizer | None:
@@ -96,5 +110,5 @@ def _packed(directory: Path) -> dict[str, str]:
 def _unpacked(files: dict[str, str]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
-            files.safe_join(Path(directory), name).write_bytes(base64.b64decode(content))
+            safe_join(Path(directory), name).write_bytes(base64.b64decode(content))
         return tokenizers.load(Path(directory))

@@ -15,8 +15,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,28 @@ def is_started(run_dir: Path) -> bool:
                 f"or logging.runs_dir"
             )
     return False
+
+
+def load_run_recipe(path: Path, overrides: Sequence[str], say: Callable[[str], None]) -> Recipe:
+    """Returns the recipe of a file; one that lies beside `checkpoints/` means that run, wherever it has been moved.
+
+    Args:
+        path: a recipe file, perhaps a run's own.
+        overrides: see `zoo.recipe.load_recipe`; those of `name` and `logging.runs_dir` mean another run.
+        say: shows a line where the run lies elsewhere than its recipe says.
+
+    Raises:
+        UserError: see `zoo.recipe.load_recipe`.
+    """
+    named = any(re.match(r"(name|logging\.runs_dir)=", override) for override in overrides)
+    run_dir = path.expanduser().absolute().parent
+    if path.name != "recipe.yaml" or named or not (run_dir / "checkpoints").is_dir():
+        return load_recipe(path, overrides)
+    here = [f"name={json.dumps(run_dir.name)}", f"logging.runs_dir={json.dumps(str(run_dir.parent))}"]
+    stated = load_recipe(path, overrides, check_files=False).run_dir
+    if stated != run_dir:
+        say(f"going on from {display_path(run_dir)}, where the recipe lies (it says {display_path(stated)})")
+    return load_recipe(path, [*here, *overrides])
 
 
 def check_place(run_dir: Path) -> None:

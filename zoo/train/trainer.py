@@ -59,7 +59,8 @@ class _Update:
     """An update that has been started.
 
     `step` and `tokens` include this update; `values` are scalars on the device. Its batch is number `batch` of the
-    global order and has `rows` rows of `length` positions.
+    global order, has `rows` rows of `length` positions and was waited for `waited` seconds. `ended`: when the update
+    ended, where that was before the call that started it returned (a CPU may compute in the calling thread).
     """
 
     step: int
@@ -68,6 +69,8 @@ class _Update:
     rows: int
     length: int
     values: dict[str, jax.Array]
+    waited: float
+    ended: float | None
 
 
 @dataclass
@@ -167,23 +170,26 @@ class Trainer:
             self._stream = number, self.batches(number)
         batch = next(self._stream[1])
         self._stream = number + 1, self._stream[1]
-        self._meter.waited += time.perf_counter() - start
+        waited = time.perf_counter() - start
         placed = self.put(batch)
         state.params, state.opt_state, values = self.step_fn(state.params, state.opt_state, placed, state.step)
         rows, length = placed["tokens"].shape
         state.step += 1
         state.tokens += rows * length
-        return _Update(state.step, state.tokens, number, rows, length, values)
+        ready = all(value.is_ready() for value in values.values() if isinstance(value, jax.Array))
+        ended = time.perf_counter() if ready else None
+        return _Update(state.step, state.tokens, number, rows, length, values, waited, ended)
 
     def _record(self, update: _Update) -> bool:
         """Waits for an update, checks it and writes its line; returns False where it rolls back instead."""
         step = update.step
         loss, grad_norm, lr = (float(update.values[name]) for name in ("loss", "grad_norm", "lr"))
+        ended = time.perf_counter() if update.ended is None else update.ended
         runtime.heartbeat(step)
         first = self._meter.since is None
         if not first:
-            self._meter.positions += update.rows * update.length
-            self._meter.flops += update.rows * update.length * self.flops_per_token(update.length)
+            positions = update.rows * update.length
+            self._meter.add(positions, positions * self.flops_per_token(update.length), update.waited)
         due = self._due(step)
         line: dict[str, Any] = {"step": step, "tokens": update.tokens}
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -201,7 +207,7 @@ class Trainer:
             # The loss of a batch without targets is 0 / 0, and no number to be logged.
             learnt = float(update.values.get("num_targets", 1)) > 0
             if learnt and (due or step % self.log_every == 0 or step == self.steps):
-                line |= {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self._meter.read()}
+                line |= {"loss": loss, "lr": lr, "grad_norm": grad_norm, **self._meter.read(ended)}
                 line |= {"memory_mb": peak_memory_mb(), "seconds": self._seconds()}
         if due or "loss" in line:
             self.log.write(line | ({"unfinished": 1} if due else {}))
@@ -307,12 +313,13 @@ class Trainer:
         return step % self.save_every == 0 or step == self.steps or bool(self._due(step))
 
     def _save(self) -> None:
-        state = self.state
+        state, paused = self.state, time.perf_counter()
         state.seconds = self._seconds()
         self.log.sync()
         self.before_save()
         self.checkpoints.save(state.step, state.params, state.opt_state, self.meta(state))
         self._saved_step = state.step
+        self._meter.paused += time.perf_counter() - paused
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started

@@ -24,7 +24,7 @@ from zoo.errors import UserError
 from zoo.layers import lora
 from zoo.models import build
 from zoo.models.config import ModelConfig
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, recorded_differences
 from zoo.recipe.training import EMA_SUFFIX, LoraSection
 from zoo.tokenizers.token_files import CONFIG_NAME
 from zoo.train import parameters
@@ -276,6 +276,7 @@ class RunWeights(Weights):
             for name in sorted({*stored, *wanted})
             if stored.get(name) != wanted.get(name)
         ]
+        own = [*([] if self._meta is None else self._recipe_problems(self._meta)), *own]
         return own if self._source is None else [*self._source.problems(), *own]
 
     def read(self, *, dtype: DTypeLike, mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.GraphDef, build.Params]:
@@ -284,7 +285,10 @@ class RunWeights(Weights):
         Raises UserError, too, where there is no checkpoint yet or the source is no longer what the run started from.
         """
         wanted = self._parameters(dtype=dtype, mesh=mesh)
+        if self._meta is not None:  # before shapes are compared, which the recipe gives
+            self._refuse_changed_recipe(self._meta)
         checkpoint = self._restored(wanted.trained)
+        self._refuse_changed_recipe(checkpoint.meta)
         if not wanted.frozen:
             return wanted.graphdef, checkpoint.params
         # The recorded fingerprint is of the frozen parameters in the dtype in which the run keeps them.
@@ -323,6 +327,35 @@ class RunWeights(Weights):
         if checkpoint is None:
             raise self._no_checkpoint()
         return checkpoint
+
+    def tokenizer(self) -> "Tokenizer | None":
+        """Returns the run's tokenizer. Raises UserError where the checkpoint was trained with another one."""
+        tokenizer = super().tokenizer()
+        trained_with = None if self._meta is None else self._meta.get("tokenizer_fingerprint")
+        if trained_with not in (None, tokenizer.fingerprint):
+            raise UserError(
+                f"{self.tokenizer_path}: is not the tokenizer that the checkpoint of step {self.step} was trained "
+                f"with; put that back"
+            )
+        return tokenizer
+
+    @cached_property
+    def _meta(self) -> Mapping[str, Any] | None:
+        """What the checkpoint records, under its checksum; None where there is none, or it is damaged."""
+        if self.step is None:
+            return None
+        try:
+            return self.checkpoints().read_meta(self.step)
+        except DamagedCheckpoint:
+            return None  # reading the arrays says so, or finds an older one
+
+    def _refuse_changed_recipe(self, meta: Mapping[str, Any]) -> None:
+        if problems := self._recipe_problems(meta):
+            raise UserError(f"{problems[0]}; put the file back, or correct that line")
+
+    def _recipe_problems(self, meta: Mapping[str, Any]) -> list[str]:
+        """Returns where recipe.yaml is not the one that the checkpoint was trained under, a line each."""
+        return [f"{self.path / 'recipe.yaml'}: {line}" for line in recorded_differences(meta, self.recipe)]
 
     def checkpoints(self) -> Checkpoints:
         """Returns the run's checkpoints, to be read."""
