@@ -29,6 +29,8 @@ from zoo.run import job as run_module
 from zoo.tasks.cronica.task import CronicaTask
 from zoo.tasks.cronica.tokens import STYLES
 from zoo.terminal import visible
+from zoo.train import trainer as trainer_module
+from zoo.train.logging import meter as meter_module
 from zoo.train.logging.log import MetricsLog, read_events, read_metrics
 from zoo.train.report import write_report
 from zoo.train.state import TrainState
@@ -446,7 +448,7 @@ def test_lines_callbacks_and_checkpoints_come_when_they_are_due(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").steps() == [10, 11]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, number):
     def signalled(params, opt_state, batch, step):
         if step == 6:  # the seventh
@@ -484,6 +486,91 @@ def test_a_signal_while_something_else_is_done_costs_none_of_it(tmp_path, moment
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert not any("unfinished" in line for line in lines)
     assert [line["heldout_loss"] for line in lines if line["step"] == 5] == [5.0] * (done == 5)
+
+
+def test_a_terminal_that_is_closed_hangs_up_twice_and_a_run_under_nohup_goes_on(tmp_path):
+    def closed(params, opt_state, batch, step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        return toy_step(params, opt_state, batch, step)
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with StopSignal() as stop:
+        assert toy_trainer(tmp_path / "one", step_fn=closed).run(toy_state(), stop).step == 7
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            assert toy_trainer(tmp_path / "two", step_fn=closed).run(toy_state(), stop).step == 10
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Clock:
+    """In the place of the time module; the time moves when the toy works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Pending:
+    """A number that a device is still computing until the clock shows a time."""
+
+    def __init__(self, clock, at):
+        self.clock, self.at = clock, at
+
+    def is_ready(self):
+        return self.clock.now >= self.at
+
+    def __float__(self):
+        self.clock.now = max(self.clock.now, self.at)
+        return 1.0
+
+
+@pytest.mark.parametrize("device", ["computes in the calling thread", "computes beside it"])
+def test_rates_are_of_what_the_device_did(tmp_path, monkeypatch, device):
+    """Around saves, evaluations and at the last step, too; an update takes a second, and a tenth to wait for data."""
+    clock = Clock()
+    monkeypatch.setattr(trainer_module, "time", clock)
+    monkeypatch.setattr(meter_module, "time", clock)
+    free = [0.0]  # when the device has done all that it was given
+
+    def step(params, opt_state, batch, number):
+        if device == "computes beside it":
+            free[0] = max(free[0], clock.now) + 1.0
+        else:
+            clock.now += 1.0
+            free[0] = clock.now
+        values = {name: Pending(clock, free[0]) for name in ("loss", "grad_norm", "lr")}
+        return toy_step(params, opt_state, batch, number)[0], opt_state, values
+
+    def batches(first):
+        for i in itertools.count(first):
+            clock.now += 0.1
+            yield {"tokens": np.full((2, 3), i, np.int32)}
+
+    def slow(*args):
+        clock.now += 100.0
+        return {"heldout_loss": 1.0}
+
+    settings = {"step_fn": step, "batches": batches, "log_every": 1, "peak": 6.0, "before_save": slow}
+    toy_trainer(tmp_path, **settings, callbacks=[Callback(5, slow)]).run(toy_state(), StopSignal())
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[0]["tokens_per_s"] is lines[0]["mfu"] is None and len(lines) == 10
+    for line in lines[1:]:
+        assert 6.0 / 1.1 - 1e-9 <= line["tokens_per_s"] <= 6.0 + 1e-9, line
+        assert line["mfu"] == pytest.approx(line["tokens_per_s"] / 6.0) and line["data_wait"] <= 0.1 + 1e-9
+
+
+def test_no_share_of_the_peak_is_above_it():
+    meter = meter_module.Meter(peak=1.0)
+    meter.start(at=0.0)
+    meter.add(positions=10, flops=20.0, waited=0.0)
+    assert meter.read(at=10.0) == {"tokens_per_s": 1.0, "mfu": None, "data_wait": 0.0}
 
 
 def test_a_signal_where_there_is_no_step_to_finish_raises():

@@ -8,6 +8,7 @@ format or a published format, told apart by their files. `runs/x@500` is the che
 import os
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ from zoo.weights import hub, model_card
 from zoo.weights.sources import AdapterWeights, RunWeights, Weights, run_checkpoints
 
 RECIPE_FILE = "recipe.yaml"
+MAX_REFERENCES = 8  # how many weights may stand on one another: adapters on a run that started from a run, and so on
+
+_references: ContextVar[int] = ContextVar("zoo_references", default=0)
 
 
 def find(
@@ -101,6 +105,7 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
         UserError: the source is not to be found, or is a run without a checkpoint.
     """
     section = recipe.from_
+    _refuse_circle(recipe, near)
     path, step = Path(section.source), section.step
     if near is not None and path.is_absolute() and not path.exists() and (near.parent / path.name).exists():
         path = near.parent / path.name  # both have moved together
@@ -118,6 +123,18 @@ def find_source(recipe: Recipe, base: Mapping[str, Any] | None, near: Path | Non
         # The step is fixed: the run always starts from this very checkpoint, not from a newer one.
         source = replace(source, explicit_step=True)
     return source
+
+
+def _refuse_circle(recipe: Recipe, near: Path | None) -> None:
+    """Raises UserError where runs start from one another in a circle, or more than MAX_REFERENCES deep."""
+    seen = [] if near is None else [near.resolve()]
+    while recipe.from_ is not None and (Path(recipe.from_.source) / RECIPE_FILE).is_file():
+        path = Path(recipe.from_.source).resolve()
+        if path in seen or len(seen) > MAX_REFERENCES:
+            names = " from ".join(map(str, [*seen, path]))
+            raise UserError(f"from: runs start from one another without end: {names}; correct the recipe of one")
+        seen.append(path)
+        recipe = load_recipe(path / RECIPE_FILE, check_files=False)
 
 
 def _refuse_missing(path: Path, name: str) -> None:
@@ -219,10 +236,16 @@ def _find_adapter(path: Path, overrides: Mapping[str, Any]) -> AdapterWeights:
     adapter = peft.load(path)
     if adapter.base is None:
         raise UserError(f"{path}: does not say what it adapts; set base_model_name_or_path in {peft.CONFIG}")
+    depth = _references.get() + 1
+    if depth > MAX_REFERENCES:
+        raise UserError(f"{path}: adapters on adapters, more than {MAX_REFERENCES} deep; name a model as their base")
+    token = _references.set(depth)
     try:
         base = find(adapter.base, revision=adapter.revision, overrides=overrides)
     except UserError as error:
         raise UserError(f"{path}: its base_model_name_or_path: {error}") from None
+    finally:
+        _references.reset(token)
     adapter.check(base.spec.model_class(), base.config)
     return AdapterWeights(
         kind=f"adapters in PEFT's format, on {base.path}",
