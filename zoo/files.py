@@ -17,6 +17,8 @@ from typing import BinaryIO, TextIO
 
 from zoo.errors import UserError
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 
 def safe_join(directory: Path, name: str) -> Path:
     """Returns the path of `name` in `directory`. Raises UserError if the name or a symbolic link leads out of it.
@@ -33,6 +35,21 @@ def safe_join(directory: Path, name: str) -> Path:
     if not any(real.is_relative_to(allowed) for allowed in (root, *blobs[:1])):
         raise UserError(f"{path}: leads out of its directory, to {real}; copy the file there if you trust it")
     return path
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Returns whether a file is what Git LFS leaves in the place of a large one that was not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises UserError for a file that Git LFS left in the place of another."""
+    if is_lfs_pointer(path):
+        raise UserError(f"{path}: is a pointer of Git LFS, not the file; fetch it with `git lfs pull`, or download it")
 
 
 def exists(path: Path) -> bool:

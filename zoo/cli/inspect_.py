@@ -24,11 +24,15 @@ def inspect(
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes are all that is computed here
     from zoo.errors import UserError
+    from zoo.language_model.model import check_belongs
     from zoo.weights import resolve
 
     try:
         weights = resolve.find(path)
         tensors, problems = weights.tensors(), weights.problems()
+        text = weights.tokenizer()
+        if text is not None:
+            check_belongs(text, weights.config)
     except UserError as error:
         print(f"zoo inspect: would not load: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

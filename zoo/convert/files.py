@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
-from zoo.files import replacement, safe_join
+from zoo.files import is_lfs_pointer, refuse_lfs_pointer, replacement, safe_join
 from zoo.util import atomic_write, first_line
 
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
@@ -49,6 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB, which no such file is")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        refuse_lfs_pointer(path)
         raise UserError(f"{path}: cannot be read as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not an object with fields")
@@ -94,6 +96,7 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
             head = json.loads(stream.read(length))
         content = np.memmap(path, np.uint8, "r")[8 + length :] if kinds else np.empty(0, np.uint8)
     except (SafetensorError, OSError, ValueError) as error:
+        refuse_lfs_pointer(path)
         raise UserError(f"{path}: cannot be read as safetensors ({first_line(error)})") from None
     return {
         name: Tensor(shape, dtype, _reader(content, head[name]["data_offsets"], shape, dtype))
@@ -129,6 +132,43 @@ def open_sharded(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         if tensor not in shards[name]:
             raise UserError(f"{directory / name}: lacks {tensor}, which {index.name} says it holds")
     return index, {tensor: shards[name][tensor] for tensor, name in where.items()}
+
+
+def model_directory(path: Path) -> Path:
+    """Returns the directory of a model that is named by one of its weight files; any other path as it is."""
+    directory = path.parent
+    if not path.is_file() or path.suffix not in (".safetensors", ".json") or not (directory / "config.json").is_file():
+        return path
+    whole = path.name in (SINGLE, INDEX)
+    index = peek_json(directory / INDEX) if not whole and path.suffix == ".safetensors" else {}
+    shards = index.get("weight_map")
+    return directory if whole or (isinstance(shards, dict) and path.name in shards.values()) else path
+
+
+def why_unknown(path: Path) -> str | None:
+    """Returns what a path holds that looks like a model and that zoo does not read, with the remedy; None elsewhere."""
+    directory = path if path.is_dir() else path.parent
+    weights = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.pkl", "*.npz")
+    named = [path] if path.is_file() else sorted(file for pattern in weights for file in directory.glob(pattern))
+    named.append(directory / "config.json")
+    if pointer := next((file for file in named if is_lfs_pointer(file)), None):
+        return f"{pointer.name} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`, or download it"
+    names = [file.name for file in named[:-1]]
+    parts = [name for name in names if re.fullmatch(r".+-\d{5}-of-\d{5}\.safetensors", name)]
+    if parts and not (directory / INDEX).is_file():
+        return f"{parts[0]} is a part of a model, and {INDEX}, which lists the parts, is missing; fetch it as well"
+    other = next((name for name in names if name.endswith(".safetensors")), None)
+    if other is not None and not (directory / "config.json").is_file():
+        return f"{other} has no config.json beside it, which says what model it is; fetch that as well"
+    if other not in (None, SINGLE):
+        return f"{other} is not called {SINGLE}; give it that name"
+    pickled = next((name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))), None)
+    if pickled is not None:
+        return (
+            f"{pickled} is a pickle of PyTorch, which could run code and which zoo does not open; fetch the same model "
+            f"as {SINGLE}, or write it with save_pretrained(..., safe_serialization=True)"
+        )
+    return None
 
 
 def has_safetensors(directory: Path) -> bool:

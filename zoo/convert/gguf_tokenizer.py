@@ -44,7 +44,7 @@ def write(gguf: Any, writer: Any, tokenizer: Tokenizer, model: LlamaShaped) -> N
     Args:
         gguf: the package.
         writer: its GGUFWriter.
-        tokenizer: has no more entries than the model has rows.
+        tokenizer: of its entries, only special ones may lie beyond the model's rows; these are left out.
         model: gives the number of rows, the template, and the tokens that end a text.
     """
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -75,7 +75,7 @@ def _write_byte_level(gguf: Any, writer: Any, content: Mapping[str, Any], rows: 
     tokens, kinds = _padding(gguf, rows)
     for token, i in bpe["vocab"].items():
         tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
-    for token in content.get("added_tokens") or ():
+    for token in (token for token in content.get("added_tokens") or () if token["id"] < rows):
         kind = gguf.TokenType.CONTROL if token.get("special") else gguf.TokenType.USER_DEFINED
         tokens[token["id"]], kinds[token["id"]] = token["content"], kind
     writer.add_tokenizer_model("gpt2")
@@ -150,10 +150,10 @@ def _write_sentencepiece(gguf: Any, writer: Any, tokenizer: SentencePieceTokeniz
         tokens[i], scores[i], kinds[i] = piece.text, piece.score, gguf.TokenType(piece.type)
         if piece.type == proto.UNKNOWN:
             writer.add_unk_token_id(i)
-    for i, token in tokenizer.added.items():
+    for i, token in ((i, token) for i, token in tokenizer.added.items() if i < rows):
         kind = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
         tokens[i], scores[i], kinds[i] = token.content, 0.0, kind
-    for i in tokenizer.special_tokens.values():
+    for i in (i for i in tokenizer.special_tokens.values() if i < rows):
         kinds[i] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")

@@ -26,6 +26,7 @@ from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.chat import find
 
 KODALITE_EOS = "<|endoftext|>"
+EOS = "eos_token_id"
 
 # Why models of a class are no Llamas.
 REASONS: dict[type[ModelConfig], str] = {
@@ -78,14 +79,15 @@ class LlamaShaped:
         if self.tokenizer is None:
             return {}
         own = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        eos = list(dict.fromkeys(self.stop_ids + own))
+        eos = [i for i in dict.fromkeys(self.stop_ids + own) if i < self.config.vocab_size]
         alone = self.tokenizer.eos_id if self.only_token else None
         ids = {
             "bos_token_id": alone if self.tokenizer.bos_id is None else self.tokenizer.bos_id,
-            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            EOS: eos[0] if len(eos) == 1 else eos or None,
             "pad_token_id": alone if self.tokenizer.pad_id is None else self.tokenizer.pad_id,
         }
-        return {name: value for name, value in ids.items() if value is not None}
+        rows = self.config.vocab_size  # a token beyond them, added for padding alone, is none of the model's
+        return {name: value for name, value in ids.items() if value is not None and (name == EOS or value < rows)}
 
 
 def refusal(name: str, config: ModelConfig) -> str | None:

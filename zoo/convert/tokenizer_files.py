@@ -11,6 +11,7 @@ from typing import Any
 from zoo.convert import files
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
+from zoo.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from zoo.util import atomic_write
 
 SAMPLING = ("temperature", "top_k", "top_p", "max_new_tokens")  # settings that transformers calls the same
@@ -62,7 +63,7 @@ def save_text_files(
     chat_template: str | None = None,
     only_token: str | None = None,
 ) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+    """Writes tokenizer.json (or tokenizer.model), tokenizer_config.json and generation_config.json.
 
     Args:
         directory: exists.
@@ -77,8 +78,12 @@ def save_text_files(
         UserError: the tokenizer has no form as tokenizer.json.
     """
     if tokenizer is not None:
-        atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
         settings = tokenizer_config(tokenizer, max_len, chat_template)
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            tokenizer.save(directory)
+            settings = {**tokenizer.settings, **settings, "tokenizer_class": "LlamaTokenizer"}
+        else:
+            atomic_write(directory / "tokenizer.json", tokenizer_json(tokenizer))
         if only_token is not None:
             settings = {"bos_token": only_token, "pad_token": only_token, **settings}
         files.write_json(directory / "tokenizer_config.json", settings, ascii=False)

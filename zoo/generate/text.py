@@ -134,7 +134,7 @@ class TextRun:
             sampling=settings.sampling,
             seeds=seeds,
             stop_ids=sorted(set(ids)),
-            num_ids=None if tokenizer is None else tokenizer.vocab_size,
+            num_ids=None if tokenizer is None else min(tokenizer.vocab_size, module.config.vocab_size),
             max_len=limit,
             window=trained if limit is None else None,
             longest_prompt=longest_prompt,

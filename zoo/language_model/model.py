@@ -79,11 +79,8 @@ class LanguageModel:
         self.module, self.tokenizer, self.spec, self.config = module, tokenizer, spec, config
         self.origin, self._merged, self._prefix_ids = origin, False, prefix_ids
         self._computing = module if compute_dtype is None else Casting(module, jnp.dtype(compute_dtype))
-        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} entries, the model only {self.config.vocab_size}; "
-                f"they do not belong together"
-            )
+        if tokenizer is not None:
+            check_belongs(tokenizer, config)
 
     @property
     def is_community_model(self) -> bool:
@@ -465,6 +462,19 @@ class LanguageModel:
             raise UserError(f"this {self.name} has no tokenizer; give token ids, or load trained weights")
         raise UserError(
             f"{self.origin.path} has no tokenizer; put {self.origin.tokenizer_place}, or give token ids from Python"
+        )
+
+
+def check_belongs(tokenizer: "Tokenizer", config: ModelConfig) -> None:
+    """Raises UserError where texts may become ids that the model has no rows for.
+
+    Special tokens beyond the rows are none of these: fine-tuning often adds one for padding, and no text spells it.
+    """
+    beyond = tokenizer.vocab_size - config.vocab_size
+    if beyond > 0 and sum(i >= config.vocab_size for i in tokenizer.special_tokens.values()) < beyond:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {config.vocab_size}; "
+            f"they do not belong together"
         )
 
 

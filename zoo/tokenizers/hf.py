@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from zoo.errors import UserError
+from zoo.files import refuse_lfs_pointer
 from zoo.tokenizers import plain_text, token_files
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.token_files import CONFIG_NAME
@@ -148,6 +149,7 @@ def _opened(content: str, origin: str) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception for every fault in a file
+        refuse_lfs_pointer(Path(origin))
         raise UserError(f"{origin}: not a {FILE_NAME} that can be used ({error})") from None
     backend.no_padding()
     backend.no_truncation()

@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from zoo.errors import UserError
+from zoo.files import refuse_lfs_pointer
 from zoo.tokenizers import sentencepiece_proto as proto
 from zoo.tokenizers import token_files
 from zoo.tokenizers.base import Tokenizer
@@ -44,6 +46,7 @@ class SentencePieceTokenizer(Tokenizer):
             size = self._backend.get_piece_size()
             self.model = proto.Model(content)
         except Exception as error:  # RuntimeError with the library's own text
+            refuse_lfs_pointer(Path(origin))
             raise UserError(f"{origin}: not a sentencepiece model ({error})") from None
         if not size:
             raise UserError(f"{origin}: not a sentencepiece model (it holds no pieces)")
@@ -98,6 +101,13 @@ class SentencePieceTokenizer(Tokenizer):
         if self._as_file:
             return sha256_hex(self._content)
         return sha256_hex(self._content + json.dumps(token_files.as_config(self._files), sort_keys=True).encode())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The content of a tokenizer_config.json that says for transformers what the files say here."""
+        unknown = next((piece.text for piece in self.model.pieces if piece.type == proto.UNKNOWN), None)
+        config = token_files.as_config(replace(self._files, legacy=bool(self._files.legacy)))
+        return config | {"add_bos_token": bool(self.prefix_ids), **({"unk_token": unknown} if unknown else {})}
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         rows = _encode(self._encoder, texts) if self._in_texts is None else self._encode_pieces(texts)

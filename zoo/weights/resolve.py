@@ -157,7 +157,10 @@ def _find_path(path: Path, overrides: Mapping[str, Any], step: int | None = None
         raise UserError(f"{path}: is no run directory, and steps are of the checkpoints of a run")
     if peft.detect(path):
         return _find_adapter(path, overrides)
+    path = files.model_directory(path)
     format = convert.detect_format(path)
+    if format is None and (reason := files.why_unknown(path)) is not None:
+        raise UserError(f"{path}: {reason}")
     if format is None:
         raise UserError(
             f"{path} is no run directory ({RECIPE_FILE}), no portable one ({CONFIG_FILE}) and in no published "
