@@ -390,6 +390,29 @@ def test_bos_goes_before_and_eos_behind(tmp_path):
     assert found.document(0).tolist() == [1, *tokenizer.encode(TEXTS[0]), 2]
 
 
+def test_a_turn_of_weight_0_bears_no_loss(tmp_path):
+    def turns(*weights):
+        for number, weight in enumerate(weights):
+            yield {"role": "user", "content": f"question {number}", "weight": 1}
+            yield {"role": "assistant", "content": f"answer {number}", **({} if weight is None else {"weight": weight})}
+
+    talks = [list(turns(*weights)) for weights in ((0, 1), (None, 0), (0, 0.0), (True, False, None))]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    learnt = []
+    for template in ("kodalite", "kodalite_eos"):
+        section = data(tmp_path, kind="chat", source="jsonl", path=str(path), chat_template=template)
+        found = make(section, TokenBudget())
+        for i in range(4):
+            start, stop = found.offsets[i : i + 2]
+            mask = np.empty(stop - start, np.uint8)
+            found.read_loss(start, stop, mask)
+            learnt.append(TOKENIZER.decode(found.document(i)[mask == 1], skip_special=False))
+    # The end of a conversation belongs to its last turn.
+    assert learnt[:4] == ["answer 1\n<|end|>", "answer 0", "", "answer 0answer 2\n<|end|>"]
+    assert learnt[4:] == ["answer 1\n<|end|><|endoftext|>", "answer 0", "", "answer 0answer 2\n<|end|><|endoftext|>"]
+
+
 def test_chats_carry_their_loss_masks(tmp_path):
     section = DataSection(
         kind="chat", source="jsonl", path=str(DATA / "chat.jsonl"), prepared_dir=str(tmp_path), workers=1

@@ -1,7 +1,7 @@
 """Records of chat data as conversations: lists of {"role", "content"} in which user and assistant take turns.
 
-Sources: `messages` (the usual column of such dicts), `dolly` (databricks/databricks-dolly-15k) and `oasst1`
-(OpenAssistant/oasst1, a table of messages that form trees).
+Sources: `messages` (the usual column of such dicts; `weight: 0` in one takes its loss away), `dolly`
+(databricks/databricks-dolly-15k) and `oasst1` (OpenAssistant/oasst1, a table of messages that form trees).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.tokenizers import chat
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 FIELDS = {
     "messages": ("messages",),
@@ -28,8 +28,13 @@ def _messages(record: Mapping[str, Any]) -> Conversation:
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise UserError("field 'messages' is missing or not a list of messages")
-    conversation = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
+    conversation = [
+        {"role": message.get("role"), "content": message.get("content")}
+        | ({"weight": message["weight"]} if "weight" in message else {})
+        for message in messages
+    ]
     chat.check(conversation, last="assistant")
+    chat.check_weights(conversation)
     return conversation
 
 

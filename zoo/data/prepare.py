@@ -66,6 +66,8 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
         content["seed"] = data.seed
     if data.kind == "chat":
         content["template"] = dataclasses.asdict(chat.find(data.chat_template))
+        if source.format in (None, "messages"):
+            content["weights"] = True  # of turns; shards that were made without regard to them are others
     if source.source in FILES:
         content["files"] = files_identity(documents.files(source))
     elif source.source == "hub":

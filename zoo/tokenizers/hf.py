@@ -10,7 +10,7 @@ import tokenizers
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, first_line, is_utf8, sha256_hex
+from zoo.util import atomic_write, first_line, is_utf8, parse_json, sha256_hex
 
 FILE_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
@@ -81,7 +81,7 @@ class HFTokenizer(Tokenizer):
     @functools.cached_property
     def fingerprint(self) -> str:
         try:
-            content = json.dumps(json.loads(self._content), sort_keys=True)
+            content = json.dumps(parse_json(self._content), sort_keys=True)
         except (ValueError, RecursionError) as error:  # the library's parser took it, with what it passes over
             raise UserError(f"{self._origin}: cannot be read as JSON ({first_line(error)})") from None
         return sha256_hex(
@@ -126,7 +126,7 @@ def _read_parts(path: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         tokens = {part: content.get(f"{part}_token") for part in _SPELLINGS}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as the settings of a tokenizer ({error})") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.data.readers import Fault, Record
 from zoo.errors import UserError
-from zoo.util import first_line
+from zoo.util import first_line, parse_json
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -32,12 +32,12 @@ def read(
 
 def _parse_line(line: bytes, place: str) -> Record | Fault:
     try:
-        values = json.loads(line.decode("utf-8-sig"))
+        values = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Fault(f"{place}: not UTF-8 (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return Fault(f"{place}: not valid JSON ({error.msg} at column {error.colno})")
-    except (ValueError, RecursionError) as error:  # the former of a number of thousands of digits
+    except RecursionError as error:
         return Fault(f"{place}: not valid JSON ({error})")
     if not isinstance(values, dict):
         return Fault(f"{place}: a JSON object was expected, this is a {type(values).__name__}")
