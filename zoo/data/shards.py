@@ -11,6 +11,7 @@ hold does not depend on how often preparing was interrupted, nor on how much mor
 """
 
 import bisect
+import copy
 import ctypes
 import dataclasses
 import errno
@@ -191,6 +192,7 @@ class Shards:
         parts = ("tokens", "lengths", "loss") if self.manifest.loss_masks else ("tokens", "lengths")
         arrays = {part: [self._map(shard, part) for shard in self.manifest.shards] for part in parts}
         self._tokens, self._lengths, self._loss = arrays["tokens"], arrays["lengths"], arrays.get("loss")
+        self._cuts: tuple[int, ...] = ()
         self.offsets = np.zeros(self.manifest.documents + 1, np.int64)
         if self._lengths:
             np.cumsum(np.concatenate(self._lengths), out=self.offsets[1:])
@@ -245,6 +247,10 @@ class Shards:
         It is made of the hashes in the manifest, which `verify` checks against the files.
         """
         digest = hashlib.sha256()
+        cuts = [place for place in self._cuts if place < self.offsets[documents]]
+        if cuts:
+            digest.update(f"cut at {cuts}".encode())
+            documents -= len(cuts)
         for number, shard in enumerate(self.manifest.shards):
             inside = min(documents - self._first[number], shard.documents)
             if inside <= 0:
@@ -252,6 +258,17 @@ class Shards:
             whole = inside == shard.documents
             digest.update((shard.sha256 if whole else self._hash(number, inside)).encode())
         return digest.hexdigest()
+
+    def cut(self, place: int) -> "Shards":
+        """Returns the same shards with the document around a place in the long row cut in two, which count as two.
+
+        `place`: the first token of the second part; no document begins there yet.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("longest", None)
+        other.offsets = np.insert(self.offsets, np.searchsorted(self.offsets, place), place)
+        other._cuts = (*self._cuts, place)
+        return other
 
     def shards_of(self, documents: int) -> int:
         """Returns how many shards the first `documents` lie in."""
