@@ -1,5 +1,9 @@
 """Shards: what is prepared, that it goes on where it was stopped, and what becomes of bad data."""
 
+import concurrent.futures
+import contextlib
+import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +26,7 @@ from zoo.data.encode import encode, encode_chunk, pieces_of
 from zoo.data.prepare import directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
 from zoo.errors import UserError
+from zoo.hardware.cores import allowed_cores
 from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers import load
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -125,6 +130,96 @@ def test_processes_give_what_one_gives(tmp_path, monkeypatch):
     assert set(multiprocessing.active_children()) <= before
 
 
+def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, monkeypatch):
+    """As the kernel does it when memory runs out."""
+    monkeypatch.setattr(encode_module, "_ALONE", 1000)
+    items = itertools.chain(TEXTS[:60], kill_children())
+    with pytest.raises(UserError) as caught:
+        list(encode(items, data(tmp_path, workers=2), TOKENIZER))
+    text = str(caught.value)
+    assert text.startswith("data.workers: one of 2 processes") and "memory" in text and "data.workers: 1" in text
+    assert "\n" not in text and not multiprocessing.active_children()
+
+
+def kill_children():
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    yield from TEXTS * 10
+
+
+def test_what_workers_lack_in_memory_is_told_too(tmp_path, monkeypatch):
+    def run_out(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(encode_module, "_ALONE", 0)
+    monkeypatch.setattr(encode_module, "_pool", lambda workers, tokenizer: contextlib.nullcontext(Pool(run_out)))
+    with pytest.raises(UserError, match=r"^data\.workers: .*memory.*data\.workers: 2 \(now 4\)"):
+        list(encode(iter(TEXTS), data(tmp_path, workers=4), TOKENIZER))
+
+
+class Pool:
+    def __init__(self, call):
+        self._call = call
+
+    def submit(self, *args):
+        future = concurrent.futures.Future()
+        try:
+            self._call(*args)
+        except MemoryError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_workers_are_as_many_as_the_cores_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_module, "_ALONE", 0)
+    monkeypatch.setattr(encode_module, "allowed_cores", lambda: 3)
+    asked = []
+
+    def pool(workers, tokenizer):
+        asked.append(workers)
+        raise Interrupted
+
+    monkeypatch.setattr(encode_module, "_pool", pool)
+    for workers in (0, 2):
+        with pytest.raises(Interrupted):
+            list(encode(iter(TEXTS), data(tmp_path, workers=workers), TOKENIZER))
+    assert asked == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        (None, {}, 8),
+        ("0::/", {}, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/", {"cpu.max": "nonsense"}, 8),
+        # The limit may stand on any level above.
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
+        ("4:memory:/x\n1:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "400000", "cpu/x/cpu.cfs_period_us": "100000"}, 4),
+        # In a container the mount is the group itself, whatever it is called outside.
+        ("1:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(tmp_path, monkeypatch, groups, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name, text in ({} if groups is None else {"proc/self/cgroup": groups}).items():
+        written(tmp_path / name, text)
+    for name, text in files.items():
+        written(tmp_path / "sys/fs/cgroup" / name, text)
+    assert allowed_cores(tmp_path) == cores
+
+
+def written(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 class Interrupted(BaseException):
     pass
 
@@ -181,6 +276,74 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
     found = make(section, TokenBudget(tokens=6000))
     assert documents(found) == rows(TEXTS[: found.manifest.documents])
     assert files(found) == set(map(name, found.manifest.shards))
+
+
+def test_all_that_is_needed_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch):
+    found = make(data(tmp_path), TokenBudget(tokens=4000))
+
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(prepare_module.files, "open_lock", refuse)
+    (found.directory / ".lock").unlink()
+    assert documents(make(data(tmp_path), TokenBudget(tokens=4000))) == documents(found)
+    for section, budget in (
+        (data(tmp_path), TokenBudget(tokens=9000)),
+        (data(tmp_path, seed=1), TokenBudget(tokens=9)),
+    ):
+        with pytest.raises(UserError, match=r"prepared.*: cannot be written \(Read-only file system\); set data\.prep"):
+            make(section, budget)
+    # A file system that has no locks.
+    monkeypatch.undo()
+    monkeypatch.setattr(prepare_module.fcntl, "flock", lambda *args: refuse("x"))
+    assert documents(make(data(tmp_path), TokenBudget(tokens=4000))) == documents(found)
+    # The directory cannot be made: something else is in its place.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/.*cannot be written \(Not a directory\)"):
+        make(data(tmp_path, prepared_dir=str(tmp_path / "file")), TokenBudget(tokens=9))
+
+
+@pytest.mark.parametrize("part", ["tokens", "manifest"])
+def test_a_full_disk_is_told_with_its_directory_and_what_is_there_stays(tmp_path, monkeypatch, part):
+    first = documents(make(data(tmp_path), TokenBudget(tokens=4000)))
+    number = os.fsync
+
+    def full(file):
+        if part in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return number(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError) as caught:
+        make(data(tmp_path), TokenBudget(tokens=9000))
+    text = str(caught.value)
+    assert str(tmp_path / "prepared") in text and "the disk is full" in text and "data.prepared_dir" in text
+    assert "\n" not in text and not list((tmp_path / "prepared").glob("*/.*.tmp"))
+    monkeypatch.undo()
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 3000)
+    assert documents(make(data(tmp_path), TokenBudget(tokens=9000)))[: len(first)] == first
+
+
+def test_a_full_disk_while_shards_are_copied_is_told(tmp_path, monkeypatch):
+    import fsspec
+
+    from zoo.data import remote
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    found = make(data(tmp_path), TokenBudget(tokens=900))
+    fsspec.filesystem("memory").put(f"{found.directory}/", "/full/stories/", recursive=True)
+
+    def full(system, source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "_copy", full)
+    section = data(tmp_path, source="shards", path="memory://full/stories")
+    with pytest.raises(UserError, match=r"cache.*cannot be copied there \(No space left.*ZOO_CACHE"):
+        make(section, TokenBudget())
+    written(tmp_path / "taken", "")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(UserError, match=r"taken.*cannot be copied there \(Not a directory"):
+        make(section, TokenBudget())
 
 
 def test_two_at_once_do_the_work_once(tmp_path):

@@ -7,6 +7,7 @@ tokenizer does not know), until there are too many: then preparing stops and nam
 import collections
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -29,7 +30,7 @@ from zoo.errors import UserError
 from zoo.recipe.data import FILES, DataSection, SourceSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import human_duration, sha256_hex
+from zoo.util import first_line, human_duration, sha256_hex
 
 _PROGRESS_EVERY = 5.0  # seconds
 _BLOCK, _BLOCKS = 1 << 20, 16  # bytes, and how many of a large file
@@ -124,14 +125,14 @@ def prepare(
 
     Raises:
         UserError: the source cannot be read, holds nothing, has more than `data.max_bad_records` records that cannot
-            be used, or is shards of another tokenizer.
+            be used, or is shards of another tokenizer; or shards cannot be written. Where all that is needed is
+            there, nothing is written: it may lie on a disk that is read-only.
     """
     directory = directory_of(source, data, tokenizer)
     if source.source == "shards":
         _check_ready(directory, data, tokenizer, name)
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory, say):
+    with _lock(directory, budget, say):
         manifest = _manifest(directory, source, data, tokenizer)
         if not budget.met(manifest):
             _Preparing(directory, manifest, source, data, tokenizer, budget, say, name).run()
@@ -169,18 +170,34 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, say: Say) -> Iterator[None]:
-    try:
-        lock = files.open_lock(directory / ".lock")
-    except OSError as error:
-        raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from None
-    with lock as file:
+def _lock(directory: Path, budget: TokenBudget, say: Say) -> Iterator[None]:
+    """Makes the directory and locks it; without a lock, if none can be had and nothing remains to be prepared."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that prepares {directory.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(files.open_lock(directory / ".lock"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another process that prepares {directory.name}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if not ((directory / shards.MANIFEST).is_file() and budget.met(shards.read_manifest(directory))):
+                raise _cannot_write(directory, error) from None
         yield
+
+
+def _cannot_write(directory: Path, error: OSError) -> UserError:
+    """Returns the error for a directory in which shards cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{directory}: the disk is full ({error.strerror}); free some space, or set data.prepared_dir to another "
+            f"disk, and run again"
+        )
+    return UserError(
+        f"{directory}: cannot be written ({error.strerror or first_line(error)}); set data.prepared_dir to a directory "
+        f"that can be"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- writing
@@ -332,13 +349,16 @@ class _Preparing:
         """
         state = self._state
         closed = state.manifest.shards
-        if state.tokens:
-            tokens, lengths, loss = (
-                None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
-            )
-            closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
-        manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=state.skipped)
-        manifest.write(self._directory)
+        try:
+            if state.tokens:
+                tokens, lengths, loss = (
+                    None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
+                )
+                closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
+            manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=state.skipped)
+            manifest.write(self._directory)
+        except OSError as error:
+            raise _cannot_write(self._directory, error) from None
         self._state = _State(manifest, (), 0, 0, state.items, state.skipped)
         shards.delete_unlisted(self._directory, manifest)
 

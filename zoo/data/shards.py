@@ -31,6 +31,7 @@ import numpy as np
 
 from zoo import files
 from zoo.errors import UserError
+from zoo.hardware.cores import allowed_cores
 from zoo.util import atomic_write, first_line
 
 FORMAT, MANIFEST = 1, "manifest.json"
@@ -153,11 +154,17 @@ def write_shard(
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
-        with files.open_new(temporary) as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(directory / f"{name}.{part}.npy")
+        try:
+            with files.open_new(temporary) as file:
+                # As `np.save` writes it, whose error on a full disk does not say what it is.
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                file.write(np.ascontiguousarray(array).data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(directory / f"{name}.{part}.npy")
+        except OSError:
+            files.remove(temporary)
+            raise
     return Shard(name, len(lengths), len(tokens), items, sha256)
 
 
@@ -226,7 +233,7 @@ class Shards:
     def verify(self, shards: int | None = None) -> None:
         """Checks the first `shards` (None: all) against the manifest's hashes. Raises UserError for a damaged one."""
         chosen = self.manifest.shards[:shards]
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing releases Python's lock
+        with ThreadPoolExecutor(max_workers=min(4, allowed_cores())) as pool:  # hashing releases Python's lock
             for shard, sha256 in zip(chosen, pool.map(self._hash, range(len(chosen))), strict=True):
                 if sha256 != shard.sha256:
                     raise UserError(
