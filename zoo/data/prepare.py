@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zoo import files, registry
-from zoo.data import documents, readers, remote, shards
+from zoo.data import documents, readers, remote, shards, source_files
 from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
@@ -74,7 +74,7 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
     elif source.source == "hub":
         content["path"] = source.path
         if source.is_file:
-            content["files"] = files_identity(readers.local_hub_files(source.path))
+            content["files"] = files_identity(source_files.all_files(source.path))
     return content
 
 
@@ -250,6 +250,8 @@ class _Preparing:
     def run(self) -> None:
         """Reads, tokenises and writes until there is enough or nothing left."""
         self._check_bad(self._state.skipped, "see what was said when it stopped before")
+        if self._source.source in FILES and (left_out := documents.found_files(self._source).summary()):
+            self._say(f"{self._name}: of {self._source.path} these are left out: {left_out}")
         started = shown = time.monotonic()
         before, source = self._tokens(), self._source
         if revision := self._state.manifest.source.get("revision"):

@@ -63,18 +63,6 @@ def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Re
         ) from None
 
 
-def local_hub_files(path: str) -> list[Path]:
-    """Returns the files of a data set in a local directory, or the file, in order; hidden ones do not count."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    return sorted(
-        file
-        for file in place.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(place).parts)
-    )
-
-
 def check_hub(source: SourceFields) -> None:
     """Raises UserError at once where a source lies on the hub and the hub does not answer."""
     if not source.is_file and (reason := hub.unreachable()) is not None:
