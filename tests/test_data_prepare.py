@@ -25,8 +25,10 @@ from zoo.data.budget import TokenBudget
 from zoo.data.encode import encode, encode_chunk, pieces_of
 from zoo.data.prepare import directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
+from zoo.data.tokenizer import make_tokenizer
 from zoo.errors import UserError
 from zoo.hardware.cores import allowed_cores
+from zoo.recipe import make_recipe
 from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers import load
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -435,6 +437,63 @@ def test_a_source_without_a_document_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="holds no document that could be used"):
             make(data(tmp_path, **write_lines(tmp_path, [line(""), b"{"])), TokenBudget())
+
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+NODE = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "q", "lang": "en"}
+
+
+@pytest.mark.parametrize(
+    ("records", "fields", "reason"),
+    [
+        ([{"content": "a"}], {}, "line 1: no field 'text' (data.text_field); its fields: content"),
+        ([[{"text": "a"}]], {}, "this is a list; write each of its objects as a line"),
+        ([{"text": None}], {}, "line 1: no field 'text'"),
+        ([{"text": ["a"]}], {}, "line 1: field 'text' is list, not text"),
+        (
+            [{"messages": [{"role": "system", "content": "x"}, USER, ASSISTANT]}],
+            {"kind": "chat"},
+            "line 1: message 1 is of role 'system', a turn of the user was due",
+        ),
+        (
+            [{"conversations": [{"from": "human", "value": "q"}]}],
+            {"kind": "chat"},
+            "its fields: conversations (ShareGPT's are not read: write messages of role and content)",
+        ),
+        ([{"prompt": "q"}], {"kind": "chat", "format": "dolly"}, "'response' is missing; its fields: prompt"),
+        ([NODE], {"kind": "chat", "format": "oasst1"}, "in 1 records of format oasst1 there is no English answer"),
+        ([[NODE]], {"kind": "chat", "format": "oasst1"}, "one cannot be used: {path}, line 1: a JSON object was exp"),
+    ],
+)
+def test_the_reason_why_no_document_can_be_used_is_told_each_time(tmp_path, records, fields, reason):
+    section = data(tmp_path, **write_lines(tmp_path, [json.dumps(record).encode() for record in records]), **fields)
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            make(section, TokenBudget())
+        text = str(caught.value)
+        assert text.startswith("data: ") and f"({len(records)} bad); the first: " in text and "\n" not in text
+        assert reason.format(path=tmp_path / "a.jsonl") in text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_a_tokenizer_that_finds_no_text_to_learn_from_says_why(tmp_path, kind):
+    lines = [json.dumps({"content": "a"}).encode(), line(" ")]
+    content = {"name": "x", "model": {"name": "cronica-5m"}, "tokenizer": {"train": True, "kind": kind}}
+    content["data"] = {"kind": "text", **write_lines(tmp_path, lines)}
+    with pytest.raises(UserError, match=r"^data: .*holds no doc.*\(1 bad, 1 empty\); the first: .*its fields: content"):
+        make_tokenizer(make_recipe(content), say=lambda text: None)
+
+
+def test_what_is_skipped_is_counted_once_however_often_it_stops(tmp_path):
+    lines = [b"{bad"] * 3 + [line("one"), b"{bad", line("two")]
+    for limit in (0, 1, 2, 3):
+        section = data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=limit)
+        with pytest.raises(
+            UserError, match=rf"{limit + 1} records of .* cannot be used, more than .* {limit}; the last"
+        ):
+            make(section, TokenBudget())
+    found = make(data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=4), TokenBudget())
+    assert documents(found) == rows(["one", "two"]) and found.manifest.skipped == {"bad": 4}
 
 
 def test_a_character_outside_the_alphabet_makes_a_document_bad(tmp_path):

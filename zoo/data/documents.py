@@ -26,7 +26,8 @@ Item = str | Conversation | Fault
 def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> Iterator[Item]:
     """Yields the items of a source from number `start` on, without end for a built-in corpus.
 
-    Records of oasst1 that cannot be used give no `Fault`, since its conversations are made of many records.
+    Records of oasst1 that cannot be used give no `Fault`, since its conversations are made of many records; one stands
+    for all where there is no conversation.
 
     Args:
         source: one source of a recipe.
@@ -45,8 +46,7 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
     columns = (source.text_field,) if kind == "text" else conversations.FIELDS[layout]
     if kind == "chat" and layout == "oasst1":
         # Trees are made of many records: all are read, and the conversations counted.
-        table = (record for record in _records(source, columns, seed, 0) if not isinstance(record, Fault))
-        return itertools.islice(_checked(conversations.from_trees(_complete(table, columns, source))), start, None)
+        return itertools.islice(_trees(_records(source, columns, seed, 0), columns, source), start, None)
     records = _records(source, columns, seed, start)
     if kind == "text":
         return (_text(record, source.text_field) for record in records)
@@ -98,6 +98,30 @@ def _checked(talks: Iterable[Conversation]) -> Iterator[Item]:
         yield (
             Fault(f"conversation {number + 1}: half of a surrogate pair (\\ud800 to \\udfff)") if bad else conversation
         )
+
+
+def _trees(records: Iterable[Record | Fault], columns: tuple[str, ...], source: SourceFields) -> Iterator[Item]:
+    """Yields the conversations in the trees that records make; where there is none, one fault that says why."""
+    faults: list[Fault] = []
+    number = 0
+
+    def good() -> Iterator[Record]:
+        nonlocal number
+        for record in records:
+            number += 1
+            if not isinstance(record, Fault):
+                yield record
+            elif not faults:
+                faults.append(record)
+
+    talks = _checked(conversations.from_trees(_complete(good(), columns, source)))
+    first = next(talks, None)
+    if first is None and number:
+        reason = f"{source.path}: in {number:,} records of format oasst1 there is no English answer of an assistant"
+        yield Fault(reason + (f"; one cannot be used: {faults[0].reason}" if faults else " to a user"))
+    elif first is not None:
+        yield first
+        yield from talks
 
 
 def _complete(records: Iterable[Record], columns: tuple[str, ...], source: SourceFields) -> Iterator[Mapping]:

@@ -134,10 +134,10 @@ def prepare(
         return directory
     with _lock(directory, budget, say):
         manifest = _manifest(directory, source, data, tokenizer)
+        if manifest.exhausted and not manifest.documents:  # it was of no use: read again, so that the reason is told
+            manifest = dataclasses.replace(manifest, exhausted=False, skipped={})
         if not budget.met(manifest):
             _Preparing(directory, manifest, source, data, tokenizer, budget, say, name).run()
-        elif not manifest.documents:
-            raise UserError(f"{name}: {no_document(source, manifest.skipped)}; prepare it anew to see why")
     return directory
 
 
@@ -357,7 +357,9 @@ class _Preparing:
                     None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
                 )
                 closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
-            manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=state.skipped)
+            # What was skipped behind the last shard will be read, and counted, again.
+            skipped = state.skipped if state.tokens or exhausted else state.manifest.skipped
+            manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=skipped)
             manifest.write(self._directory)
         except OSError as error:
             raise _cannot_write(self._directory, error) from None

@@ -15,7 +15,8 @@ from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
 from zoo.util import first_line
 
-TEXT_FIELD = " (data.text_field)"  # what an error message says of a column that a recipe may have named
+# What an error message says of a column that a recipe may have named.
+TEXT_FIELD = " (data.text_field; of chats, data.format)"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 and tokenizers cannot
 
 

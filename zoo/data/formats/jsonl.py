@@ -45,5 +45,6 @@ def _parse_line(line: bytes, place: str) -> Record | Fault:
     except RecursionError as error:
         return Fault(f"{place}: not valid JSON ({error})")
     if not isinstance(values, dict):
-        return Fault(f"{place}: a JSON object was expected, this is a {type(values).__name__}")
+        remedy = "; write each of its objects as a line" if isinstance(values, list) else ""
+        return Fault(f"{place}: a JSON object was expected, this is a {type(values).__name__}{remedy}")
     return Record(place, values)
