@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import logging
+import math
 import random
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from zoo.checkpoints.directory import CheckpointDirectory
 from zoo.convert import files as weight_files
 from zoo.data import conversations, documents, packing, shards
 from zoo.errors import UserError
+from zoo.evaluate import compare
 from zoo.generate import chat
 from zoo.plotting import runs as plots
 from zoo.recipe import load_recipe, make_recipe
@@ -31,7 +33,7 @@ from zoo.tokenizers.bpe import train as train_bpe
 from zoo.tokenizers.characters import CharacterTokenizer
 from zoo.train import report
 from zoo.train.logging.log import MetricsLog, count_damaged, read_events, read_lines, read_metrics
-from zoo.util import sha256_hex
+from zoo.util import parse_json, sha256_hex
 
 DEEP = "[" * 3000 + "]" * 3000
 MODEL = {"name": "tiny-lm", "vocab_size": 10}
@@ -398,11 +400,38 @@ def source(path, **more):
     return SourceSection.model_validate({"source": "jsonl", "path": str(path), **more})
 
 
-def test_a_number_of_too_many_digits_is_a_fault(tmp_path):
+HUGE = "9" * 5000  # a whole number of more digits than Python converts
+
+
+def test_a_number_of_too_many_digits_stops_nothing_where_nobody_reads_it(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a", "n": ' + "9" * 5000 + '}\n{"text": "b"}\n')
-    fault, good = documents.read(source(path), "text")
-    assert good == "b" and "line 1: not valid JSON" in fault.reason
+    path.write_text(f'{{"text": "a", "n": [1, -{HUGE}]}}\n{{"text": {HUGE}}}\n{{"text": "c", "n": {HUGE}, }}\n')
+    good, fault, damaged = documents.read(source(path), "text")
+    assert good == "a"
+    assert fault.reason == f"{path}, line 2: field 'text' is float, not text"
+    assert damaged.reason.startswith(f"{path}, line 3: not valid JSON (")
+    assert parse_json(f'{{"n": [7, -{HUGE}], "x": 1.5}}') == {"n": [7, -math.inf], "x": 1.5}
+
+
+def test_numbers_of_too_many_digits_in_settings_and_results_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "llama", "seed": {HUGE}}}')
+    assert weight_files.read_json(tmp_path / "config.json")["model_type"] == "llama"
+    (tmp_path / "tokenizer.json").write_text(plain({"a": 0, "b": 1}))
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": "b", "model_max_length": {HUGE}}}')
+    assert tokenizers.load(tmp_path).vocab_size == 2
+    with pytest.raises(UserError, match="is no result of tasks"):
+        (tmp_path / "out.json").write_text(f'{{"seed": {HUGE}}}')
+        compare.read(tmp_path / "out.json")
+    (tmp_path / "talk.json").write_text(
+        f'[{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "a", "time": {HUGE}}}]'
+    )
+    assert [turn["content"] for turn in chat.read(tmp_path / "talk.json")] == ["q", "a"]
+
+
+def test_a_result_nested_too_deep_is_refused(tmp_path):
+    (tmp_path / "out.json").write_text(DEEP)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        compare.read(tmp_path / "out.json")
 
 
 TREE = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "q", "lang": "en"}

@@ -195,6 +195,16 @@ def test_messages_are_read_as_they_are():
     assert talks[1][2] == {"role": "user", "content": "Why?"}
 
 
+def test_the_weight_of_a_turn_is_kept(tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    assert read(source("jsonl", tmp_path / "a.jsonl"), "chat") == [talk]
+    # Parquet gives every turn the column.
+    rows = pyarrow.table({"messages": [[{"role": "user", "content": "q", "weight": None}, talk[1]]]})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    assert read(source("parquet", tmp_path / "a.parquet"), "chat")[0][1] == talk[1]
+
+
 def test_dollys_context_goes_behind_the_instruction():
     plain, with_context = read(source("jsonl", DATA / "dolly.jsonl", format="dolly"), "chat")
     assert plain[0]["content"] == "Name three colours."
@@ -235,6 +245,11 @@ def test_a_circle_of_messages_does_not_hang():
         ({"messages": [1]}, "messages", "not a list of messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "a turn of the user was due"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages", "must be one of the assistant"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "weight": 0.5}]},
+            "messages",
+            "message 2 has weight 0.5; it must be 0 (no loss) or 1",
+        ),
         ({"instruction": "x"}, "dolly", "is missing"),
         ({"instruction": "x", "response": ""}, "dolly", "has no text"),
         (

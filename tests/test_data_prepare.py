@@ -1,5 +1,9 @@
 """Shards: what is prepared, that it goes on where it was stopped, and what becomes of bad data."""
 
+import concurrent.futures
+import contextlib
+import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +25,10 @@ from zoo.data.budget import TokenBudget
 from zoo.data.encode import encode, encode_chunk, pieces_of
 from zoo.data.prepare import directory_of, prepare
 from zoo.data.shards import Shards, read_manifest
+from zoo.data.tokenizer import make_tokenizer
 from zoo.errors import UserError
+from zoo.hardware.cores import allowed_cores
+from zoo.recipe import make_recipe
 from zoo.recipe.data import DataSection, SourceSection
 from zoo.tokenizers import load
 from zoo.tokenizers.characters import CharacterTokenizer
@@ -125,6 +132,96 @@ def test_processes_give_what_one_gives(tmp_path, monkeypatch):
     assert set(multiprocessing.active_children()) <= before
 
 
+def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, monkeypatch):
+    """As the kernel does it when memory runs out."""
+    monkeypatch.setattr(encode_module, "_ALONE", 1000)
+    items = itertools.chain(TEXTS[:60], kill_children())
+    with pytest.raises(UserError) as caught:
+        list(encode(items, data(tmp_path, workers=2), TOKENIZER))
+    text = str(caught.value)
+    assert text.startswith("data.workers: one of 2 processes") and "memory" in text and "data.workers: 1" in text
+    assert "\n" not in text and not multiprocessing.active_children()
+
+
+def kill_children():
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    yield from TEXTS * 10
+
+
+def test_what_workers_lack_in_memory_is_told_too(tmp_path, monkeypatch):
+    def run_out(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(encode_module, "_ALONE", 0)
+    monkeypatch.setattr(encode_module, "_pool", lambda workers, tokenizer: contextlib.nullcontext(Pool(run_out)))
+    with pytest.raises(UserError, match=r"^data\.workers: .*memory.*data\.workers: 2 \(now 4\)"):
+        list(encode(iter(TEXTS), data(tmp_path, workers=4), TOKENIZER))
+
+
+class Pool:
+    def __init__(self, call):
+        self._call = call
+
+    def submit(self, *args):
+        future = concurrent.futures.Future()
+        try:
+            self._call(*args)
+        except MemoryError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_workers_are_as_many_as_the_cores_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_module, "_ALONE", 0)
+    monkeypatch.setattr(encode_module, "allowed_cores", lambda: 3)
+    asked = []
+
+    def pool(workers, tokenizer):
+        asked.append(workers)
+        raise Interrupted
+
+    monkeypatch.setattr(encode_module, "_pool", pool)
+    for workers in (0, 2):
+        with pytest.raises(Interrupted):
+            list(encode(iter(TEXTS), data(tmp_path, workers=workers), TOKENIZER))
+    assert asked == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        (None, {}, 8),
+        ("0::/", {}, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/", {"cpu.max": "nonsense"}, 8),
+        # The limit may stand on any level above.
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
+        ("4:memory:/x\n1:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "400000", "cpu/x/cpu.cfs_period_us": "100000"}, 4),
+        # In a container the mount is the group itself, whatever it is called outside.
+        ("1:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(tmp_path, monkeypatch, groups, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name, text in ({} if groups is None else {"proc/self/cgroup": groups}).items():
+        written(tmp_path / name, text)
+    for name, text in files.items():
+        written(tmp_path / "sys/fs/cgroup" / name, text)
+    assert allowed_cores(tmp_path) == cores
+
+
+def written(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 class Interrupted(BaseException):
     pass
 
@@ -181,6 +278,74 @@ def test_killed_while_a_shard_is_written_it_goes_on(tmp_path):
     found = make(section, TokenBudget(tokens=6000))
     assert documents(found) == rows(TEXTS[: found.manifest.documents])
     assert files(found) == set(map(name, found.manifest.shards))
+
+
+def test_all_that_is_needed_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch):
+    found = make(data(tmp_path), TokenBudget(tokens=4000))
+
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(prepare_module.files, "open_lock", refuse)
+    (found.directory / ".lock").unlink()
+    assert documents(make(data(tmp_path), TokenBudget(tokens=4000))) == documents(found)
+    for section, budget in (
+        (data(tmp_path), TokenBudget(tokens=9000)),
+        (data(tmp_path, seed=1), TokenBudget(tokens=9)),
+    ):
+        with pytest.raises(UserError, match=r"prepared.*: cannot be written \(Read-only file system\); set data\.prep"):
+            make(section, budget)
+    # A file system that has no locks.
+    monkeypatch.undo()
+    monkeypatch.setattr(prepare_module.fcntl, "flock", lambda *args: refuse("x"))
+    assert documents(make(data(tmp_path), TokenBudget(tokens=4000))) == documents(found)
+    # The directory cannot be made: something else is in its place.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/.*cannot be written \(Not a directory\)"):
+        make(data(tmp_path, prepared_dir=str(tmp_path / "file")), TokenBudget(tokens=9))
+
+
+@pytest.mark.parametrize("part", ["tokens", "manifest"])
+def test_a_full_disk_is_told_with_its_directory_and_what_is_there_stays(tmp_path, monkeypatch, part):
+    first = documents(make(data(tmp_path), TokenBudget(tokens=4000)))
+    number = os.fsync
+
+    def full(file):
+        if part in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return number(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError) as caught:
+        make(data(tmp_path), TokenBudget(tokens=9000))
+    text = str(caught.value)
+    assert str(tmp_path / "prepared") in text and "the disk is full" in text and "data.prepared_dir" in text
+    assert "\n" not in text and not list((tmp_path / "prepared").glob("*/.*.tmp"))
+    monkeypatch.undo()
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 3000)
+    assert documents(make(data(tmp_path), TokenBudget(tokens=9000)))[: len(first)] == first
+
+
+def test_a_full_disk_while_shards_are_copied_is_told(tmp_path, monkeypatch):
+    import fsspec
+
+    from zoo.data import remote
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    found = make(data(tmp_path), TokenBudget(tokens=900))
+    fsspec.filesystem("memory").put(f"{found.directory}/", "/full/stories/", recursive=True)
+
+    def full(system, source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "_copy", full)
+    section = data(tmp_path, source="shards", path="memory://full/stories")
+    with pytest.raises(UserError, match=r"cache.*cannot be copied there \(No space left.*ZOO_CACHE"):
+        make(section, TokenBudget())
+    written(tmp_path / "taken", "")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(UserError, match=r"taken.*cannot be copied there \(Not a directory"):
+        make(section, TokenBudget())
 
 
 def test_two_at_once_do_the_work_once(tmp_path):
@@ -272,6 +437,63 @@ def test_a_source_without_a_document_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="holds no document that could be used"):
             make(data(tmp_path, **write_lines(tmp_path, [line(""), b"{"])), TokenBudget())
+
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+NODE = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "q", "lang": "en"}
+
+
+@pytest.mark.parametrize(
+    ("records", "fields", "reason"),
+    [
+        ([{"content": "a"}], {}, "line 1: no field 'text' (data.text_field); its fields: content"),
+        ([[{"text": "a"}]], {}, "this is a list; write each of its objects as a line"),
+        ([{"text": None}], {}, "line 1: no field 'text'"),
+        ([{"text": ["a"]}], {}, "line 1: field 'text' is list, not text"),
+        (
+            [{"messages": [{"role": "system", "content": "x"}, USER, ASSISTANT]}],
+            {"kind": "chat"},
+            "line 1: message 1 is of role 'system', a turn of the user was due",
+        ),
+        (
+            [{"conversations": [{"from": "human", "value": "q"}]}],
+            {"kind": "chat"},
+            "its fields: conversations (ShareGPT's are not read: write messages of role and content)",
+        ),
+        ([{"prompt": "q"}], {"kind": "chat", "format": "dolly"}, "'response' is missing; its fields: prompt"),
+        ([NODE], {"kind": "chat", "format": "oasst1"}, "in 1 records of format oasst1 there is no English answer"),
+        ([[NODE]], {"kind": "chat", "format": "oasst1"}, "one cannot be used: {path}, line 1: a JSON object was exp"),
+    ],
+)
+def test_the_reason_why_no_document_can_be_used_is_told_each_time(tmp_path, records, fields, reason):
+    section = data(tmp_path, **write_lines(tmp_path, [json.dumps(record).encode() for record in records]), **fields)
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            make(section, TokenBudget())
+        text = str(caught.value)
+        assert text.startswith("data: ") and f"({len(records)} bad); the first: " in text and "\n" not in text
+        assert reason.format(path=tmp_path / "a.jsonl") in text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_a_tokenizer_that_finds_no_text_to_learn_from_says_why(tmp_path, kind):
+    lines = [json.dumps({"content": "a"}).encode(), line(" ")]
+    content = {"name": "x", "model": {"name": "cronica-5m"}, "tokenizer": {"train": True, "kind": kind}}
+    content["data"] = {"kind": "text", **write_lines(tmp_path, lines)}
+    with pytest.raises(UserError, match=r"^data: .*holds no doc.*\(1 bad, 1 empty\); the first: .*its fields: content"):
+        make_tokenizer(make_recipe(content), say=lambda text: None)
+
+
+def test_what_is_skipped_is_counted_once_however_often_it_stops(tmp_path):
+    lines = [b"{bad"] * 3 + [line("one"), b"{bad", line("two")]
+    for limit in (0, 1, 2, 3):
+        section = data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=limit)
+        with pytest.raises(
+            UserError, match=rf"{limit + 1} records of .* cannot be used, more than .* {limit}; the last"
+        ):
+            make(section, TokenBudget())
+    found = make(data(tmp_path, **write_lines(tmp_path, lines), max_bad_records=4), TokenBudget())
+    assert documents(found) == rows(["one", "two"]) and found.manifest.skipped == {"bad": 4}
 
 
 def test_a_character_outside_the_alphabet_makes_a_document_bad(tmp_path):
@@ -388,6 +610,29 @@ def test_bos_goes_before_and_eos_behind(tmp_path):
     tokenizer = load(DATA / "small.model")
     found = make(data(tmp_path), TokenBudget(tokens=500), tokenizer)
     assert found.document(0).tolist() == [1, *tokenizer.encode(TEXTS[0]), 2]
+
+
+def test_a_turn_of_weight_0_bears_no_loss(tmp_path):
+    def turns(*weights):
+        for number, weight in enumerate(weights):
+            yield {"role": "user", "content": f"question {number}", "weight": 1}
+            yield {"role": "assistant", "content": f"answer {number}", **({} if weight is None else {"weight": weight})}
+
+    talks = [list(turns(*weights)) for weights in ((0, 1), (None, 0), (0, 0.0), (True, False, None))]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    learnt = []
+    for template in ("kodalite", "kodalite_eos"):
+        section = data(tmp_path, kind="chat", source="jsonl", path=str(path), chat_template=template)
+        found = make(section, TokenBudget())
+        for i in range(4):
+            start, stop = found.offsets[i : i + 2]
+            mask = np.empty(stop - start, np.uint8)
+            found.read_loss(start, stop, mask)
+            learnt.append(TOKENIZER.decode(found.document(i)[mask == 1], skip_special=False))
+    # The end of a conversation belongs to its last turn.
+    assert learnt[:4] == ["answer 1\n<|end|>", "answer 0", "", "answer 0answer 2\n<|end|>"]
+    assert learnt[4:] == ["answer 1\n<|end|><|endoftext|>", "answer 0", "", "answer 0answer 2\n<|end|><|endoftext|>"]
 
 
 def test_chats_carry_their_loss_masks(tmp_path):

@@ -383,6 +383,64 @@ def test_held_out_documents_are_not_trained_on(tmp_path):
         text_data(tmp_path, data={**section, "path": str(path), "seq_len": 4}, eval={"num_pairs": 64})
 
 
+def lines(path, *texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"sources": None, "source": "jsonl", "path": str(path)}
+
+
+def test_the_held_out_part_is_named_where_it_is_what_is_too_small(tmp_path):
+    forty = lines(tmp_path / "forty.jsonl", *["one two three"] * 40)
+    assert len(text_data(tmp_path, data={**forty, "seq_len": 50}, eval={"num_pairs": 0})[0].sources[0].layout) >= 4
+    words = r"^eval\.num_pairs: 2 rows are to be held out of .*forty.*has \d+ tokens, which make no row of .*seq_len 50"
+    with pytest.raises(UserError, match=words):
+        text_data(tmp_path, data={**forty, "seq_len": 50}, eval={"num_pairs": 2})
+    # What is too small is what is left, or a source of its own.
+    two = lines(tmp_path / "two.jsonl", "one two three " * 50, "four")
+    with pytest.raises(UserError, match=r"^data: \d+ tokens make no row of 50, since the first ones are held out"):
+        text_data(tmp_path, data={**two, "seq_len": 50}, eval={"num_pairs": 2})
+    validation = {"source": "jsonl", "path": lines(tmp_path / "one.jsonl", "one two")["path"]}
+    with pytest.raises(UserError, match=r"^data\.validation: the \d+ tokens of .*one\.jsonl make no row"):
+        text_data(tmp_path, data={"validation": validation}, eval={"num_pairs": 2})
+    with pytest.raises(UserError, match=r"^data\.sources\.1: \d+ tokens make no row of 24; give more"):
+        few = {"source": "jsonl", "path": validation["path"], "weight": 1.0}
+        text_data(tmp_path, data={"sources": [{"source": "stories", "weight": 1.0}, few]}, eval={"num_pairs": 0})
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_one_document_is_enough_to_hold_rows_out_of(tmp_path, packing):
+    section = lines(tmp_path / "a.jsonl", " ".join(stories.generate(40))) | {"packing": packing, "seq_len": 16}
+    data, _ = text_data(tmp_path, data=section, eval={"num_pairs": 3})
+    whole = data.heldout.shards
+    assert whole.manifest.documents == 1 and data.sources[0].shards is whole
+    # The document's beginning is held out, as much as the rows need; training sees the rest alone.
+    (begin, cut), end = whole.offsets[:2].tolist(), int(whole.offsets[2])
+    assert (begin, cut) == (
+        0,
+        17 if packing in ("document", "best_fit") else 3 * 17 + 1,
+    ) and end == whole.manifest.tokens
+    held = [data.heldout.layout.spans(row) for row in range(len(data.heldout.layout))]
+    assert len(held) == (1 if packing in ("document", "best_fit") else 3)
+    assert max(stop for spans in held for _, stop in spans) <= cut
+    trained = [data.sources[0].layout.spans(row) for row in range(min(50, len(data.sources[0].layout)))]
+    assert min(start for spans in trained for start, _ in spans) >= cut
+    first = whole.document(0)
+    assert [*first, *whole.document(1)] == Shards(whole.directory).document(0).tolist()
+    assert data.first_tokens(5) == first[:5].tolist()
+    # Where it is cut decides what is trained on.
+    other, _ = text_data(tmp_path, data=section, eval={"num_pairs": 2})
+    assert (other.fingerprint == data.fingerprint) == (packing in ("document", "best_fit"))
+    assert data.fingerprint == text_data(tmp_path, data=section, eval={"num_pairs": 3})[0].fingerprint
+
+
+def test_a_tenth_of_one_document_is_the_most_that_is_held_out(tmp_path):
+    section = lines(tmp_path / "a.jsonl", " ".join(stories.generate(10)))
+    data, _ = text_data(tmp_path, data=section, eval={"num_pairs": 1000})
+    assert data.heldout.tokens == data.heldout.shards.manifest.tokens // 10
+    section = {"kind": "chat", "sources": None, "source": "jsonl", "path": str(DATA / "chat.jsonl"), "num_documents": 1}
+    with pytest.raises(UserError, match=r"^eval\.num_pairs: .* one conversation alone; set data\.validation"):
+        text_data(tmp_path, data=section, eval={"num_pairs": 2})
+
+
 def test_stories_are_evaluated_on_their_held_out_split(tmp_path):
     data, _ = text_data(tmp_path, data={"sources": None, "source": "stories"})
     assert data.sources[0].first == 0

@@ -60,6 +60,14 @@ def exists(path: Path) -> bool:
         return False
 
 
+def split_pattern(path: Path) -> tuple[Path, list[str]]:
+    """Returns the beginning of a path that is there as it is spelt, and the parts behind it: those of a pattern."""
+    base, parts = Path(path.anchor), list(path.parts[1:] if path.anchor else path.parts)
+    while parts and not ("*" in parts[0] or "?" in parts[0]) and exists(base / parts[0]):
+        base /= parts.pop(0)
+    return base, parts
+
+
 def open_in_place(path: Path) -> int:
     """Opens a file for reading and writing, creates it if it is missing, and returns the descriptor.
 

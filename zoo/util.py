@@ -3,11 +3,13 @@
 import contextlib
 import difflib
 import hashlib
+import json
 import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
@@ -72,6 +74,27 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text says, as `json.loads` does, but for whole numbers of thousands of digits.
+
+    Python refuses to convert such a number (see `sys.get_int_max_str_digits`); here it becomes a float, which is
+    infinite from 309 digits on. Raises ValueError for a text that is no JSON, RecursionError for one nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

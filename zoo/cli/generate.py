@@ -14,6 +14,7 @@ from zoo.cli.common import given, late_interrupt, ready_to_compute
 from zoo.errors import UserError
 from zoo.models.specs import CRONICA_5M
 from zoo.terminal import unguarded, visible
+from zoo.util import parse_json
 
 if TYPE_CHECKING:
     from zoo.generate.text import TextStream
@@ -192,7 +193,7 @@ def _read_prompts(path: Path) -> list[str]:
     prompts = []
     for number, line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"--prompts: {path}, line {number} is no JSON: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from zoo.convert.base import Tensor
 from zoo.errors import UserError
 from zoo.files import is_lfs_pointer, refuse_lfs_pointer, replacement, safe_join
-from zoo.util import atomic_write, first_line
+from zoo.util import atomic_write, first_line, parse_json
 
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer of 256,000 entries has 20 million
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise UserError(f"{path}: larger than {LARGEST_JSON >> 20} MB, which no such file is")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         refuse_lfs_pointer(path)
         raise UserError(f"{path}: cannot be read as JSON ({first_line(error)})") from None
@@ -93,7 +93,7 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
             }
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            head = json.loads(stream.read(length))
+            head = parse_json(stream.read(length))
         content = np.memmap(path, np.uint8, "r")[8 + length :] if kinds else np.empty(0, np.uint8)
     except (SafetensorError, OSError, ValueError) as error:
         refuse_lfs_pointer(path)

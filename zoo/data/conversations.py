@@ -1,7 +1,7 @@
 """Records of chat data as conversations: lists of {"role", "content"} in which user and assistant take turns.
 
-Sources: `messages` (the usual column of such dicts), `dolly` (databricks/databricks-dolly-15k) and `oasst1`
-(OpenAssistant/oasst1, a table of messages that form trees).
+Sources: `messages` (the usual column of such dicts; `weight: 0` in one takes its loss away), `dolly`
+(databricks/databricks-dolly-15k) and `oasst1` (OpenAssistant/oasst1, a table of messages that form trees).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.tokenizers import chat
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 FIELDS = {
     "messages": ("messages",),
@@ -27,9 +27,16 @@ def from_record(record: Mapping[str, Any], layout: str) -> Conversation:
 def _messages(record: Mapping[str, Any]) -> Conversation:
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise UserError("field 'messages' is missing or not a list of messages")
-    conversation = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
+        fields = ", ".join(map(str, record)) or "none"
+        hint = "" if "conversations" not in record else " (ShareGPT's are not read: write messages of role and content)"
+        raise UserError(f"field 'messages' is missing or not a list of messages; its fields: {fields}{hint}")
+    conversation = [
+        {"role": message.get("role"), "content": message.get("content")}
+        | ({"weight": message["weight"]} if "weight" in message else {})
+        for message in messages
+    ]
     chat.check(conversation, last="assistant")
+    chat.check_weights(conversation)
     return conversation
 
 
@@ -37,7 +44,8 @@ def _dolly(record: Mapping[str, Any]) -> Conversation:
     """Returns a conversation with the context behind the instruction, as KodaLite was tuned."""
     instruction, response = record.get("instruction"), record.get("response")
     if not isinstance(instruction, str) or not isinstance(response, str):
-        raise UserError("field 'instruction' or 'response' is missing")
+        fields = ", ".join(map(str, record)) or "none"
+        raise UserError(f"field 'instruction' or 'response' is missing; its fields: {fields}")
     context = record.get("context") or ""
     if not isinstance(context, str):
         raise UserError("field 'context' is not text")

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from zoo import registry
-from zoo.data import conversations, readers
+from zoo.data import conversations, readers, source_files, unpack
 from zoo.data.conversations import Conversation
 from zoo.data.readers import LONE_SURROGATE, TEXT_FIELD, Fault, Record
+from zoo.data.source_files import SourceFiles
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 
+_TEXT_SUFFIXES = tuple(f"{suffix}{packed}" for packed in unpack.SUFFIXES for suffix in (".txt", ".text"))
 _BLOCK = 1 << 24  # bytes of a text file read at a time
 
 Item = str | Conversation | Fault
@@ -24,7 +26,8 @@ Item = str | Conversation | Fault
 def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> Iterator[Item]:
     """Yields the items of a source from number `start` on, without end for a built-in corpus.
 
-    Records of oasst1 that cannot be used give no `Fault`, since its conversations are made of many records.
+    Records of oasst1 that cannot be used give no `Fault`, since its conversations are made of many records; one stands
+    for all where there is no conversation.
 
     Args:
         source: one source of a recipe.
@@ -43,8 +46,7 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
     columns = (source.text_field,) if kind == "text" else conversations.FIELDS[layout]
     if kind == "chat" and layout == "oasst1":
         # Trees are made of many records: all are read, and the conversations counted.
-        table = (record for record in _records(source, columns, seed, 0) if not isinstance(record, Fault))
-        return itertools.islice(_checked(conversations.from_trees(_complete(table, columns, source))), start, None)
+        return itertools.islice(_trees(_records(source, columns, seed, 0), columns, source), start, None)
     records = _records(source, columns, seed, start)
     if kind == "text":
         return (_text(record, source.text_field) for record in records)
@@ -53,18 +55,13 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
 
 def files(source: SourceFields) -> list[Path]:
     """Returns the local files of a source in the order in which they are read. Raises UserError if there are none."""
-    path = Path(source.path)
-    suffixes = (".txt", ".text") if source.source == "text" else registry.file_format(source.source).SUFFIXES
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.name.lower().endswith(suffixes))
-    else:
-        paths = sorted(path.parent.glob(path.name))
-    if not paths:
-        reason = "it does not exist" if not path.exists() else f"no {suffixes[0]} file in it"
-        raise UserError(f"data.path: {path}: {reason}")
-    return paths
+    return found_files(source).files
+
+
+def found_files(source: SourceFields) -> SourceFiles:
+    """Returns the local files of a source and what is left out of them. Raises UserError if there are none."""
+    suffixes = _TEXT_SUFFIXES if source.source == "text" else registry.file_format(source.source).SUFFIXES
+    return source_files.find(Path(source.path), suffixes)
 
 
 # ------------------------------------------------------------------------------------------- records to items
@@ -101,6 +98,30 @@ def _checked(talks: Iterable[Conversation]) -> Iterator[Item]:
         yield (
             Fault(f"conversation {number + 1}: half of a surrogate pair (\\ud800 to \\udfff)") if bad else conversation
         )
+
+
+def _trees(records: Iterable[Record | Fault], columns: tuple[str, ...], source: SourceFields) -> Iterator[Item]:
+    """Yields the conversations in the trees that records make; where there is none, one fault that says why."""
+    faults: list[Fault] = []
+    number = 0
+
+    def good() -> Iterator[Record]:
+        nonlocal number
+        for record in records:
+            number += 1
+            if not isinstance(record, Fault):
+                yield record
+            elif not faults:
+                faults.append(record)
+
+    talks = _checked(conversations.from_trees(_complete(good(), columns, source)))
+    first = next(talks, None)
+    if first is None and number:
+        reason = f"{source.path}: in {number:,} records of format oasst1 there is no English answer of an assistant"
+        yield Fault(reason + (f"; one cannot be used: {faults[0].reason}" if faults else " to a user"))
+    elif first is not None:
+        yield first
+        yield from talks
 
 
 def _complete(records: Iterable[Record], columns: tuple[str, ...], source: SourceFields) -> Iterator[Mapping]:
@@ -142,26 +163,12 @@ def _hub(source: SourceFields, columns: tuple[str, ...], seed: int, start: int) 
 def _texts(source: SourceFields) -> Iterator[Item]:
     separator = None if source.separator is None else source.separator.encode()
     for path in files(source):
-        for number, part in enumerate(_parts(path, separator), 1):
+        for number, part in enumerate(unpack.parts(path, separator, _BLOCK), 1):
             place = str(path) if separator is None else f"{path}, document {number}"
+            if part is None:
+                yield Fault(f"{place}: longer than {unpack.longest(path):,} bytes")
+                continue
             try:
                 yield part.decode("utf-8-sig").strip("\r\n") if separator else part.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 yield Fault(f"{place}: not UTF-8 (byte {error.start + 1})")
-
-
-def _parts(path: Path, separator: bytes | None) -> Iterator[bytes]:
-    """Yields the parts of a file between the separators, read in blocks; without a separator, the whole file."""
-    try:
-        with path.open("rb") as file:
-            if separator is None:
-                yield file.read()
-                return
-            rest = b""
-            while block := file.read(_BLOCK):
-                *whole, rest = (rest + block).split(separator)
-                yield from whole
-            if rest.strip():
-                yield rest
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

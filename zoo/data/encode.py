@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from zoo.data import shards
 from zoo.data.documents import Item
 from zoo.data.readers import Fault
 from zoo.errors import UserError
+from zoo.hardware.cores import allowed_cores
 from zoo.recipe.data import DataSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
@@ -52,8 +54,11 @@ class Encoded:
 
 
 def encode(items: Iterable[Item], data: DataSection, tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Yields items as tokens in their order, once there is much to do in `data.workers` processes (0: one a core)."""
-    workers = data.workers or os.cpu_count() or 1
+    """Yields items as tokens in their order, once there is much to do in `data.workers` processes (0: one a core).
+
+    Raises UserError where such a process is killed or runs out of memory.
+    """
+    workers = data.workers or allowed_cores()
     settings = (data.kind, data.chat_template)
     chunks = _chunks(items)
     done = 0
@@ -63,7 +68,7 @@ def encode(items: Iterable[Item], data: DataSection, tokenizer: Tokenizer) -> It
             return
         done += sum(map(_size, chunk))
         yield encode_chunk(chunk, tokenizer, *settings)
-    with _pool(workers, tokenizer) as pool:
+    with _named_deaths(workers), _pool(workers, tokenizer) as pool:
         running = collections.deque(
             pool.submit(_encode_in_worker, chunk, *settings) for chunk in itertools.islice(chunks, 2 * workers)
         )
@@ -152,6 +157,19 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 _tokenizer: Tokenizer | None = None  # of a worker process
+
+
+@contextlib.contextmanager
+def _named_deaths(workers: int) -> Iterator[None]:
+    """Turns the end of a worker process into a UserError that says what it most likely died of."""
+    try:
+        yield
+    except (BrokenProcessPool, MemoryError):
+        remedy = f"set data.workers: {workers // 2} (now {workers})" if workers > 1 else "set data.workers: 1"
+        raise UserError(
+            f"data.workers: one of {workers} processes that tokenise was killed, as a system does that runs out of "
+            f"memory; {remedy} or take a machine with more memory, and run again: what was prepared stays"
+        ) from None
 
 
 @contextlib.contextmanager

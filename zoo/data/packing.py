@@ -234,15 +234,19 @@ def _checksum(content: np.ndarray) -> np.ndarray:
 
 def make_layout(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:
     """Returns the layout of that name over documents `first` to `last`. Raises UserError where they make no row."""
-    if packing == "concat":
-        layout: Layout = Concat(shards, first, last, seq_len, split=split)
-    elif packing == "windows":
-        layout = Windows(shards, first, last, seq_len, split=split, seed=seed)
-    elif packing == "document":
-        layout = OneDocument(shards, first, last, seq_len)
-    else:
-        layout = BestFit(shards, first, last, seq_len, cache=shards.directory / "rows")
+    layout = layout_of(packing, shards, first, last, seq_len, split=split, seed=seed)
     if not len(layout):
         tokens = int(shards.offsets[last] - shards.offsets[first])
         raise UserError(f"data: {tokens:,} tokens make no row of {seq_len}; give more data or lower data.seq_len")
     return layout
+
+
+def layout_of(packing: str, shards: Shards, first: int, last: int, seq_len: int, *, split: bool, seed: int) -> Layout:
+    """Returns the layout of that name over documents `first` to `last`, of no row where they are too short."""
+    if packing == "concat":
+        return Concat(shards, first, last, seq_len, split=split)
+    if packing == "windows":
+        return Windows(shards, first, last, seq_len, split=split, seed=seed)
+    if packing == "document":
+        return OneDocument(shards, first, last, seq_len)
+    return BestFit(shards, first, last, seq_len, cache=shards.directory / "rows")

@@ -7,6 +7,7 @@ tokenizer does not know), until there are too many: then preparing stops and nam
 import collections
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zoo import files, registry
-from zoo.data import documents, readers, remote, shards
+from zoo.data import documents, readers, remote, shards, source_files
 from zoo.data.budget import TokenBudget
 from zoo.data.encode import Encoded, encode
 from zoo.data.shards import Manifest, Shards
@@ -29,7 +30,7 @@ from zoo.errors import UserError
 from zoo.recipe.data import FILES, DataSection, SourceSection
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import human_duration, sha256_hex
+from zoo.util import first_line, human_duration, sha256_hex
 
 _PROGRESS_EVERY = 5.0  # seconds
 _BLOCK, _BLOCKS = 1 << 20, 16  # bytes, and how many of a large file
@@ -66,12 +67,14 @@ def identity(source: SourceSection, data: DataSection) -> dict[str, Any]:
         content["seed"] = data.seed
     if data.kind == "chat":
         content["template"] = dataclasses.asdict(chat.find(data.chat_template))
+        if source.format in (None, "messages"):
+            content["weights"] = True  # of turns; shards that were made without regard to them are others
     if source.source in FILES:
         content["files"] = files_identity(documents.files(source))
     elif source.source == "hub":
         content["path"] = source.path
         if source.is_file:
-            content["files"] = files_identity(readers.local_hub_files(source.path))
+            content["files"] = files_identity(source_files.all_files(source.path))
     return content
 
 
@@ -122,19 +125,19 @@ def prepare(
 
     Raises:
         UserError: the source cannot be read, holds nothing, has more than `data.max_bad_records` records that cannot
-            be used, or is shards of another tokenizer.
+            be used, or is shards of another tokenizer; or shards cannot be written. Where all that is needed is
+            there, nothing is written: it may lie on a disk that is read-only.
     """
     directory = directory_of(source, data, tokenizer)
     if source.source == "shards":
         _check_ready(directory, data, tokenizer, name)
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory, say):
+    with _lock(directory, budget, say):
         manifest = _manifest(directory, source, data, tokenizer)
+        if manifest.exhausted and not manifest.documents:  # it was of no use: read again, so that the reason is told
+            manifest = dataclasses.replace(manifest, exhausted=False, skipped={})
         if not budget.met(manifest):
             _Preparing(directory, manifest, source, data, tokenizer, budget, say, name).run()
-        elif not manifest.documents:
-            raise UserError(f"{name}: {no_document(source, manifest.skipped)}; prepare it anew to see why")
     return directory
 
 
@@ -167,18 +170,34 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, say: Say) -> Iterator[None]:
-    try:
-        lock = files.open_lock(directory / ".lock")
-    except OSError as error:
-        raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from None
-    with lock as file:
+def _lock(directory: Path, budget: TokenBudget, say: Say) -> Iterator[None]:
+    """Makes the directory and locks it; without a lock, if none can be had and nothing remains to be prepared."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that prepares {directory.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(files.open_lock(directory / ".lock"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another process that prepares {directory.name}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if not ((directory / shards.MANIFEST).is_file() and budget.met(shards.read_manifest(directory))):
+                raise _cannot_write(directory, error) from None
         yield
+
+
+def _cannot_write(directory: Path, error: OSError) -> UserError:
+    """Returns the error for a directory in which shards cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{directory}: the disk is full ({error.strerror}); free some space, or set data.prepared_dir to another "
+            f"disk, and run again"
+        )
+    return UserError(
+        f"{directory}: cannot be written ({error.strerror or first_line(error)}); set data.prepared_dir to a directory "
+        f"that can be"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- writing
@@ -231,6 +250,8 @@ class _Preparing:
     def run(self) -> None:
         """Reads, tokenises and writes until there is enough or nothing left."""
         self._check_bad(self._state.skipped, "see what was said when it stopped before")
+        if self._source.source in FILES and (left_out := documents.found_files(self._source).summary()):
+            self._say(f"{self._name}: of {self._source.path} these are left out: {left_out}")
         started = shown = time.monotonic()
         before, source = self._tokens(), self._source
         if revision := self._state.manifest.source.get("revision"):
@@ -330,13 +351,18 @@ class _Preparing:
         """
         state = self._state
         closed = state.manifest.shards
-        if state.tokens:
-            tokens, lengths, loss = (
-                None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
-            )
-            closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
-        manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=state.skipped)
-        manifest.write(self._directory)
+        try:
+            if state.tokens:
+                tokens, lengths, loss = (
+                    None if part[0] is None else np.concatenate(part) for part in zip(*state.parts, strict=True)
+                )
+                closed += (shards.write_shard(self._directory, len(closed), tokens, lengths, loss, state.items),)
+            # What was skipped behind the last shard will be read, and counted, again.
+            skipped = state.skipped if state.tokens or exhausted else state.manifest.skipped
+            manifest = dataclasses.replace(state.manifest, shards=closed, exhausted=exhausted, skipped=skipped)
+            manifest.write(self._directory)
+        except OSError as error:
+            raise _cannot_write(self._directory, error) from None
         self._state = _State(manifest, (), 0, 0, state.items, state.skipped)
         shards.delete_unlisted(self._directory, manifest)
 

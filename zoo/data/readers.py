@@ -15,7 +15,8 @@ from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
 from zoo.util import first_line
 
-TEXT_FIELD = " (data.text_field)"  # what an error message says of a column that a recipe may have named
+# What an error message says of a column that a recipe may have named.
+TEXT_FIELD = " (data.text_field; of chats, data.format)"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 and tokenizers cannot
 
 
@@ -61,18 +62,6 @@ def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Re
         raise UserError(
             f"{source.path}: stopped after row {number} ({first_line(error)}); run again to go on from there"
         ) from None
-
-
-def local_hub_files(path: str) -> list[Path]:
-    """Returns the files of a data set in a local directory, or the file, in order; hidden ones do not count."""
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    return sorted(
-        file
-        for file in place.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(place).parts)
-    )
 
 
 def check_hub(source: SourceFields) -> None:

@@ -1,5 +1,6 @@
 """Prepared shards in remote storage (gs://, s3://, https://), copied once into a local cache."""
 
+import errno
 from pathlib import Path
 
 from zoo.data.shards import MANIFEST, read_manifest
@@ -18,7 +19,10 @@ def fetch(url: str) -> Path:
 
     url = url.rstrip("/")
     directory = cache_directory() / "shards" / f"{Path(url).name}-{sha256_hex(url.encode())[:12]}"
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(directory, error) from None
     try:
         system, path = fsspec.core.url_to_fs(url)
         _copy(system, f"{path}/{MANIFEST}", directory / MANIFEST)
@@ -35,8 +39,17 @@ def fetch(url: str) -> Path:
     except ImportError as error:
         raise UserError(f"data.path: {url} needs another package ({first_line(error)}); install it") from None
     except Exception as error:  # each file system has kinds of its own
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise _cannot_write(directory, error) from None
         raise UserError(f"data.path: {url} cannot be fetched ({first_line(error)}); check the address") from None
     return directory
+
+
+def _cannot_write(directory: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{directory}: prepared shards cannot be copied there ({error.strerror}); free some space, or set ZOO_CACHE to "
+        f"another directory"
+    )
 
 
 def _copy(system, source: str, target: Path) -> None:

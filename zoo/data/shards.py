@@ -11,6 +11,7 @@ hold does not depend on how often preparing was interrupted, nor on how much mor
 """
 
 import bisect
+import copy
 import ctypes
 import dataclasses
 import errno
@@ -30,6 +31,7 @@ import numpy as np
 
 from zoo import files
 from zoo.errors import UserError
+from zoo.hardware.cores import allowed_cores
 from zoo.util import atomic_write, first_line
 
 FORMAT, MANIFEST = 1, "manifest.json"
@@ -152,11 +154,17 @@ def write_shard(
     arrays = {"tokens": tokens, "lengths": lengths.astype(np.uint32)} | ({} if loss is None else {"loss": loss})
     for part, array in arrays.items():
         temporary = directory / f".{name}.{part}.tmp"
-        with files.open_new(temporary) as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(directory / f"{name}.{part}.npy")
+        try:
+            with files.open_new(temporary) as file:
+                # As `np.save` writes it, whose error on a full disk does not say what it is.
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                file.write(np.ascontiguousarray(array).data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(directory / f"{name}.{part}.npy")
+        except OSError:
+            files.remove(temporary)
+            raise
     return Shard(name, len(lengths), len(tokens), items, sha256)
 
 
@@ -191,6 +199,7 @@ class Shards:
         parts = ("tokens", "lengths", "loss") if self.manifest.loss_masks else ("tokens", "lengths")
         arrays = {part: [self._map(shard, part) for shard in self.manifest.shards] for part in parts}
         self._tokens, self._lengths, self._loss = arrays["tokens"], arrays["lengths"], arrays.get("loss")
+        self._cuts: tuple[int, ...] = ()
         self.offsets = np.zeros(self.manifest.documents + 1, np.int64)
         if self._lengths:
             np.cumsum(np.concatenate(self._lengths), out=self.offsets[1:])
@@ -224,7 +233,7 @@ class Shards:
     def verify(self, shards: int | None = None) -> None:
         """Checks the first `shards` (None: all) against the manifest's hashes. Raises UserError for a damaged one."""
         chosen = self.manifest.shards[:shards]
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing releases Python's lock
+        with ThreadPoolExecutor(max_workers=min(4, allowed_cores())) as pool:  # hashing releases Python's lock
             for shard, sha256 in zip(chosen, pool.map(self._hash, range(len(chosen))), strict=True):
                 if sha256 != shard.sha256:
                     raise UserError(
@@ -245,6 +254,10 @@ class Shards:
         It is made of the hashes in the manifest, which `verify` checks against the files.
         """
         digest = hashlib.sha256()
+        cuts = [place for place in self._cuts if place < self.offsets[documents]]
+        if cuts:
+            digest.update(f"cut at {cuts}".encode())
+            documents -= len(cuts)
         for number, shard in enumerate(self.manifest.shards):
             inside = min(documents - self._first[number], shard.documents)
             if inside <= 0:
@@ -252,6 +265,17 @@ class Shards:
             whole = inside == shard.documents
             digest.update((shard.sha256 if whole else self._hash(number, inside)).encode())
         return digest.hexdigest()
+
+    def cut(self, place: int) -> "Shards":
+        """Returns the same shards with the document around a place in the long row cut in two, which count as two.
+
+        `place`: the first token of the second part; no document begins there yet.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("longest", None)
+        other.offsets = np.insert(self.offsets, np.searchsorted(self.offsets, place), place)
+        other._cuts = (*self._cuts, place)
+        return other
 
     def shards_of(self, documents: int) -> int:
         """Returns how many shards the first `documents` lie in."""

@@ -16,7 +16,7 @@ from zoo.data import batches
 from zoo.data.batches import Batch
 from zoo.data.budget import TokenBudget, heldout_budget, heldout_source, run_tokens, source_budgets
 from zoo.data.order import Order
-from zoo.data.packing import ENDLESS, Layout, make_layout, with_targets
+from zoo.data.packing import ENDLESS, Layout, layout_of, with_targets
 from zoo.data.prepare import Say, prepare
 from zoo.data.rows import PackedSource, Row, Rows
 from zoo.data.shards import Shards
@@ -72,16 +72,20 @@ class TextData:
             pad_id=_pad_id(tokenizer),
             trim_to=data.trim_to,
         )
-        opened = _open_all(data, tokenizer, heldout_rows, say)
-        heldout, first = _heldout(data, tokenizer, opened, heldout_rows, say)
+        parts = _open_all(data, tokenizer, heldout_rows, say)
+        heldout, parts = _heldout(data, tokenizer, parts, heldout_rows, say)
         sources = []
-        for number, (name, source, shards, last) in enumerate(opened):
-            seed = (data.seed << 16) + number
-            layout = make_layout(data.packing, shards, first, last, data.seq_len, split=data.document_mask, seed=seed)
-            layout = _with_targets(layout, shards, data.seq_len, name, say)
-            weight = source.weight or (len(layout) * (source.epochs or 1.0))
-            sources.append(PackedSource(name, shards, first, last, layout, weight))
-            first = 0  # held-out documents are the first ones of the first source
+        for number, part in enumerate(parts):
+            layout = _layout(part, data.packing, data, (data.seed << 16) + number)
+            if not len(layout):
+                raise UserError(
+                    f"{part.field}: {part.tokens:,} tokens make no row of {data.seq_len}"
+                    + (", since the first ones are held out (eval.num_pairs)" if part.first else "")
+                    + "; give more data or lower data.seq_len"
+                )
+            layout = _with_targets(layout, part.shards, data.seq_len, part.name, say)
+            weight = part.source.weight or (len(layout) * (part.source.epochs or 1.0))
+            sources.append(PackedSource(part.name, part.shards, part.first, part.last, layout, weight))
         order = Order(
             [len(source.layout) for source in sources],
             [source.weight for source in sources],
@@ -170,16 +174,33 @@ def _pad_id(tokenizer: Tokenizer) -> int:
     return next((i for i in (tokenizer.pad_id, tokenizer.eos_id) if i is not None), 0)
 
 
-def _open_all(
-    data: DataSection, tokenizer: Tokenizer, heldout_rows: int, say: Say
-) -> list[tuple[str, SourceSection, Shards, int]]:
-    """Returns (name, source, its shards, how many of their documents are used) of each training source."""
+@dataclass(frozen=True)
+class _Part:
+    """The documents `first` to `last` (exclusive) of a source's shards; `field` is the source's in the recipe."""
+
+    field: str
+    source: SourceSection
+    shards: Shards
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        return self.source.path or self.source.source
+
+    @property
+    def tokens(self) -> int:
+        return int(self.shards.offsets[self.last] - self.shards.offsets[self.first])
+
+
+def _open_all(data: DataSection, tokenizer: Tokenizer, heldout_rows: int, say: Say) -> list[_Part]:
+    """Returns what is used of each training source."""
     opened = []
     budgets = source_budgets(data, heldout_rows)
     for number, (source, budget) in enumerate(zip(data.document_sources, budgets, strict=True)):
         field = "data" if data.sources is None else f"data.sources.{number}"
         shards = _open(source, data, tokenizer, budget, say, field)
-        opened.append((source.path or source.source, source, shards, budget.documents_of(shards)))
+        opened.append(_Part(field, source, shards, 0, budget.documents_of(shards)))
     return opened
 
 
@@ -189,28 +210,65 @@ def _open(source, data: DataSection, tokenizer: Tokenizer, budget: TokenBudget, 
     return shards
 
 
+def _layout(part: _Part, packing: str, data: DataSection, seed: int) -> Layout:
+    documents = (part.shards, part.first, part.last)
+    return layout_of(packing, *documents, data.seq_len, split=data.document_mask, seed=seed)
+
+
 def _heldout(
-    data: DataSection, tokenizer: Tokenizer, opened: list, rows: int, say: Say
-) -> tuple[PackedSource | None, int]:
-    """Returns the source of the held-out rows, and how many documents of the first training source they take."""
+    data: DataSection, tokenizer: Tokenizer, training: list[_Part], rows: int, say: Say
+) -> tuple[PackedSource | None, list[_Part]]:
+    """Returns the source of the held-out rows, and what is left of the training sources."""
     if not rows:
-        return None, 0
+        return None, training
     packing = "concat" if data.packing == "windows" else data.packing
     source, budget = heldout_source(data), heldout_budget(data, rows)
     if source is not None:
         shards = _open(source, data, tokenizer, budget, say, "data.validation")
-        first, last, name = 0, budget.documents_of(shards), source.path or source.source
+        part = _Part("data.validation", source, shards, 0, budget.documents_of(shards))
     else:
-        name, _, shards, number = opened[0]
-        first, last = 0, min(budget.documents_of(shards), max(1, int(number * _LARGEST_HELDOUT)))
-        if last >= number:
-            raise UserError(
-                f"eval.num_pairs: {rows} rows are to be held out of {number:,} documents, too few for that; set "
-                f"data.validation, or eval.num_pairs: 0"
-            )
-    layout = make_layout(packing, shards, first, last, data.seq_len, split=data.document_mask, seed=data.seed)
-    layout = _with_targets(layout, shards, data.seq_len, f"{name} (held out)", say)
-    return PackedSource(name, shards, first, last, layout, 1.0), last if source is None else 0
+        part, rest = _split(training[0], data, budget, rows)
+        training = [rest, *training[1:]]
+    layout = _layout(part, packing, data, data.seed)
+    if not len(layout):
+        if source is None:
+            raise _too_little(part, part.tokens, data, rows)
+        raise UserError(
+            f"{part.field}: the {part.tokens:,} tokens of {part.name} make no row of data.seq_len {data.seq_len}; give "
+            f"more held-out data, lower data.seq_len, or set eval.num_pairs: 0"
+        )
+    layout = _with_targets(layout, part.shards, data.seq_len, f"{part.name} (held out)", say)
+    return PackedSource(part.name, part.shards, part.first, part.last, layout, 1.0), training
+
+
+def _split(part: _Part, data: DataSection, budget: TokenBudget, rows: int) -> tuple[_Part, _Part]:
+    """Returns the part of a training source that is held out, its beginning, and the rest.
+
+    At most a tenth of the documents is held out, but at least one. A text that is the only one is cut in two.
+    """
+    if part.last > 1:
+        last = min(budget.documents_of(part.shards), max(1, int(part.last * _LARGEST_HELDOUT)))
+        return dataclasses.replace(part, last=last), dataclasses.replace(part, first=last)
+    if data.kind == "chat":
+        raise UserError(
+            f"eval.num_pairs: {rows} rows are to be held out of {part.name}, but it has one conversation alone; set "
+            f"data.validation, or eval.num_pairs: 0"
+        )
+    # Packings that begin every row with a document make one row of it.
+    wanted = budget.tokens if data.packing in ("concat", "windows") else data.seq_len + 1
+    place = min(wanted, int(part.tokens * _LARGEST_HELDOUT))
+    if place < 2:  # one token has no target
+        raise _too_little(part, place, data, rows)
+    cut = part.shards.cut(place)
+    return dataclasses.replace(part, shards=cut), dataclasses.replace(part, shards=cut, first=1, last=2)
+
+
+def _too_little(part: _Part, tokens: int, data: DataSection, rows: int) -> UserError:
+    return UserError(
+        f"eval.num_pairs: {rows} rows are to be held out of {part.name}, but the tenth of its documents that is held "
+        f"out has {tokens:,} tokens, which make no row of data.seq_len {data.seq_len}; give more data, lower "
+        f"data.seq_len, set data.validation, or eval.num_pairs: 0"
+    )
 
 
 def _with_targets(layout: Layout, shards: Shards, seq_len: int, name: str, say: Say) -> Layout:

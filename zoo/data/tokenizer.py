@@ -1,12 +1,14 @@
 """The tokenizer of a recipe: loaded, or trained on the recipe's texts."""
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from zoo import tokenizers
 from zoo.data import documents
 from zoo.data.budget import heldout_budget, heldout_source, run_tokens, source_budgets
-from zoo.data.prepare import Say
+from zoo.data.documents import Item
+from zoo.data.prepare import Say, no_document
 from zoo.data.readers import Fault
 from zoo.errors import UserError
 from zoo.recipe import Recipe
@@ -89,10 +91,25 @@ def _some(source: SourceSection, data: DataSection, characters: int | None, name
     if characters is None and source.num_documents is None and source.built_in:
         raise UserError(f"{name}: the built-in stories never end; set data.num_documents")
     items = documents.read(source, data.kind, seed=data.seed)
-    texts = (item for item in items if not isinstance(item, Fault) and item.strip())
-    seen = 0
-    for text in itertools.islice(texts, source.num_documents):
+    skipped, reasons, seen = Counter(), {}, 0
+    texts = itertools.islice(_usable(items, skipped, reasons), source.num_documents)
+    for text in texts:
         yield text
         seen += len(text)
         if characters is not None and seen >= characters:
             return
+    if not seen:
+        raise UserError(f"{name}: {no_document(source, skipped, reasons)}")
+
+
+def _usable(items: Iterable[Item], skipped: Counter[str], reasons: dict[str, None]) -> Iterator[str]:
+    """Yields the texts among items; counts the others, and keeps the first reason why one cannot be used."""
+    for item in items:
+        if isinstance(item, Fault):
+            skipped["bad"] += 1
+            if not reasons:
+                reasons[item.reason] = None
+        elif item.strip():
+            yield item
+        else:
+            skipped["empty"] += 1

@@ -1,6 +1,5 @@
 """Two saved results compared item by item: the same questions, so that their difficulty drops out."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,15 +9,16 @@ from zoo.errors import UserError
 from zoo.evaluate import measures, tables
 from zoo.evaluate.kodalite_card import CHOICE_TASKS
 from zoo.evaluate.protocol import FORMAT
+from zoo.util import parse_json
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Reads a result that `zoo eval --out` wrote. Raises UserError for anything else."""
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--compare: there is no file {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--compare: {path} cannot be read as JSON ({error})") from None
     tasks = result.get("tasks") if isinstance(result, dict) else None
     items_there = isinstance(tasks, dict) and all(

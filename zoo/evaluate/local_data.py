@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.data import unpack
 from zoo.data.formats import jsonl, parquet
 from zoo.data.readers import without_faults
 from zoo.errors import UserError
 from zoo.tokenizers.hub import unreachable
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_SUFFIXES = (*(f".jsonl{packed}" for packed in unpack.SUFFIXES), ".parquet")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def records(name: str, hub: HubData, directory: Path | None, limit: int | None =
     Args:
         name: the data set's name, and that of its file.
         hub: where it lies on the hub.
-        directory: a directory with `name`.jsonl (or .jsonl.gz, .parquet) to read instead; None: the hub is asked.
+        directory: a directory with `name`.jsonl (plain or compressed) or `name`.parquet to read instead; None: the
+            hub is asked.
         limit: how many records.
 
     Raises:

@@ -144,17 +144,20 @@ def of_texts(
 
 
 def read_texts(path: Path) -> list[str]:
-    """Reads the texts of a file: .jsonl (plain, gzip or zstd) or .parquet with a `text` a record; else it is one text.
+    """Reads the texts of a file: .jsonl (plain or compressed) or .parquet with a `text` a record; else it is one text.
 
     Raises UserError that names the place for what cannot be read.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     name = path.name.lower()
-    jsonl = name.endswith(
-        tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".json") for packed in ("", ".gz", ".zst"))
+    source = (
+        "jsonl"
+        if name.endswith(registry.file_format("jsonl").SUFFIXES)
+        else "parquet"
+        if name.endswith(".parquet")
+        else "text"
     )
-    source = "jsonl" if jsonl else "parquet" if name.endswith(".parquet") else "text"
     texts = []
     for item in documents.read(SourceFields(source=source, path=str(path)), "text"):
         if isinstance(item, documents.Fault):

@@ -11,7 +11,7 @@ from zoo.generate.stopping import split_stop
 from zoo.tokenizers import chat
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.chat import Message
-from zoo.util import atomic_write, first_line
+from zoo.util import atomic_write, first_line, parse_json
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[Message], template: str) -> list[int]:
@@ -61,7 +61,7 @@ def save(path: str | os.PathLike, messages: Sequence[Message]) -> None:
 def read(path: str | os.PathLike) -> list[dict[str, str]]:
     """Returns the messages that `save` wrote. Raises UserError for a file that is no closed conversation."""
     try:
-        messages = json.loads(Path(path).read_text(encoding="utf-8"))
+        messages = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -112,7 +112,7 @@ class TokenizerSection(Section):
 class SourceFields(Section):
     """Where the documents of a run come from.
 
-    `source`: `stories` (built in: small English stories), `jsonl` (plain, gzip or zstd), `parquet`, `text` (each
+    `source`: `stories` (built in: small English stories), `jsonl` (plain or compressed), `parquet`, `text` (each
     file a document, or its parts between `separator`), `hub` (a data set of the Hugging Face hub, or a local one in
     the formats of its library; streamed unless `streaming` is false), `shards` (a directory that `zoo data prepare`
     wrote, local or gs://...). `path`: file, directory, pattern or repository. `config`, `split`, `revision`,

@@ -10,6 +10,7 @@ the fields of the model's own config dataclass, and that checks them.
 
 import dataclasses
 import errno
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -306,11 +307,17 @@ def _no_path(path: str) -> str | None:
     return None
 
 
+def _matches_something(pattern: Path) -> bool:
+    """Returns whether a file or directory matches a pattern, in which `**` stands for any directories."""
+    base, parts = files.split_pattern(pattern)
+    found = glob.iglob(os.path.join(*parts), root_dir=base, recursive=True) if parts else iter(())
+    return next(found, None) is not None
+
+
 def _absolute_paths(recipe: Recipe, source: str, origins: dict[str, str], check_files: bool) -> Recipe:
     def absolute(key: str, path: str) -> str:
         full = _expanded(path).absolute()
-        is_pattern = any(letter in path for letter in "*?")
-        there = files.exists(full) or (is_pattern and next(full.parent.glob(full.name), None) is not None)
+        there = files.exists(full) or (any(letter in path for letter in "*?") and _matches_something(full))
         if check_files and not there:
             place = place_of(origins, key, source)
             raise UserError(f"{place}: {key}: there is no file {path} (looked for {full})")

@@ -1,12 +1,12 @@
 """The facts about a run that the terminal, its report and its checkpoints show."""
 
-import os
 from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
 
 from zoo import __version__
+from zoo.hardware.cores import allowed_cores
 from zoo.models import build
 from zoo.rundir.layout import display_path
 from zoo.tokenizers.base import Tokenizer
@@ -27,7 +27,7 @@ def facts(program: Program, tokenizer: Tokenizer, data: str, epochs: float | Non
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(program.params))
     batch, length = recipe.data.batch_size, recipe.data.seq_len
     positions = recipe.train.steps * batch * length
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {allowed_cores()} CPU cores"
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
     return {
         "Model": f"{recipe.model.name}, {num_params:,} parameters"

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, is_utf8, sha256_hex
+from zoo.util import atomic_write, is_utf8, parse_json, sha256_hex
 
 FILE_NAME, FORMAT = "characters.json", 1
 
@@ -42,7 +42,7 @@ class CharacterTokenizer(Tokenizer):
         """Reads the file that `save` wrote. Raises UserError for anything else."""
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             version, characters = content["format"], content["characters"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read as an alphabet ({error!r})") from None

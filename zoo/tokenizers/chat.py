@@ -4,11 +4,13 @@ KodaLite's markers are plain text (no special tokens). A conversation of two tur
 
     <|user|>\\n{u1}   \\n<|assistant|>\\n   {a1}   \\n   <|user|>\\n{u2}   \\n<|assistant|>\\n   {a2}   \\n<|end|>
 
-and the loss lies on a1, a2 and the closing piece.
+and the loss lies on a1, a2 and the closing piece; a turn of the assistant with `weight: 0` has none, and where it is
+the last turn the closing piece has none either.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.util import is_utf8, nearest
@@ -38,8 +40,8 @@ TEMPLATES = {
     "kodalite_eos": ChatTemplate("<|user|>\n", "\n<|assistant|>\n", "\n", "\n<|end|>", eos=True),
 }
 
-# A turn: its `role`, "user" or "assistant", and its `content`, the text.
-Message = Mapping[str, str]
+# A turn: its `role`, "user" or "assistant", and its `content`, the text; an assistant's turn of `weight` 0 has no loss.
+Message = Mapping[str, Any]
 # Texts -> the token ids of each: a tokenizer's `encode_batch`.
 EncodeBatch = Callable[[Sequence[str]], list[list[int]]]
 
@@ -67,15 +69,17 @@ def encode_conversations(
     All texts are tokenised in one call, several times faster than one conversation after the other. `eos_id` is the
     tokenizer's, for templates that end with it.
 
-    Raises UserError for a conversation that does not end with the assistant or whose roles do not take turns, and
-    for a template that needs an EOS where there is none.
+    Raises UserError for a conversation that does not end with the assistant or whose roles do not take turns, for a
+    weight that is neither 0 nor 1, and for a template that needs an EOS where there is none.
     """
     chosen = find(template)
     if chosen.eos and eos_id is None:
         raise UserError(f"data.chat_template {template} closes with the tokenizer's EOS, and it has none")
     for messages in conversations:
         check(messages, last="assistant")
-    parts = [[*_pieces(chosen, messages), (chosen.end, True)] for messages in conversations]
+        check_weights(messages)
+    # What closes a conversation is learnt as a part of its last turn.
+    parts = [[*_pieces(chosen, messages), (chosen.end, _bears_loss(messages[-1]))] for messages in conversations]
     encoded = iter(encode_batch([text for pieces in parts for text, _ in pieces]))
     rows = []
     for pieces in parts:
@@ -87,13 +91,13 @@ def encode_conversations(
             mask += [learnt] * len(piece_ids)
         if chosen.eos:
             ids.append(eos_id)
-            mask.append(True)
+            mask.append(learnt)
         rows.append((ids, mask))
     return rows
 
 
 def check(messages: Sequence[Message], *, last: str) -> None:
-    """Raises UserError unless user and assistant take turns, the user first and `last` last."""
+    """Raises UserError unless user and assistant take turns, the user first and `last` last, all with text."""
     if not messages:
         raise UserError("a conversation of no messages")
     for number, message in enumerate(messages):
@@ -106,6 +110,13 @@ def check(messages: Sequence[Message], *, last: str) -> None:
             raise UserError(f"message {number + 1} is not UTF-8 text (half of a surrogate pair, or a stray byte)")
     if messages[-1]["role"] != last:
         raise UserError(f"the last message is of role {messages[-1]['role']!r}; it must be one of the {last}")
+
+
+def check_weights(messages: Sequence[Message]) -> None:
+    """Raises UserError where the weight of an assistant's turn is neither 0 (no loss) nor 1 (or None)."""
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and message.get("weight") not in (None, 0, 1):
+            raise UserError(f"message {number + 1} has weight {message['weight']!r}; it must be 0 (no loss) or 1")
 
 
 def find(name: str) -> ChatTemplate:
@@ -124,5 +135,9 @@ def _pieces(template: ChatTemplate, messages: Sequence[Message]) -> list[tuple[s
             pieces += [(template.between, False)] if number else []
             pieces.append((template.user + message["content"], False))
         else:
-            pieces += [(template.assistant, False), (message["content"], True)]
+            pieces += [(template.assistant, False), (message["content"], _bears_loss(message))]
     return pieces
+
+
+def _bears_loss(message: Message) -> bool:
+    return message.get("weight") != 0

@@ -13,7 +13,7 @@ from zoo.files import refuse_lfs_pointer
 from zoo.tokenizers import plain_text, token_files
 from zoo.tokenizers.base import Tokenizer
 from zoo.tokenizers.token_files import CONFIG_NAME
-from zoo.util import atomic_write, first_line, sha256_hex
+from zoo.util import atomic_write, first_line, parse_json, sha256_hex
 
 FILE_NAME = "tokenizer.json"
 # BwETAF's file is a tokenizer.json by another name, and so is the config beside it.
@@ -101,7 +101,7 @@ class HFTokenizer(Tokenizer):
     @functools.cached_property
     def fingerprint(self) -> str:
         try:
-            content = json.dumps(json.loads(self._content), sort_keys=True)
+            content = json.dumps(parse_json(self._content), sort_keys=True)
         except (ValueError, RecursionError) as error:  # the library's parser took it, with what it passes over
             raise UserError(f"{self._origin}: cannot be read as JSON ({first_line(error)})") from None
         return sha256_hex(

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from zoo.tokenizers.token_files import AddedToken, TokenFiles
+from zoo.util import parse_json
 
 
 def with_added(content: str, files: TokenFiles) -> str:
@@ -23,7 +24,7 @@ def with_added(content: str, files: TokenFiles) -> str:
     if not files.added and not files.special:
         return content
     try:
-        tokenizer = json.loads(content)
+        tokenizer = parse_json(content)
         vocabulary = _vocabulary(tokenizer["model"])
         listed = {token["content"]: token for token in tokenizer.get("added_tokens") or []}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -63,7 +64,7 @@ def without_special(content: str, special: Collection[str], vocabulary: Mapping[
     inside = {text for text in special if text in vocabulary}
     if not inside:
         return None
-    tokenizer = json.loads(content)
+    tokenizer = parse_json(content)
     model = tokenizer["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else None)
     if kind in ("BPE", "Unigram"):
@@ -101,7 +102,7 @@ def with_prefix(content: str, ids: Sequence[int], names: Mapping[int, str]) -> s
 
     What its post-processor says of offsets (byte-level tokenizers trim them) stays.
     """
-    tokenizer = json.loads(content)
+    tokenizer = parse_json(content)
     processor = tokenizer.get("post_processor") or {}
     parts = processor.get("processors") or [processor]
     kept = [part for part in parts if part.get("type") == "ByteLevel"]

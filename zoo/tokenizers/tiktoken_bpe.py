@@ -13,7 +13,7 @@ import tiktoken
 
 from zoo.errors import UserError
 from zoo.tokenizers.base import Tokenizer
-from zoo.util import atomic_write, first_line, nearest
+from zoo.util import atomic_write, first_line, nearest, parse_json
 
 FILE_NAME, SETTINGS_NAME, FORMAT = "tokenizer.tiktoken", "tiktoken.json", 1
 EOS = "<|endoftext|>"
@@ -76,7 +76,7 @@ class TiktokenTokenizer(Tokenizer):
                 ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
                 settings = path.with_name(SETTINGS_NAME)
                 if settings.is_file():
-                    content = json.loads(settings.read_text(encoding="utf-8"))
+                    content = parse_json(settings.read_text(encoding="utf-8"))
                     if content["format"] != FORMAT:
                         raise UserError(
                             f"{settings}: format {content['format']!r}; this version reads {FORMAT}: install the zoo "

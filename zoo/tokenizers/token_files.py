@@ -4,14 +4,13 @@ They are read as transformers reads them: where the config lists the added token
 the other two files, which older versions wrote, say nothing.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.util import is_utf8
+from zoo.util import is_utf8, parse_json
 
 CONFIG_NAME, MAP_NAME, ADDED_NAME = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = (CONFIG_NAME, MAP_NAME, ADDED_NAME)
@@ -97,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as the settings of a tokenizer ({error})") from None
     if not isinstance(content, dict):

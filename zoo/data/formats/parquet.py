@@ -1,13 +1,23 @@
-"""Parquet files."""
+"""Parquet files.
+
+A file of a kilobyte can unpack to gigabytes: pages may be compressed a thousandfold, and a value that stands once in a
+dictionary may be that of a million rows. So the sizes in the file's head are held against its size before anything is
+read, and as few rows are read at a time as keep their values within `_BATCH_BYTES`.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from zoo.data import unpack
 from zoo.data.readers import TEXT_FIELD, Record
 from zoo.errors import UserError
 from zoo.util import first_line
 
 SUFFIXES = (".parquet",)
+_BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 26
+_MOST_ROWS, _ROWS_A_BYTE = 1 << 24, 20  # of a file: the larger of both
+_MOST_ELEMENTS, _ELEMENTS_A_BYTE = 1 << 20, 2  # of the lists in a row group: the larger of both
 
 
 def read(
@@ -22,7 +32,7 @@ def read(
         start: how many rows to skip.
 
     Raises:
-        UserError: a file is not Parquet or lacks a column.
+        UserError: a file is not Parquet, lacks a column, or would unpack to far more than its size.
     """
     import pyarrow
     import pyarrow.parquet
@@ -35,15 +45,83 @@ def read(
                 if missing:
                     setting = "" if whole else TEXT_FIELD
                     raise UserError(f"{path}: no column {missing[0]!r}{setting}; its columns: {names}")
-                if start >= table.metadata.num_rows:
-                    start -= table.metadata.num_rows
-                    continue
+                chosen = names if whole else list(columns)
+                check_sizes(path, table, chosen)
                 before = 0
-                for batch in table.iter_batches(columns=None if whole else list(columns)):
-                    if start < batch.num_rows:
-                        for number, values in enumerate(batch.slice(start).to_pylist(), before + start + 1):
-                            yield Record(f"{path}, row {number}", values)
-                    start = max(0, start - batch.num_rows)
-                    before += batch.num_rows
+                for group in range(table.num_row_groups):
+                    rows = table.metadata.row_group(group).num_rows
+                    if start >= rows:
+                        start, before = start - rows, before + rows
+                        continue
+                    size = _batch_rows(path, table, group, chosen)
+                    for batch in table.iter_batches(batch_size=size, row_groups=[group], columns=chosen):
+                        if start < batch.num_rows:
+                            for number, values in enumerate(batch.slice(start).to_pylist(), before + start + 1):
+                                yield Record(f"{path}, row {number}", values)
+                        start = max(0, start - batch.num_rows)
+                        before += batch.num_rows
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+
+
+def check_sizes(path: Path, table: Any, columns: Sequence[str]) -> None:
+    """Raises UserError where a file says of these columns that they unpack to far more than its size.
+
+    Args:
+        path: of the file.
+        table: the `pyarrow.parquet.ParquetFile` of it.
+        columns: names of columns of the table.
+    """
+    most_bytes, size = unpack.longest(path), path.stat().st_size
+    most_rows = max(_MOST_ROWS, _ROWS_A_BYTE * size)
+    if table.metadata.num_rows > most_rows:
+        raise UserError(f"{path}: {table.metadata.num_rows:,} rows in {size:,} bytes, of which zoo reads {most_rows:,}")
+    most_elements = max(_MOST_ELEMENTS, _ELEMENTS_A_BYTE * size)
+    for group in range(table.num_row_groups):
+        for leaf in _leaves(table, columns):
+            chunk = table.metadata.row_group(group).column(leaf)
+            where = f"{path}: row group {group}, column {chunk.path_in_schema}"
+            if chunk.total_uncompressed_size > most_bytes:
+                raise UserError(
+                    f"{where}: unpacks to {chunk.total_uncompressed_size:,} bytes, of which zoo reads {most_bytes:,} "
+                    f"(20 times the file's size, or 256 MiB)"
+                )
+            if table.schema.column(leaf).max_repetition_level and chunk.num_values > most_elements:
+                raise UserError(f"{where}: has {chunk.num_values:,} elements, of which zoo reads {most_elements:,}")
+
+
+def _leaves(table: Any, columns: Sequence[str]) -> list[int]:
+    """Returns the numbers of the columns, as Parquet stores them, that belong to these columns of the table."""
+    paths = ((number, table.schema.column(number).path) for number in range(table.metadata.num_columns))
+    return [number for number, path in paths if any(path == name or path.startswith(f"{name}.") for name in columns)]
+
+
+def _batch_rows(path: Path, table: Any, group: int, columns: Sequence[str]) -> int:
+    """Returns how many rows of a group to read at a time, so that values which stand once in the file stay bounded."""
+    largest = 1
+    for leaf in _leaves(table, columns):
+        chunk = table.metadata.row_group(group).column(leaf)
+        if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value is what the one before begins with, and an end
+            largest = max(largest, chunk.total_uncompressed_size)
+        elif chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
+            largest = max(largest, _dictionary_bytes(path, chunk))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
+
+
+def _dictionary_bytes(path: Path, chunk: Any) -> int:
+    """Returns the size of a dictionary, from the head of its page, which no value in it exceeds."""
+    with path.open("rb") as file:
+        file.seek(max(0, chunk.dictionary_page_offset))
+        head = iter(file.read(32))
+    # Thrift's compact protocol: field 1, the kind of page, and field 2, its size, are integers of 32 bits.
+    sizes = [_varint(head) if next(head, None) == 0x15 else None for _ in range(2)]
+    return chunk.total_uncompressed_size if sizes[1] is None else sizes[1] >> 1
+
+
+def _varint(content: Iterator[int]) -> int | None:
+    value = 0
+    for place, byte in zip(range(5), content, strict=False):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value
+    return None

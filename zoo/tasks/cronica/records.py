@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zoo import registry
-from zoo.data import readers
+from zoo.data import readers, source_files
 from zoo.data.readers import LONE_SURROGATE, Fault, Record
 from zoo.errors import UserError
 from zoo.recipe.data import DataSection
@@ -43,11 +43,8 @@ def _read(data: DataSection) -> Iterator[Record | Fault]:
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist")
     form = registry.file_format(data.source)
-    files = [path]
-    if path.is_dir() and data.source != "jsonl":  # of JSON lines it must be one file
-        files = sorted(file for file in path.iterdir() if file.name.endswith(form.SUFFIXES))
-    if not files:
-        raise UserError(f"data.path: no {form.SUFFIXES[0]} file in the directory {path}")
+    # Of JSON lines it must be one file.
+    files = [path] if data.source == "jsonl" else source_files.find(path, form.SUFFIXES).files
     return form.read(files, FIELDS, whole=True)
 
 
