@@ -418,3 +418,20 @@ def test_published_text_runs_are_as_published():
     assert (optimizer.moments_dtype, optimizer.clip_norm) == ("bfloat16", None)
     assert bwetaf.data.document_mask and not any(found[n].data.document_mask for n in ("kodalite_1b", "gelu_d12"))
     assert not bwetaf.model.make_config().restart_positions
+
+
+def test_aliases_that_unfold_to_millions_are_refused(tmp_path):
+    lines = ["  k0: &k0 [xxxxxxxxx,x,x,x,x,x,x,x,x]"]
+    lines += [f"  k{i}: &k{i} [{','.join([f'*k{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "bomb.yaml").write_text("name: x\ndescription:\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"bomb\.yaml, line \d+: not valid YAML: aliases unfold to more than 100,000"):
+        load_recipe(tmp_path / "bomb.yaml")
+    (tmp_path / "circle.yaml").write_text("name: x\ndata: &a {b: *a}\n")
+    with pytest.raises(UserError, match="an alias holds itself"):
+        load_recipe(tmp_path / "circle.yaml")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_recipe(tmp_path / "bomb.yaml", ["data.path=&a [*a]"])
+    (tmp_path / "honest.yaml").write_text(
+        "name: x\nmodel: &m {name: tiny-lm}\ntrain: {steps: &s 700}\nlogging: {every: *s}\n"
+    )
+    assert load_recipe(tmp_path / "honest.yaml").logging.every == 700

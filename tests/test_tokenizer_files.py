@@ -355,3 +355,13 @@ def test_every_end_that_the_files_of_a_model_name_ends_a_text(tmp_path):
     (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is"):
         zoo.load(tmp_path / "hf")
+
+
+def test_an_expression_without_end_is_refused_by_name(tmp_path):
+    """The library panics, which is no Exception."""
+    backend = byte_pairs()
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("^(a+)+$"), "isolated")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = zoo.tokenizers.load(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer\.json: the tokenizer fails on this text \(.*retry-limit"):
+        tokenizer.encode("a" * 40 + "b")

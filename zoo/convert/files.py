@@ -188,6 +188,12 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
 MAX_EXPANSION = 20  # weights shrink by a tenth or so; hundreds of times is a bomb
 
 
+def check_expansion(path: Path, claimed: int, stored: int) -> None:
+    """Raises UserError where `stored` bytes claim to hold `claimed` bytes of weights, far more than packing saves."""
+    if claimed > max(MAX_EXPANSION * stored, 1 << 28):
+        raise UserError(f"{path}: {stored:,} bytes that claim to unpack to {claimed:,}: no trained weights do")
+
+
 def open_npz(path: Path) -> dict[str, Tensor]:
     """Returns the arrays of an .npz file, of which only heads are read.
 
@@ -208,8 +214,9 @@ def open_npz(path: Path) -> dict[str, Tensor]:
                 name = info.filename.removesuffix(".npy")
                 tensors[name] = Tensor(tuple(shape), dtype, _npz_reader(path, name))
             claimed, stored = sum(info.file_size for info in archive.infolist()), path.stat().st_size
-            if claimed > max(MAX_EXPANSION * stored, 1 << 28):
-                raise ValueError(f"{stored:,} bytes that claim to unpack to {claimed:,}: no trained weights do")
+        check_expansion(path, claimed, stored)
+    except UserError:
+        raise
     except Exception as error:  # NumPy gives a head to Python's own tokenizer and parser, which raise their own
         raise UserError(f"{path}: cannot be read as npz ({first_line(error)})") from None
     return tensors

@@ -3,6 +3,7 @@
 zoo's own checkpoints are another matter: see `zoo.checkpoints`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def open_tree(path: Path) -> dict[str, Tensor]:
             tensors[".".join(map(str, parts))] = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _reader(path, parts))
     except Exception as error:  # Orbax and what lies below it raise whatever comes to hand
         raise UserError(f"{path}: cannot be read as an Orbax checkpoint ({first_line(error)})") from None
+    # A chunk that is not there counts as zeros: a few bytes may claim any size.
+    claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    files.check_expansion(path, claimed, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
     if not tensors:
         raise UserError(f"{path}: the Orbax checkpoint holds no arrays")
     return tensors

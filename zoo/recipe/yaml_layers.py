@@ -12,6 +12,7 @@ from zoo.errors import UserError
 from zoo.files import exists
 from zoo.util import first_line, nearest
 
+MAX_VALUES = 100_000  # of a document, with its aliases written out
 AUTO = "auto"  # a section that the run chooses by itself; with one field of it given the others have their defaults
 
 
@@ -79,6 +80,42 @@ _Loader.add_implicit_resolver(
 )
 
 
+def load_yaml(text: str) -> Any:
+    """Returns what a YAML text says, as plain data.
+
+    Raises yaml.YAMLError for a text that is no YAML, and for aliases that unfold to more than MAX_VALUES values or that
+    hold themselves; other exceptions for tags and keys that only look right.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_bomb(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_bomb(root: yaml.Node) -> None:
+    """Raises yaml.YAMLError where a document is larger, with its aliases written out, than any recipe is."""
+    sizes: dict[int, int | None] = {}  # of nodes, with all that they hold; None while it is counted
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+        known = sizes[id(node)]
+        if known is None or known > MAX_VALUES:
+            reason = "an alias holds itself" if known is None else f"aliases unfold to more than {MAX_VALUES:,} values"
+            raise yaml.composer.ComposerError(None, None, reason, node.start_mark)
+        return known
+
+    size(root)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name the recipe file in it")
@@ -92,7 +129,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
-        content = yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -144,6 +181,6 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals or not all(key.split(".")) or key.count(".") > 1 or key == "extends":
         raise UserError(f"command line: {override!r} is not an override; write section.field=value")
     try:
-        return key, yaml.load(text, Loader=_Loader)
+        return key, load_yaml(text)
     except Exception:  # as for a file
         raise UserError(f"command line: the value in {override!r} is not valid YAML; quote it") from None

@@ -1,12 +1,13 @@
 """The interface of every tokenizer, whichever library it uses. Ids are plain Python ints."""
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from zoo.errors import UserError
 from zoo.tokenizers import chat
-from zoo.util import is_utf8
+from zoo.util import first_line, is_utf8
 
 _REPLACEMENT = "\ufffd"  # the character that decoders put for bytes that are not (yet) a whole character
 
@@ -113,6 +114,20 @@ class Tokenizer(ABC):
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
         """Returns a decoder that takes one id at a time and returns whole characters only."""
         return StreamDecoder(self, skip_special=skip_special)
+
+
+@contextlib.contextmanager
+def panics_refused(origin: str) -> Iterator[None]:
+    """Raises UserError, naming `origin`, in place of a panic of a library that is written in Rust.
+
+    A panic is no Exception. A tokenizer's file causes one by a regular expression that takes too many steps on a text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{origin}: the tokenizer fails on this text ({first_line(error)}); get another file") from None
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -16,6 +16,7 @@ from zoo import registry
 from zoo.convert import FORMATS
 from zoo.convert.format import Exported, Format
 from zoo.recipe.training import OPTIMIZERS, OptimizerSection
+from zoo.recipe.yaml_layers import load_yaml
 from zoo.rundir.layout import read_result
 from zoo.terminal import visible
 from zoo.train.logging.log import read_metrics
@@ -152,7 +153,7 @@ def _training_run(path: Path | None, step: int | None, *, ema: bool) -> Training
     """
     if path is None or not (path / "recipe.yaml").is_file():
         return None
-    recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = load_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))
     result, plot = read_result(path) or {}, path / PLOT
     report = read_report(path)
     if ema or result.get("step", step) != step:  # what was measured then is not of these weights
