@@ -120,6 +120,68 @@ def test_another_tokenizer_source_or_file_has_shards_of_its_own(tmp_path):
     assert len(seeded) == 2
 
 
+def same_time(*paths):
+    for path in paths:
+        os.utime(path, ns=(1_700_000_000 * 10**9,) * 2)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "hub"])
+def test_files_of_one_name_size_and_time_are_told_apart_by_their_content(tmp_path, kind):
+    """As tar unpacks them, whose times are whole seconds."""
+    directories = []
+    for word in ("red", "sun"):
+        path = tmp_path / word / "set" / "train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"text": "the {word} cat"}}\n')
+        same_time(path)
+        place = tmp_path / word / "set"
+        section = data(tmp_path, source=kind, path=str(path if kind == "jsonl" else place))
+        directories.append(directory_of(section.document_sources[0], section, TOKENIZER))
+        # What was prepared of it is found again, until the file changes.
+        assert directory_of(section.document_sources[0], section, TOKENIZER) == directories[-1]
+    assert directories[0] != directories[1]
+    path.write_text('{"text": "the fox cat"}\n')
+    same_time(path)
+    assert directory_of(section.document_sources[0], section, TOKENIZER) not in directories
+
+
+def test_a_local_data_set_whose_files_change_is_prepared_anew(tmp_path):
+    path = tmp_path / "set" / "train.jsonl"
+    path.parent.mkdir()
+    section = data(tmp_path, source="hub", path=str(path.parent))
+    for word in ("red", "sun"):
+        path.write_text(f'{{"text": "the {word} cat"}}\n')
+        same_time(path)
+        assert [TOKENIZER.decode(ids[:-1]) for ids in documents(make(section, TokenBudget()))] == [f"the {word} cat"]
+
+
+def test_a_large_file_is_known_by_blocks_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_BLOCK", 10)
+    monkeypatch.setattr(prepare_module, "_WHOLE", 160)
+    path, content = tmp_path / "a.txt", bytes(range(256)) * 5
+
+    def hashed(content):
+        path.write_bytes(content)
+        return prepare_module.files_identity([path])[0][3]
+
+    seen = {hashed(content), hashed(content[:100])}
+    # In the first block, the second and the last.
+    for at in (0, 9, (len(content) - 10) // 15 + 5, len(content) - 10, len(content) - 1):
+        seen.add(hashed(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]))
+    assert len(seen) == 7
+    whole = content[:160]
+    assert len({hashed(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]) for at in range(160)}) == 160
+
+
+def test_files_may_be_moved_together(tmp_path):
+    for part in ("a/x.txt", "b/x.txt"):
+        written(tmp_path / "one" / part, part)
+    before = prepare_module.files_identity(sorted((tmp_path / "one").rglob("*.txt")))
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert prepare_module.files_identity(sorted((tmp_path / "two").rglob("*.txt"))) == before
+    assert [place for place, *_ in before] == ["a/x.txt", "b/x.txt"]
+
+
 def test_processes_give_what_one_gives(tmp_path, monkeypatch):
     alone = list(encode(iter(TEXTS[:100]), data(tmp_path), TOKENIZER))
     monkeypatch.setattr(encode_module, "_ALONE", 1000)
@@ -224,6 +286,58 @@ def written(path, text):
 
 class Interrupted(BaseException):
     pass
+
+
+def interrupt_at(moment, call):
+    """Calls a function, and interrupts it at the line of preparing that is reached as number `moment`."""
+    watched, reached = (prepare_module.__file__, shards_module.__file__), 0
+
+    def trace(frame, event, argument):
+        nonlocal reached
+        if frame.f_code.co_filename not in watched:
+            return None
+        if event == "line":
+            reached += 1
+            if reached == moment:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call()
+    finally:
+        sys.settrace(before)
+
+
+def test_interrupted_at_any_line_no_document_is_doubled_or_lost(tmp_path, monkeypatch):
+    """As Ctrl-C does it, between a shard's files, its manifest and the next document, too."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 10)
+    texts = [line("one two"), line("three four five"), line("six"), line("seven eight nine"), line("x")]
+    lines = [texts[0], b"{bad", texts[1], line(""), *texts[2:4], b"[", texts[4]]
+    fields = write_lines(tmp_path, lines) | {"max_bad_records": 2}
+
+    def prepared(directory):
+        return make(data(tmp_path, prepared_dir=str(directory), **fields), TokenBudget())
+
+    monkeypatch.setattr(encode_module, "_CHUNK_ITEMS", 2)
+    whole = prepared(tmp_path / "whole")
+    assert len(whole.manifest.shards) > 2
+    moments = 0
+    for moment in itertools.count(1, 5):
+        directory = tmp_path / str(moment)
+        with contextlib.suppress(Interrupted):
+            interrupt_at(moment, lambda directory=directory: prepared(directory))
+            break
+        found = prepared(directory)
+        assert documents(found) == documents(whole), moment
+        assert (found.manifest.shards, found.manifest.skipped) == (whole.manifest.shards, whole.manifest.skipped), (
+            moment
+        )
+        assert files(found) == set(map(name, whole.manifest.shards)), moment
+        moments += 1
+    assert moments > 40
 
 
 def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch):
@@ -522,6 +636,47 @@ def test_eleven_million_characters_without_a_space_do_not_hang(tmp_path):
         tokenizer = load(DATA / f"small.{kind}")
         encoded = encode_chunk(["ab" * 5_500_000], tokenizer, "text", None)
         assert tokenizer.decode(encoded.tokens[:-1]).replace(" ", "") == "ab" * 5_500_000
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_shards_hold_no_file_open_however_many_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
+    for kind, source in (("text", {}), ("chat", {"source": "jsonl", "path": str(DATA / "chat.jsonl")})):
+        before = open_files()
+        found = make(data(tmp_path, kind=kind, **source), TokenBudget(tokens=6000))
+        again = Shards(found.directory)
+        assert open_files() == before
+        found.verify()
+        assert again.document(0).tolist() == found.document(0).tolist() and open_files() == before
+        assert len(found.manifest.shards) > (20 if kind == "text" else 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "close other programs"),
+        (errno.ENOMEM, "vm.max_map_count"),
+        (errno.EACCES, "permissions"),
+        (errno.EIO, "see that its disk"),
+    ],
+)
+def test_a_shard_that_cannot_be_opened_is_not_to_be_deleted(tmp_path, monkeypatch, number, remedy):
+    found = make(data(tmp_path), TokenBudget(tokens=900))
+
+    def refuse(path, *args, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    for where, attribute in ((shards_module, "_mapped"), (Path, "read_text")):
+        monkeypatch.setattr(where, attribute, refuse)
+        with pytest.raises(UserError) as caught:
+            Shards(found.directory)
+        text = str(caught.value)
+        assert os.strerror(number) in text and remedy in text and "delete" not in text and "\n" not in text
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("part", ["tokens", "lengths"])

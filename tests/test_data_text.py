@@ -497,6 +497,68 @@ def test_chats_are_rows_with_loss_on_the_assistant_alone(tmp_path):
     assert (batch["tokens"][padding] == TOKENIZER.eos_id).mean() > 0.9
 
 
+def talks(path, *words):
+    """Conversations whose prompts have so many words."""
+    talk = [[{"role": "user", "content": "so " * n}, {"role": "assistant", "content": f"answer {n}"}] for n in words]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talk))
+    return {"kind": "chat", "sources": None, "source": "jsonl", "path": str(path), "seq_len": 48}
+
+
+@pytest.mark.parametrize(("packing", "mask"), [("document", False), ("best_fit", False), ("best_fit", True)])
+def test_rows_without_a_target_are_left_out_and_counted(tmp_path, packing, mask):
+    words = [1, 90, 2, 91, 3, 92, 4, 93, 5, 94]
+    section = talks(tmp_path / "chat.jsonl", *words) | {"packing": packing, "document_mask": mask}
+    made, tokenizer = resolve_tokenizer(recipe(tmp_path, data=section, eval={"num_pairs": 0}), None, say=print)
+    said = []
+    data = TextData.load(made, tokenizer, SimpleNamespace(), say=said.append)
+    source = data.sources[0]
+    batch = data.rows.assemble([(source, row) for row in range(len(source.layout))])
+    assert (batch["loss_mask"].sum(1) > 0).all()
+    # All that bears loss in some row is still there, once.
+    learnt = " ".join(TOKENIZER.decode(t[m == 1]) for t, m in zip(batch["targets"], batch["loss_mask"], strict=True))
+    assert [learnt.count(f"answer {n}") for n in words] == [1, 0] * 5
+    number = len(make_layout(packing, source.shards, 0, 10, 48, split=mask, seed=0))
+    assert number - len(source.layout) == 5
+    assert (
+        said[-1]
+        == f"{section['path']}: 5 of {number} rows are left out: no token in their 48 bears loss (data.seq_len)"
+    )
+    # Every example is such a row, in every epoch.
+    assert all(b["loss_mask"].any(1).all() for b in take(data.batches(4), 8))
+    assert data.order.rows == [len(source.layout)]
+
+
+def test_where_no_row_has_a_target_the_run_is_refused(tmp_path):
+    full = talks(tmp_path / "full.jsonl", *range(90, 110))
+    with pytest.raises(
+        UserError, match=r"full\.jsonl: in none of its 20 rows of data\.seq_len 48 does a token bear loss"
+    ):
+        text_data(tmp_path, data=full, eval={"num_pairs": 0})
+    # Of the held-out rows too: a loss over no target would be none.
+    good = talks(tmp_path / "good.jsonl", *range(1, 9)) | {"validation": {"source": "jsonl", "path": full["path"]}}
+    with pytest.raises(UserError, match=r"full\.jsonl \(held out\): in none of its \d+ rows"):
+        text_data(tmp_path, data=good, eval={"num_pairs": 4})
+    # Turns that are not to be learnt are no targets.
+    path = tmp_path / "weights.jsonl"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    path.write_text(json.dumps({"messages": talk}) + "\n")
+    with pytest.raises(UserError, match=r"in none of its 1 rows"):
+        text_data(tmp_path, data=full | {"path": str(path)}, eval={"num_pairs": 0})
+
+
+def test_texts_keep_all_their_rows(tmp_path):
+    data, _ = text_data(tmp_path)
+    assert all(not isinstance(source.layout, packing_module.Chosen) for source in data.sources)
+
+
+def test_a_row_that_is_full_of_prompt_is_no_padding():
+    batch = {"loss_mask": np.zeros((2, 6), np.float32), "tokens": np.ones((2, 6), np.int32)}
+    batch["loss_mask"][1, 2:4] = 1
+    assert filled(batch).tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
+    report, _ = Report.measure(iter([batch]), 1)
+    assert report.tokens == 10 and "83.3% tokens, 16.7% padding, 16.7% with loss" in str(report)
+
+
 def test_processes_must_share_the_rows_out(tmp_path):
     data, _ = text_data(tmp_path)
     with pytest.raises(UserError, match=r"data\.batch_size: 8 is not a multiple of the 3 processes"):

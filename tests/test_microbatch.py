@@ -225,6 +225,31 @@ def test_the_held_out_loss_takes_a_microbatch_at_a_time(tmp_path, monkeypatch, m
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_held_out_loss_over_no_target_is_none_and_pins_nothing(tmp_path, monkeypatch):
+    task = cronica_task(tmp_path)
+    program = Program(
+        task.recipe.model_copy(update={"checkpoint": task.recipe.checkpoint.model_copy(update={"keep_best": True})}),
+        mesh_of(),
+    )
+    pinned = []
+    monkeypatch.setattr(evaluations, "pin_if_best", lambda checkpoints, step, loss: pinned.append((step, loss)))
+    params = program.create()[0]
+    measure = evaluations.heldout_loss(program, task, {}, None).function
+    loss = measure(params, 1)["heldout_loss"]
+    assert pinned == [(1, loss)] and loss > 0
+    heldout = task.heldout_batches
+
+    class Blank:
+        def heldout_batches(self, rows):
+            return ({**batch, "loss_mask": np.zeros_like(batch["loss_mask"])} for batch in heldout(rows))
+
+    assert evaluations.heldout_loss(program, Blank(), {}, None).function(params, 2) == {}
+    average = SimpleNamespace(evaluate=program.evaluate, microbatch=program.microbatch, mesh=program.mesh, ema=None)
+    average.recipe = program.recipe
+    assert evaluations.heldout_loss_of_average(average, Blank(), {}).function(params, 2) == {}
+    assert pinned == [(1, loss)]
+
+
 EIGHT_DEVICES = """
     import sys
     sys.path.insert(0, {here!r})

@@ -222,6 +222,18 @@ def test_a_process_that_writes_nothing_repeats_an_evaluation_with_the_others(tmp
     assert begun == [8] and "heldout" not in capsys.readouterr().out
 
 
+def test_a_loss_over_no_target_is_no_number_to_be_logged(tmp_path):
+    def step(params, opt_state, batch, number):
+        new, opt_state, values = toy_step(params, opt_state, batch, number)
+        return new, opt_state, values | {"loss": values["loss"] * (number % 2), "num_targets": number % 2 * 7}
+
+    run(tmp_path, (), "halt", step_fn=step, callbacks=[Callback(4, lambda params, step: {"heldout_loss": 0.5})])
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found if "loss" in line] == list(range(2, 21, 2))
+    assert all(line["loss"] > 0 for line in found if "loss" in line)
+    assert [line["step"] for line in found if "heldout_loss" in line] == [4, 8, 12, 16, 20]
+
+
 def test_what_is_evaluated_after_a_skipped_update_is_kept(tmp_path, capsys):
     run(tmp_path, {9}, "skip", callbacks=[Callback(5, lambda params, step: {"heldout_loss": float(step)})])
     assert [event["step"] for event in events(tmp_path)] == [10]

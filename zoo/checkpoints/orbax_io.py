@@ -32,8 +32,11 @@ COMMITTED = "commit_success.txt"
 Items = dict[str, dict[str, Any]]
 """{"model": {name: leaf}, "optimizer": {name: leaf}}"""
 
-# Errors of the network or of rights: the checkpoint may be as good as ever.
-_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED")
+# Errors of the network, of rights or of this process's limits: the checkpoint may be as good as ever.
+_NOT_DAMAGE = (
+    *("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED"),
+    "Too many open files",
+)
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
@@ -195,7 +198,7 @@ class _ChecksumsHandler(ocp.handlers.CheckpointableHandler[_Checksums, None]):
 def _damage() -> Iterator[None]:
     """Turns whatever reading a broken file raises into DamagedCheckpoint.
 
-    A full memory is no damage, nor are a lost connection and missing rights.
+    A full memory is no damage, nor are too many open files, a lost connection and missing rights.
     """
     try:
         yield

@@ -123,10 +123,25 @@ def read_manifest(directory: Path) -> Manifest:
         return manifest
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the directory holds no prepared shards") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read as a manifest of shards ({error!r}); delete it and prepare anew"
         ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """Returns the error for a file that is there and may be whole: nothing is to be deleted."""
+    remedies = {
+        errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
+        errno.ENFILE: "close other programs: the machine has too many files open",
+        errno.ENOMEM: "free some memory, or raise the limit of mapped files (`sysctl vm.max_map_count`)",
+        errno.EACCES: "mend its permissions",
+        errno.EPERM: "mend its permissions",
+    }
+    remedy = remedies.get(error.errno, "see that its disk is there and sound")
+    return UserError(f"{path}: cannot be read ({error.strerror or first_line(error)}); {remedy} and run again")
 
 
 def _check_types(manifest: Manifest) -> None:
@@ -212,10 +227,10 @@ class Shards:
         path = self.directory / f"{shard.name}.{part}.npy"
         try:
             array = _mapped(path)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise UserError(f"{path}: too many open files; raise the limit (`ulimit -n 4096`)") from None
+        except FileNotFoundError as error:
             raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
+        except OSError as error:  # says nothing about the file
+            raise _unreadable(path, error) from None
         except Exception as error:  # NumPy gives a damaged head to Python's own tokenizer and parser
             raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._remedy(shard)}") from None
         size = shard.documents if part == "lengths" else shard.tokens
