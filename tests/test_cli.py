@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, nothing written by mistake, nothing heavy imported early."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -254,3 +255,26 @@ def test_a_closed_pipe_is_no_traceback():
         timeout=60,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "recipe.yaml"], "training has a command of its own: zoo-train RECIPE"),
+        (["genrate", "x"], "did you mean zoo generate?"),
+        (["plot", "x", "--x", "time"], "Invalid value for '--x': 'time' is not one of 'step', 'tokens'"),
+    ],
+)
+def test_what_is_meant_is_suggested(capsys, argv, words):
+    assert main.main(argv) == 2
+    told = capsys.readouterr().err
+    assert words in told and "Value error" not in told
+
+
+def test_list_counts_what_a_spec_does_not_state(capsys, monkeypatch):
+    spec = registry.describe("tiny-lm")
+    facts = {name: text for name, text in spec.facts.items() if name != "parameters"}
+    monkeypatch.setitem(registry.BUILT_IN, "tiny-lm", dataclasses.replace(spec, facts=facts))
+    assert main.main(["list"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny-lm"))
+    assert "214,244" in line and "parameters not stated" not in line

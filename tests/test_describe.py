@@ -223,7 +223,7 @@ def toy(monkeypatch):
 def test_a_model_of_another_package_is_listed_described_and_compared(toy, capsys):
     assert main.main(["list"]) == 0
     assert any(
-        line.split() == ["toy", *"not stated not stated MIT a toy".split()]
+        line.split() == ["toy", f"{summary_of('toy').parameters:,}", *"not stated MIT a toy".split()]
         for line in capsys.readouterr().out.splitlines()
     )
     assert main.main(["describe", "toy", "embed_dim=10"]) == 0

@@ -311,3 +311,34 @@ def test_what_is_nothing_is_refused(tmp_path):
         load("cronica-5")
     with pytest.raises(UserError, match=r"recipe\.yaml.*zoo\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("prompt", [123, None, 1.5, True, {"a": 1}, {1, 2}, np.array(5), object()])
+def test_a_prompt_of_another_type_is_refused(lm, prompt):
+    with pytest.raises(UserError, match="a prompt is text or a list of token ids, and this is"):
+        lm.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", "hot"),
+        ("min_p", "x"),
+        ("top_p", "y"),
+        ("repetition_penalty", "z"),
+        ("logit_bias", [1]),
+        ("batch_size", "q"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(lm, setting, value):
+    with pytest.raises(UserError, match=f"{setting} is .*give a"):
+        lm.generate([1, 2], **{setting: value})
+
+
+def test_names_and_ids_of_other_types_are_refused(lm):
+    for call in (zoo.load, zoo.create, zoo.describe):
+        for name in (5, None, ["a"], 1.5):
+            with pytest.raises(UserError, match="name of a model"):
+                call(name)
+    with pytest.raises(UserError, match="there are no token ids"):
+        lm.logits([])

@@ -432,6 +432,6 @@ def test_aliases_that_unfold_to_millions_are_refused(tmp_path):
     with pytest.raises(UserError, match="not valid YAML"):
         load_recipe(tmp_path / "bomb.yaml", ["data.path=&a [*a]"])
     (tmp_path / "honest.yaml").write_text(
-        "name: x\nmodel: &m {name: tiny-lm}\ntrain: {steps: &s 700}\nlogging: {every: *s}\n"
+        "name: x\nmodel: &m {name: kodalite-1.3b}\ntrain: {steps: &s 700}\nlogging: {every: *s}\n"
     )
     assert load_recipe(tmp_path / "honest.yaml").logging.every == 700

@@ -78,6 +78,8 @@ def describe(name: str) -> ModelSpec:
     Raises:
         UserError: there is no such model (the message has the nearest name), or its package cannot be loaded.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the name of a model is text, and this is {name!r:.80}; known: {', '.join(list_models())}")
     known = _REGISTERED | BUILT_IN
     if name in known:
         return known[name]

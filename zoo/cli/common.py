@@ -58,7 +58,9 @@ def _run_command(app: Callable, argv: Sequence[str] | None, prog: str) -> int:
     except _ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else prog
-        return _report(f"{command}: {error.format_message()}\nTry: {command} --help", 2, debug)
+        # An option's type is checked by pydantic, which begins its texts so.
+        message = error.format_message().replace("Value error, ", "")
+        return _report(f"{command}: {message}\nTry: {command} --help", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

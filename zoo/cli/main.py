@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import typer
 
 from zoo.cli.common import new_app, run_command
+from zoo.errors import UserError
+from zoo.util import nearest
 
 # In the order of the help. Modules are imported only when their command, or the list of all, is asked for.
 COMMANDS = {
@@ -62,6 +64,15 @@ def build_app(names: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _refuse(word: str) -> None:
+    """Raises UserError for a command that there is not."""
+    if word == "train":
+        raise UserError("training has a command of its own: zoo-train RECIPE (zoo-train --help)")
+    near = nearest(word, COMMANDS)
+    hint = f"did you mean zoo {near}?" if near else f"there are {', '.join(COMMANDS)}"
+    raise UserError(f"No such command {word!r}; {hint} (zoo --help; training is zoo-train)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `zoo` with `argv` (None: the process's own) and returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -69,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_command(build_app(list(COMMANDS)), ["--help"], "zoo")
         return 2
     first = next((word for word in argv if not word.startswith("-")), None)
+    if first == argv[0] and first not in COMMANDS:
+        return run_command(lambda **_: _refuse(first), argv, "zoo")
     return run_command(build_app([first] if first in COMMANDS else list(COMMANDS)), argv, "zoo")
 
 

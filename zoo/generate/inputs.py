@@ -13,9 +13,14 @@ Prompt = str | Sequence[int]
 
 
 def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Returns whether `prompts` is one prompt, text or token ids, and no list of them."""
-    if isinstance(prompts, np.ndarray | jax.Array):
+    """Returns whether `prompts` is one prompt, text or token ids, and no list of them.
+
+    Raises UserError for what is neither.
+    """
+    if isinstance(prompts, np.ndarray | jax.Array) and prompts.ndim:
         return prompts.ndim == 1
+    if not isinstance(prompts, str | Sequence):
+        raise UserError(f"a prompt is text or a list of token ids, and this is {prompts!r:.80}")
     if isinstance(prompts, str) or len(prompts) == 0:
         return isinstance(prompts, str)
     return not isinstance(prompts[0], str) and np.ndim(prompts[0]) == 0

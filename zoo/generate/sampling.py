@@ -46,6 +46,11 @@ class Sampling:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), int | float | np.number):
+                raise UserError(f"{name} is {getattr(self, name)!r}; give a number")
+        if not isinstance(self.logit_bias, Mapping):
+            raise UserError(f"logit_bias is {self.logit_bias!r:.80}; give a dict of token ids and numbers")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise UserError(f"temperature is {self.temperature}; give a number of at least 0 (0 is greedy)")
         if 0 < self.temperature < LOWEST_TEMPERATURE:

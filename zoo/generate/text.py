@@ -59,8 +59,8 @@ def continue_all(
         seeds: a seed for each row.
         on_progress: called with the number of rows done and of all rows, at the start and after each batch.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
     generations: list[Generation | None] = [None] * len(rows)
     # Rows of similar length share a batch; sizes are chosen for the longest, so that one program serves all batches.
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))

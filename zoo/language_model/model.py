@@ -335,6 +335,8 @@ class LanguageModel:
     def logits(self, tokens: Any) -> jax.Array:
         """Returns float32 logits [T, V] or [B, T, V] of token ids [T] or [B, T]; raises UserError for an unknown id."""
         tokens = as_token_ids(tokens, (1, 2), self.config.vocab_size)
+        if not tokens.size:
+            raise UserError("there are no token ids; give at least one")
         graphdef, params = nnx.split(self._computing)
         logits = _logits(params, jnp.atleast_2d(tokens), graphdef=graphdef)
         return logits[0] if tokens.ndim == 1 else logits

@@ -51,6 +51,8 @@ def find(
         UserError: nothing of that name or path, nothing that zoo reads, a step that is not there, a revision of a path,
             an average that the run does not keep.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise UserError(f"give the path or the name of a model as text, and not {name_or_path!r:.80}")
     run = str(name_or_path).removesuffix(EMA_SUFFIX)
     if run != str(name_or_path) and not Path(name_or_path).expanduser().exists():
         if revision is not None:
