@@ -377,7 +377,10 @@ def test_zoo_reads_what_peft_saves_and_merges_it(hf, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "mica"])
 def test_first_values_that_leave_the_base_alone_are_read(hf, tmp_path, kind):
-    _save_theirs(hf, tmp_path / "adapter", init_lora_weights=kind)
+    try:
+        _save_theirs(hf, tmp_path / "adapter", init_lora_weights=kind)
+    except ValueError as error:
+        pytest.skip(f"this version of PEFT does not have it: {error}")
     assert json.loads((tmp_path / "adapter" / peft_format.CONFIG).read_text())["init_lora_weights"] == kind
     wanted = _theirs(hf, tmp_path / "adapter")
     ours = zoo.load(tmp_path / "adapter").logits(TOKENS)
