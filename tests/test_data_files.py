@@ -308,6 +308,40 @@ def test_rows_come_in_order_however_few_are_read_at_a_time(tmp_path, monkeypatch
             assert [record.place.split()[-1] for record in rows] == [str(n % 12 + 1) for n in range(start, 24)]
 
 
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_texts_that_stand_once_for_many_elements_of_lists_are_kept_once(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(unpack, "LONGEST", 5_000_000)
+    monkeypatch.setattr(parquet, "_LIST_BYTES", 1000)
+    path, text = tmp_path / "a.parquet", "a" * 1_000_000
+    talk = [{"role": "user", "content": "b" * 7}, {"role": "assistant", "content": "c"}]
+    sizes = [2, 2, 4000, 2, 0, 2]  # messages of the rows; those of the third would take 4 GB
+
+    def written(roles, contents):
+        columns = [
+            pyarrow.DictionaryArray.from_arrays(pyarrow.array(indices, pyarrow.int32()), pyarrow.array(values, kind))
+            for indices, values in (roles, contents)
+        ]
+        offsets = pyarrow.array(np.cumsum([0, *sizes]), pyarrow.int32())
+        rows = pyarrow.ListArray.from_arrays(offsets, pyarrow.StructArray.from_arrays(columns, ["role", "content"]))
+        pyarrow.parquet.write_table(pyarrow.table({"messages": rows, "id": list(range(6))}), path, compression="zstd")
+
+    places = [0, 1, 0, 1, *[2] * 4000, 0, 1, 0, 1]
+    written(([number % 2 for number in range(4008)], ["user", "assistant"]), (places, ["b" * 7, "c", text]))
+    assert path.stat().st_size < 5000
+    before = pyarrow.total_allocated_bytes()
+    found = list(parquet.read([path], ["messages"]))
+    assert pyarrow.total_allocated_bytes() - before < 10_000_000
+    assert [getattr(row, "values", row) for row in found] == [
+        *[{"messages": talk}] * 2,
+        Fault(f"{path}, row 3: longer than 5,000,000 bytes"),
+        *[{"messages": part} for part in (talk, [], talk)],
+    ]
+    items = list(documents.read(source(path, "parquet"), "chat", start=1))
+    assert items[0] == talk and items[1].reason.endswith("row 3: longer than 5,000,000 bytes") and len(items) == 5
+    with pytest.raises(UserError, match="row 3: longer than 5,000,000 bytes"):
+        local_data.records("a", None, tmp_path)
+
+
 def test_files_of_parquet_that_unpack_to_too_much_are_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
 
@@ -317,7 +351,7 @@ def test_files_of_parquet_that_unpack_to_too_much_are_refused_unread(tmp_path, m
             next(parquet.read([path], [next(iter(columns))]))
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
-    monkeypatch.setattr(unpack, "LONGEST", 1 << 20)
+    monkeypatch.setattr(parquet, "_COLUMN_BYTES", 1 << 20)
     long = pyarrow.array(["a" * (1 << 22)])
     for options in ({}, {"use_dictionary": False}):
         refused(

@@ -48,8 +48,8 @@ def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
     path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
     if path is None:
         raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
-    rows = parquet.read([path], whole=True) if path.suffix == ".parquet" else without_faults(jsonl.read([path]))
-    return [record.values for record in rows]
+    form = parquet if path.suffix == ".parquet" else jsonl
+    return [record.values for record in without_faults(form.read([path], whole=True))]
 
 
 def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:
