@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zoo.data import documents, source_files, stories, unpack
+from zoo.data import documents, readers, source_files, stories, unpack
 from zoo.data.budget import TokenBudget
 from zoo.data.formats import jsonl, parquet
 from zoo.data.prepare import files_identity, prepare
@@ -21,6 +21,7 @@ from zoo.evaluate import local_data
 from zoo.evaluate.perplexity import read_texts
 from zoo.recipe import make_recipe
 from zoo.recipe.data import DataSection, SourceSection
+from zoo.tasks.cronica import records
 from zoo.tokenizers.characters import CharacterTokenizer
 
 TEXTS = stories.generate(12, seed=7)
@@ -266,6 +267,34 @@ def test_what_a_line_may_hold_grows_with_the_file_but_not_with_its_holes(tmp_pat
         file.truncate(1 << 40)
     assert unpack.longest(path) < 1_000_000
     assert read(path, "text") == [Fault(f"{path}: longer than {unpack.longest(path):,} bytes")]
+
+
+def test_what_is_kept_in_memory_whole_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_KEPT", 2000)
+    number = 100_000
+    lines = (
+        json.dumps({"text": "a" * 90, "stats_block": "b", "style_label": ["c"], "cronica": {"d": "e"}}) + "\n"
+    ).encode()
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(lines * number))
+    limit = 20 * path.stat().st_blocks * 512
+    assert limit < number * 90
+    for read_whole in (
+        lambda: read_texts(path),
+        lambda: local_data.records("a", None, tmp_path),
+        lambda: list(
+            readers.to_keep(records._read(DataSection(kind="cronicas", source="jsonl", path=str(path))), [path])
+        ),
+    ):
+        with pytest.raises(
+            UserError, match=r"a\.jsonl\.gz: holds more than [\d,]+ characters, which would all be kept"
+        ):
+            read_whole()
+    # Of what is not kept there may be as much as there is; and the first ones are read alone.
+    assert sum(1 for _ in documents.read(source(path), "text")) == number
+    assert len(local_data.records("a", None, tmp_path, limit=10)) == 10
+    plain = write(tmp_path / "b.jsonl", *["b" * 90] * 1000)
+    assert len(read_texts(plain)) == 1000
 
 
 # Parquet
