@@ -123,6 +123,13 @@ def test_patterns_may_stand_in_every_part_of_a_path(tmp_path):
     assert sorted(read(tmp_path / "deep" / "**")) == ["1", "2", "3", "4", "5"]
     assert read(tmp_path / "deep" / "t?o" / "t[er]*.jsonl") == ["4", "2"]
     assert sorted(read(tmp_path / "d*")) == ["1", "2", "3", "4", "5"]  # a directory that matches is read
+    # One file to which two paths lead is read once.
+    (tmp_path / "deep" / "latest").symlink_to("two")
+    (tmp_path / "dlink").symlink_to("deep/one")
+    assert read(tmp_path / "deep" / "*" / "train.jsonl") == ["1", "5", "2"]
+    assert sorted(read(tmp_path / "d*")) == ["1", "2", "3", "4", "5"]
+    found = source_files.find(tmp_path / "deep" / "*" / "train.jsonl", jsonl.SUFFIXES)
+    assert found.left_out == [f"{tmp_path / 'deep/latest/train.jsonl'} (read already by another path)"]
     # What looks like a pattern and is there as it is spelt is no pattern.
     write(tmp_path / "x[1]" / "a.jsonl", "6")
     assert read(tmp_path / "x[1]" / "*.jsonl") == ["6"]
