@@ -163,7 +163,8 @@ def test_a_directory_in_the_place_of_a_file_stands_for_its_files(tmp_path):
     (folder / ".part-00000.snappy.parquet.crc").write_bytes(b"crc")
     for path in (folder, folder.parent, folder.parent / "*.parquet", folder.parent / "*"):
         assert read(path, "parquet") == TEXTS
-    assert read(folder, "parquet", num_documents=None)[7:] == TEXTS[7:]
+    assert list(documents.read(source(folder, "parquet"), "text", start=7)) == TEXTS[7:]
+    assert [record["text"] for record in local_data.records("train", None, folder.parent)] == TEXTS
 
 
 def test_a_local_data_set_of_the_hub_is_known_by_files_behind_links(tmp_path):
@@ -179,7 +180,13 @@ def test_a_local_data_set_of_the_hub_is_known_by_files_behind_links(tmp_path):
 # Compressed files
 
 
-PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True),
+}
 
 
 @pytest.mark.parametrize("packed", PACKERS)
@@ -243,7 +250,7 @@ def test_a_text_is_split_wherever_blocks_end(separator):
     assert list(unpack.split(Chunks(b"a\n \n", [2]), b"\n", 5)) == [b"a", b" "]
 
 
-@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_line_that_unpacks_to_too_much_is_a_fault_in_bounded_memory(tmp_path, monkeypatch, packed):
     monkeypatch.setattr(unpack, "LONGEST", 1 << 22)
     size = 1 << 26

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data import unpack
+from zoo.data import source_files, unpack
 from zoo.data.formats import jsonl, parquet
 from zoo.data.readers import to_keep, without_faults
 from zoo.errors import UserError
@@ -45,12 +45,13 @@ def records(name: str, hub: HubData, directory: Path | None, limit: int | None =
 def _from_files(name: str, directory: Path, limit: int | None) -> list[dict[str, Any]]:
     if not directory.is_dir():
         raise UserError(f"--data: there is no directory {directory}")
-    path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
+    path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).exists()), None)
     if path is None:
         raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
     form = parquet if path.suffix == ".parquet" else jsonl
-    found = itertools.islice(without_faults(form.read([path], whole=True)), limit)
-    return [record.values for record in to_keep(found, [path])]
+    files = source_files.find(path, form.SUFFIXES).files  # a directory of Spark's bears the name of a file
+    found = itertools.islice(without_faults(form.read(files, whole=True)), limit)
+    return [record.values for record in to_keep(found, files)]
 
 
 def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:
