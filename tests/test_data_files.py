@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -283,11 +284,14 @@ def test_what_a_line_may_hold_grows_with_the_file_but_not_with_its_holes(tmp_pat
     assert read(path, "text") == [Fault(f"{path}: longer than {unpack.longest(path):,} bytes")]
 
 
+TREE = dict.fromkeys(("message_id", "parent_id", "role", "lang"), "x")
+
+
 def test_what_is_kept_in_memory_whole_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_KEPT", 2000)
     number = 100_000
     lines = (
-        json.dumps({"text": "a" * 90, "stats_block": "b", "style_label": ["c"], "cronica": {"d": "e"}}) + "\n"
+        json.dumps({"text": "a" * 90, "stats_block": "b", "style_label": ["c"], "cronica": {"d": "e"}, **TREE}) + "\n"
     ).encode()
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(lines * number))
@@ -296,6 +300,7 @@ def test_what_is_kept_in_memory_whole_is_bounded(tmp_path, monkeypatch):
     for read_whole in (
         lambda: read_texts(path),
         lambda: local_data.records("a", None, tmp_path),
+        lambda: list(documents.read(source(path, format="oasst1"), "chat")),
         lambda: list(
             readers.to_keep(records._read(DataSection(kind="cronicas", source="jsonl", path=str(path))), [path])
         ),
@@ -333,6 +338,12 @@ def test_a_value_that_stands_once_for_many_rows_is_read_a_few_rows_at_a_time(tmp
     for _ in range(200):
         assert next(items) == text
         assert pyarrow.total_allocated_bytes() - before < 4 * parquet._BATCH_BYTES
+    table = pyarrow.parquet.ParquetFile(path)
+    assert parquet._batch_rows(path, table, 0, ["text"]) == 67
+    # Even where the file does not admit that there is a dictionary.
+    column = {"physical_type": "BYTE_ARRAY", "has_dictionary_page": False, "total_uncompressed_size": 7}
+    assert parquet._dictionary_bytes(path, SimpleNamespace(**column, data_page_offset=4)) == 1_000_004
+    assert parquet._dictionary_bytes(path, SimpleNamespace(**column, data_page_offset=0)) == 7
     # Rows of honest files come many at a time.
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path)
     table = pyarrow.parquet.ParquetFile(path)

@@ -16,6 +16,7 @@ from zoo.util import first_line
 
 SUFFIXES = (".parquet",)
 _BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 26
+_DICTIONARY_PAGE = 2  # kind of a page
 _COLUMN_BYTES = 1 << 28  # of a row group, as they are stored but for compression
 _LIST_BYTES = 1 << 30  # texts in lists that may take more, at the worst, are kept as dictionaries
 _MOST_ROWS, _ROWS_A_BYTE = 1 << 24, 20  # of a file: the larger of both
@@ -85,7 +86,7 @@ def _open(path: Path, columns: Sequence[str], whole: bool) -> Any:
         for leaf in _leaves(table, chosen):
             chunk = table.metadata.row_group(group).column(leaf)
             in_lists = table.schema.column(leaf).max_repetition_level > 0
-            if in_lists and _is_dictionary(chunk) and chunk.num_values * _dictionary_bytes(path, chunk) > _LIST_BYTES:
+            if in_lists and chunk.num_values * _dictionary_bytes(path, chunk) > _LIST_BYTES:
                 repeated.add(chunk.path_in_schema)
     if not repeated:
         return table
@@ -155,23 +156,28 @@ def _batch_rows(path: Path, table: Any, group: int, columns: Sequence[str]) -> i
         chunk = table.metadata.row_group(group).column(leaf)
         if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value is what the one before begins with, and an end
             largest = max(largest, chunk.total_uncompressed_size)
-        elif _is_dictionary(chunk):
-            largest = max(largest, _dictionary_bytes(path, chunk))
+        largest = max(largest, _dictionary_bytes(path, chunk))
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
 
 
-def _is_dictionary(chunk: Any) -> bool:
-    return chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
-
-
 def _dictionary_bytes(path: Path, chunk: Any) -> int:
-    """Returns the size of a dictionary, from the head of its page, which no value in it exceeds."""
+    """Returns the size of a column's dictionary of texts, which none of them exceeds; 0 where it has none.
+
+    It stands in the head of the first page, and is not taken from the file's own description of the column.
+    """
+    if chunk.physical_type != "BYTE_ARRAY":
+        return 0
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+        start = chunk.dictionary_page_offset
     with path.open("rb") as file:
-        file.seek(max(0, chunk.dictionary_page_offset))
+        file.seek(start)
         head = iter(file.read(32))
-    # Thrift's compact protocol: field 1, the kind of page, and field 2, its size, are integers of 32 bits.
-    sizes = [_varint(head) if next(head, None) == 0x15 else None for _ in range(2)]
-    return chunk.total_uncompressed_size if sizes[1] is None else sizes[1] >> 1
+    # Thrift's compact protocol: field 1, the kind of page, and field 2, its size, are integers of 32 bits, zigzag.
+    kind, size = (_varint(head) if next(head, None) == 0x15 else None for _ in range(2))
+    if kind is None or size is None:
+        return chunk.total_uncompressed_size
+    return size >> 1 if kind >> 1 == _DICTIONARY_PAGE else 0
 
 
 def _varint(content: Iterator[int]) -> int | None:
