@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import random
 from pathlib import Path
 
@@ -252,6 +254,21 @@ def test_meta_data_of_a_checkpoint_that_describe_no_arrays_are_damage(tmp_path, 
     (tmp_path / "meta" / "data.json").write_text(json.dumps(file))
     with pytest.raises(DamagedCheckpoint):
         orbax_io.read_content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x"),
+        ValueError("NOT_FOUND: Error opening 'x' [OS error 24: EMFILE Too many open files]"),
+        PermissionError(errno.EACCES, "Permission denied"),
+    ],
+)
+def test_too_many_open_files_are_no_damage_of_a_checkpoint(error):
+    with pytest.raises(type(error)), orbax_io._damage():
+        raise error
+    with pytest.raises(DamagedCheckpoint), orbax_io._damage():
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "x")
 
 
 def test_reports_and_samples_are_read_as_far_as_they_go(tmp_path):

@@ -5,13 +5,14 @@ import gzip
 import json
 import lzma
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zoo.data import documents, source_files, stories, unpack
+from zoo.data import documents, readers, source_files, stories, unpack
 from zoo.data.budget import TokenBudget
 from zoo.data.formats import jsonl, parquet
 from zoo.data.prepare import files_identity, prepare
@@ -21,6 +22,7 @@ from zoo.evaluate import local_data
 from zoo.evaluate.perplexity import read_texts
 from zoo.recipe import make_recipe
 from zoo.recipe.data import DataSection, SourceSection
+from zoo.tasks.cronica import records
 from zoo.tokenizers.characters import CharacterTokenizer
 
 TEXTS = stories.generate(12, seed=7)
@@ -122,6 +124,13 @@ def test_patterns_may_stand_in_every_part_of_a_path(tmp_path):
     assert sorted(read(tmp_path / "deep" / "**")) == ["1", "2", "3", "4", "5"]
     assert read(tmp_path / "deep" / "t?o" / "t[er]*.jsonl") == ["4", "2"]
     assert sorted(read(tmp_path / "d*")) == ["1", "2", "3", "4", "5"]  # a directory that matches is read
+    # One file to which two paths lead is read once.
+    (tmp_path / "deep" / "latest").symlink_to("two")
+    (tmp_path / "dlink").symlink_to("deep/one")
+    assert read(tmp_path / "deep" / "*" / "train.jsonl") == ["1", "5", "2"]
+    assert sorted(read(tmp_path / "d*")) == ["1", "2", "3", "4", "5"]
+    found = source_files.find(tmp_path / "deep" / "*" / "train.jsonl", jsonl.SUFFIXES)
+    assert found.left_out == [f"{tmp_path / 'deep/latest/train.jsonl'} (read already by another path)"]
     # What looks like a pattern and is there as it is spelt is no pattern.
     write(tmp_path / "x[1]" / "a.jsonl", "6")
     assert read(tmp_path / "x[1]" / "*.jsonl") == ["6"]
@@ -155,7 +164,8 @@ def test_a_directory_in_the_place_of_a_file_stands_for_its_files(tmp_path):
     (folder / ".part-00000.snappy.parquet.crc").write_bytes(b"crc")
     for path in (folder, folder.parent, folder.parent / "*.parquet", folder.parent / "*"):
         assert read(path, "parquet") == TEXTS
-    assert read(folder, "parquet", num_documents=None)[7:] == TEXTS[7:]
+    assert list(documents.read(source(folder, "parquet"), "text", start=7)) == TEXTS[7:]
+    assert [record["text"] for record in local_data.records("train", None, folder.parent)] == TEXTS
 
 
 def test_a_local_data_set_of_the_hub_is_known_by_files_behind_links(tmp_path):
@@ -171,7 +181,13 @@ def test_a_local_data_set_of_the_hub_is_known_by_files_behind_links(tmp_path):
 # Compressed files
 
 
-PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True),
+}
 
 
 @pytest.mark.parametrize("packed", PACKERS)
@@ -235,7 +251,7 @@ def test_a_text_is_split_wherever_blocks_end(separator):
     assert list(unpack.split(Chunks(b"a\n \n", [2]), b"\n", 5)) == [b"a", b" "]
 
 
-@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_line_that_unpacks_to_too_much_is_a_fault_in_bounded_memory(tmp_path, monkeypatch, packed):
     monkeypatch.setattr(unpack, "LONGEST", 1 << 22)
     size = 1 << 26
@@ -268,6 +284,38 @@ def test_what_a_line_may_hold_grows_with_the_file_but_not_with_its_holes(tmp_pat
     assert read(path, "text") == [Fault(f"{path}: longer than {unpack.longest(path):,} bytes")]
 
 
+TREE = dict.fromkeys(("message_id", "parent_id", "role", "lang"), "x")
+
+
+def test_what_is_kept_in_memory_whole_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_KEPT", 2000)
+    number = 100_000
+    lines = (
+        json.dumps({"text": "a" * 90, "stats_block": "b", "style_label": ["c"], "cronica": {"d": "e"}, **TREE}) + "\n"
+    ).encode()
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(lines * number))
+    limit = 20 * path.stat().st_blocks * 512
+    assert limit < number * 90
+    for read_whole in (
+        lambda: read_texts(path),
+        lambda: local_data.records("a", None, tmp_path),
+        lambda: list(documents.read(source(path, format="oasst1"), "chat")),
+        lambda: list(
+            readers.to_keep(records._read(DataSection(kind="cronicas", source="jsonl", path=str(path))), [path])
+        ),
+    ):
+        with pytest.raises(
+            UserError, match=r"a\.jsonl\.gz: holds more than [\d,]+ characters, which would all be kept"
+        ):
+            read_whole()
+    # Of what is not kept there may be as much as there is; and the first ones are read alone.
+    assert sum(1 for _ in documents.read(source(path), "text")) == number
+    assert len(local_data.records("a", None, tmp_path, limit=10)) == 10
+    plain = write(tmp_path / "b.jsonl", *["b" * 90] * 1000)
+    assert len(read_texts(plain)) == 1000
+
+
 # Parquet
 
 
@@ -290,6 +338,12 @@ def test_a_value_that_stands_once_for_many_rows_is_read_a_few_rows_at_a_time(tmp
     for _ in range(200):
         assert next(items) == text
         assert pyarrow.total_allocated_bytes() - before < 4 * parquet._BATCH_BYTES
+    table = pyarrow.parquet.ParquetFile(path)
+    assert parquet._batch_rows(path, table, 0, ["text"]) == 67
+    # Even where the file does not admit that there is a dictionary.
+    column = {"physical_type": "BYTE_ARRAY", "has_dictionary_page": False, "total_uncompressed_size": 7}
+    assert parquet._dictionary_bytes(path, SimpleNamespace(**column, data_page_offset=4)) == 1_000_004
+    assert parquet._dictionary_bytes(path, SimpleNamespace(**column, data_page_offset=0)) == 7
     # Rows of honest files come many at a time.
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path)
     table = pyarrow.parquet.ParquetFile(path)
@@ -308,6 +362,40 @@ def test_rows_come_in_order_however_few_are_read_at_a_time(tmp_path, monkeypatch
             assert [record.place.split()[-1] for record in rows] == [str(n % 12 + 1) for n in range(start, 24)]
 
 
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_texts_that_stand_once_for_many_elements_of_lists_are_kept_once(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(unpack, "LONGEST", 5_000_000)
+    monkeypatch.setattr(parquet, "_LIST_BYTES", 1000)
+    path, text = tmp_path / "a.parquet", "a" * 1_000_000
+    talk = [{"role": "user", "content": "b" * 7}, {"role": "assistant", "content": "c"}]
+    sizes = [2, 2, 4000, 2, 0, 2]  # messages of the rows; those of the third would take 4 GB
+
+    def written(roles, contents):
+        columns = [
+            pyarrow.DictionaryArray.from_arrays(pyarrow.array(indices, pyarrow.int32()), pyarrow.array(values, kind))
+            for indices, values in (roles, contents)
+        ]
+        offsets = pyarrow.array(np.cumsum([0, *sizes]), pyarrow.int32())
+        rows = pyarrow.ListArray.from_arrays(offsets, pyarrow.StructArray.from_arrays(columns, ["role", "content"]))
+        pyarrow.parquet.write_table(pyarrow.table({"messages": rows, "id": list(range(6))}), path, compression="zstd")
+
+    places = [0, 1, 0, 1, *[2] * 4000, 0, 1, 0, 1]
+    written(([number % 2 for number in range(4008)], ["user", "assistant"]), (places, ["b" * 7, "c", text]))
+    assert path.stat().st_size < 5000
+    before = pyarrow.total_allocated_bytes()
+    found = list(parquet.read([path], ["messages"]))
+    assert pyarrow.total_allocated_bytes() - before < 10_000_000
+    assert [getattr(row, "values", row) for row in found] == [
+        *[{"messages": talk}] * 2,
+        Fault(f"{path}, row 3: longer than 5,000,000 bytes"),
+        *[{"messages": part} for part in (talk, [], talk)],
+    ]
+    items = list(documents.read(source(path, "parquet"), "chat", start=1))
+    assert items[0] == talk and items[1].reason.endswith("row 3: longer than 5,000,000 bytes") and len(items) == 5
+    with pytest.raises(UserError, match="row 3: longer than 5,000,000 bytes"):
+        local_data.records("a", None, tmp_path)
+
+
 def test_files_of_parquet_that_unpack_to_too_much_are_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
 
@@ -317,7 +405,7 @@ def test_files_of_parquet_that_unpack_to_too_much_are_refused_unread(tmp_path, m
             next(parquet.read([path], [next(iter(columns))]))
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
-    monkeypatch.setattr(unpack, "LONGEST", 1 << 20)
+    monkeypatch.setattr(parquet, "_COLUMN_BYTES", 1 << 20)
     long = pyarrow.array(["a" * (1 << 22)])
     for options in ({}, {"use_dictionary": False}):
         refused(

@@ -167,6 +167,9 @@ def test_a_tokenizer_is_trained_and_used_again(capsys):
     assert "made: 300 entries" in capsys.readouterr().out
     assert zoo.tokenizers.load("made").special_tokens == {"<|EOS|>": 0, "<|UK|>": 1}
     assert zoo_main(["data", "tokenizer", path, "--out", "made"]) == 2
+    Path("taken").write_text("")
+    assert zoo_main(["data", "tokenizer", path, "--out", "taken/made"]) == 2
+    assert "--out: taken/made cannot be written (Not a directory)" in capsys.readouterr().err
     again = write("u", tokenizer={"path": "made"}, model={**MODEL, "vocab_size": 300})
     assert zoo_main(["data", "prepare", again]) == 0
 

@@ -121,7 +121,10 @@ def tokenizer(
     from zoo.data.tokenizer import make_tokenizer
 
     trained = make_tokenizer(loaded, say=_say)
-    trained.save(out)
+    try:
+        trained.save(out)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}); choose another") from None
     print(f"{out}: {trained.vocab_size:,} entries, SHA-256 {trained.fingerprint}")
 
 

@@ -46,7 +46,10 @@ def read(source: SourceFields, kind: str, *, seed: int = 0, start: int = 0) -> I
     columns = (source.text_field,) if kind == "text" else conversations.FIELDS[layout]
     if kind == "chat" and layout == "oasst1":
         # Trees are made of many records: all are read, and the conversations counted.
-        return itertools.islice(_trees(_records(source, columns, seed, 0), columns, source), start, None)
+        table = _records(source, columns, seed, 0)
+        if source.source in registry.FILE_FORMATS:
+            table = readers.to_keep(table, files(source))
+        return itertools.islice(_trees(table, columns, source), start, None)
     records = _records(source, columns, seed, start)
     if kind == "text":
         return (_text(record, source.text_field) for record in records)

@@ -132,7 +132,7 @@ def prepare(
     if source.source == "shards":
         _check_ready(directory, data, tokenizer, name)
         return directory
-    with _lock(directory, budget, say):
+    with _lock(directory, say, budget):
         manifest = _manifest(directory, source, data, tokenizer)
         if manifest.exhausted and not manifest.documents:  # it was of no use: read again, so that the reason is told
             manifest = dataclasses.replace(manifest, exhausted=False, skipped={})
@@ -170,8 +170,8 @@ def _manifest(directory: Path, source: SourceSection, data: DataSection, tokeniz
 
 
 @contextlib.contextmanager
-def _lock(directory: Path, budget: TokenBudget, say: Say) -> Iterator[None]:
-    """Makes the directory and locks it; without a lock, if none can be had and nothing remains to be prepared."""
+def _lock(directory: Path, say: Say, budget: TokenBudget | None = None) -> Iterator[None]:
+    """Makes the directory and locks it; without a lock, if none can be had and the budget is met by what is there."""
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,8 @@ def _lock(directory: Path, budget: TokenBudget, say: Say) -> Iterator[None]:
                 say(f"waiting for another process that prepares {directory.name}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if not ((directory / shards.MANIFEST).is_file() and budget.met(shards.read_manifest(directory))):
+            prepared = budget is not None and (directory / shards.MANIFEST).is_file()
+            if not (prepared and budget.met(shards.read_manifest(directory))):
                 raise _cannot_write(directory, error) from None
         yield
 

@@ -5,11 +5,12 @@ place; a file or data set that cannot be read is a `UserError`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from zoo.data import unpack
 from zoo.errors import UserError
 from zoo.recipe.data import SourceFields
 from zoo.tokenizers import hub
@@ -17,7 +18,11 @@ from zoo.util import first_line
 
 # What an error message says of a column that a recipe may have named.
 TEXT_FIELD = " (data.text_field; of chats, data.format)"
+_KEPT = 1 << 28  # characters
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 and tokenizers cannot
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,30 @@ def without_faults(records: Iterable[Record | Fault]) -> Iterator[Record]:
         if isinstance(record, Fault):
             raise UserError(record.reason)
         yield record
+
+
+def to_keep(items: Iterable[Item], files: Sequence[Path]) -> Iterator[Item]:
+    """Yields records or texts of files that are all to be kept in memory.
+
+    Raises UserError once their texts have more characters than `_KEPT` and 20 times the files' bytes on disk: a file
+    of a megabyte can unpack to gigabytes.
+    """
+    limit, total = max(_KEPT, sum(unpack.longest(file, 0) for file in files)), 0
+    for item in items:
+        total += _characters(item.values if isinstance(item, Record) else item)
+        if total > limit:
+            raise UserError(
+                f"{files[0]}: holds more than {limit:,} characters, which would all be kept in memory; take a part"
+            )
+        yield item
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 8
 
 
 def read_dataset(rows: Any, source: SourceFields, start: int = 0) -> Iterator[Record]:

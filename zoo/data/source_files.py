@@ -11,7 +11,7 @@ import functools
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.errors import UserError
@@ -86,14 +86,11 @@ def _directory(path: Path, suffixes: tuple[str, ...]) -> SourceFiles:
 def _pattern(path: Path, suffixes: tuple[str, ...]) -> SourceFiles:
     base, pattern = split_pattern(path)
     if "**" in pattern:
-        matches = _without_copies(
-            (file, reason)
-            for file, reason in _walk(base, by_every_path=True)
-            if _matches(file.relative_to(base).parts, tuple(pattern))
-        )
+        found = _walk(base, by_every_path=True)
+        matches = [item for item in found if _matches(item[0].relative_to(base).parts, tuple(pattern))]
     else:
         places = (base / name for name in glob.glob(os.path.join(*pattern), root_dir=base)) if pattern else ()
-        matches = [(place, "" if place.exists() else "a link to nothing") for place in sorted(places)]
+        matches = [(place, "" if place.exists() else "a link to nothing") for place in places]
     files, left_out = [], []
     for place, reason in sorted(matches):
         if reason:
@@ -104,7 +101,8 @@ def _pattern(path: Path, suffixes: tuple[str, ...]) -> SourceFiles:
             left_out += [f"{place}/{name}" for name in inside.left_out]
         else:
             files.append(place)
-    return SourceFiles(files, left_out)
+    once, copies = _without_copies(files)
+    return SourceFiles(once, [f"{file} (read already by another path)" for file in copies] + left_out)
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -121,16 +119,16 @@ def _compiled(pattern: str) -> re.Pattern:
     return re.compile(fnmatch.translate(pattern))
 
 
-def _without_copies(found: Iterable[tuple[Path, str]]) -> list[tuple[Path, str]]:
-    """Returns what was found, each file once: by the path that goes through the fewest links."""
-    places: dict[str, tuple[Path, str]] = {}
-    for path, reason in sorted(found, key=lambda item: (_links(item[0]), item[0])):
-        places.setdefault(str(path) if reason or path.is_symlink() else os.path.realpath(path), (path, reason))
-    return list(places.values())
+def _without_copies(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns each file once, by the path that goes through the fewest links, and the other paths to them.
 
-
-def _links(path: Path) -> int:
-    return sum(parent.is_symlink() for parent in path.parents)
+    A file that is a link by itself is no copy.
+    """
+    places: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: (sum(parent.is_symlink() for parent in file.parents), file)):
+        places.setdefault(str(file) if file.is_symlink() else os.path.realpath(file), file)
+    once = sorted(places.values())
+    return once, sorted(set(files).difference(once))
 
 
 def _walk(root: Path, *, by_every_path: bool = False) -> Iterator[tuple[Path, str]]:

@@ -20,7 +20,7 @@ SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 """Of a plain file and of those compressed in a way that is recognised, by their first bytes, when they are read."""
 
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # what follows "BZh" and a digit, which plain text may begin with
-LONGEST, EXPANSION = 1 << 28, 20  # bytes, and times the size on disk: of a line or document, the larger counts
+LONGEST, EXPANSION = 1 << 26, 20  # bytes, and times the size on disk: of a line or document, the larger counts
 _BLOCK = 1 << 20
 _XZ_MEMORY = 1 << 28  # bytes that a decoder of xz may take; the largest preset needs 65 MiB
 
@@ -33,11 +33,14 @@ class Stream(Protocol):
         ...
 
 
-def longest(path: Path) -> int:
-    """Returns how many bytes a line or document of the file may have: 256 MiB, or 20 times its size on disk."""
+def longest(path: Path, least: int | None = None) -> int:
+    """Returns how many bytes a line or document of the file may have: `LONGEST`, or 20 times its size on disk.
+
+    `least` takes the place of `LONGEST` for what is larger than a line.
+    """
     stat = path.stat()
     # Holes in a file take no room on disk.
-    return max(LONGEST, EXPANSION * min(stat.st_size, stat.st_blocks * 512))
+    return max(LONGEST if least is None else least, EXPANSION * min(stat.st_size, stat.st_blocks * 512))
 
 
 def parts(path: Path, separator: bytes | None, block: int = _BLOCK) -> Iterator[bytes | None]:

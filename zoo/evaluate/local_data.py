@@ -1,12 +1,13 @@
 """Records of the public data sets that suites use, from files that the user has or from the Hugging Face hub."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.data import unpack
+from zoo.data import source_files, unpack
 from zoo.data.formats import jsonl, parquet
-from zoo.data.readers import without_faults
+from zoo.data.readers import to_keep, without_faults
 from zoo.errors import UserError
 from zoo.tokenizers.hub import unreachable
 
@@ -35,21 +36,22 @@ def records(name: str, hub: HubData, directory: Path | None, limit: int | None =
     Raises:
         UserError: they cannot be had, or there are none.
     """
-    rows = _from_hub(name, hub) if directory is None else _from_files(name, directory)
-    rows = rows[:limit] if limit is not None else rows
+    rows = _from_hub(name, hub)[:limit] if directory is None else _from_files(name, directory, limit)
     if not rows:
         raise UserError(f"{name}: there are no records")
     return rows
 
 
-def _from_files(name: str, directory: Path) -> list[dict[str, Any]]:
+def _from_files(name: str, directory: Path, limit: int | None) -> list[dict[str, Any]]:
     if not directory.is_dir():
         raise UserError(f"--data: there is no directory {directory}")
-    path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).is_file()), None)
+    path = next((path for suffix in _SUFFIXES if (path := directory / (name + suffix)).exists()), None)
     if path is None:
         raise UserError(f"--data: {directory} holds no {name}{_SUFFIXES[0]} (nor {', '.join(_SUFFIXES[1:])})")
-    rows = parquet.read([path], whole=True) if path.suffix == ".parquet" else without_faults(jsonl.read([path]))
-    return [record.values for record in rows]
+    form = parquet if path.suffix == ".parquet" else jsonl
+    files = source_files.find(path, form.SUFFIXES).files  # a directory of Spark's bears the name of a file
+    found = itertools.islice(without_faults(form.read(files, whole=True)), limit)
+    return [record.values for record in to_keep(found, files)]
 
 
 def _from_hub(name: str, hub: HubData) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import registry
-from zoo.data import documents
+from zoo.data import documents, readers
 from zoo.errors import UserError
 from zoo.evaluate import measures
 from zoo.evaluate.cache import ResultCache
@@ -159,7 +159,7 @@ def read_texts(path: Path) -> list[str]:
         else "text"
     )
     texts = []
-    for item in documents.read(SourceFields(source=source, path=str(path)), "text"):
+    for item in readers.to_keep(documents.read(SourceFields(source=source, path=str(path)), "text"), [path]):
         if isinstance(item, documents.Fault):
             raise UserError(item.reason)
         texts.append(item)

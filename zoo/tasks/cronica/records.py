@@ -45,7 +45,7 @@ def _read(data: DataSection) -> Iterator[Record | Fault]:
     form = registry.file_format(data.source)
     # Of JSON lines it must be one file.
     files = [path] if data.source == "jsonl" else source_files.find(path, form.SUFFIXES).files
-    return form.read(files, FIELDS, whole=True)
+    return readers.to_keep(form.read(files, FIELDS, whole=True), files)
 
 
 def _check(record: Record) -> None:
