@@ -10,7 +10,6 @@ An input that caused one is kept in `tests/fuzz/found/READER-HASH`, and `tests/t
 """
 
 import argparse
-import atexit
 import hashlib
 import os
 import re
@@ -27,6 +26,7 @@ FOUND = HERE / "found"
 LONGEST = 10  # seconds of an answer
 MEMORY_MB = 1024  # over what the process takes before the first input
 INPUT_BYTES = 1 << 16
+MOST_FAULTS = 5  # of a reader, which then is given up
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def report(name: str, options: argparse.Namespace, readers: int) -> int:
         limit = ["--seconds", str(max(1, options.seconds // readers))]
     started, done, faults, slowest, memory, edges = time.monotonic(), 0, 0, 0.0, 0, 0
     wanted = int(limit[1])
-    while faults < 20:
+    while faults < MOST_FAULTS:
         command = [sys.executable, __file__, "--child", name, limit[0], str(max(1, wanted - done))]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
         text = ended.stdout + ended.stderr
@@ -89,6 +89,7 @@ def fuzz(name: str, inputs: int, seconds: int | None) -> int:
         from targets import TARGETS
     from zoo.errors import UserError
 
+    FOUND.mkdir(exist_ok=True)
     reader = TARGETS[name]
     work = Path(tempfile.mkdtemp(prefix="zoo-fuzz-"))
     os.chdir(work)
@@ -112,7 +113,10 @@ def fuzz(name: str, inputs: int, seconds: int | None) -> int:
             (FOUND / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
             raise
         finally:
-            slowest = max(slowest, time.perf_counter() - started)
+            took = time.perf_counter() - started
+            if took > 1.2 * slowest:  # libFuzzer ends the process without any farewell
+                slowest = took
+                print(f"SLOWEST {slowest:.3f}", flush=True)
             shutil.rmtree(place, ignore_errors=True)
         if strangers := {path.name for path in work.iterdir()} - {"corpus", "place"}:
             raise RuntimeError(f"written outside of its directory: {strangers}")
@@ -122,17 +126,8 @@ def fuzz(name: str, inputs: int, seconds: int | None) -> int:
     slowest = 0.0
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     limit = [f"-max_total_time={seconds}"] if seconds else [f"-runs={inputs}"]
-    flags = [
-        f"-timeout={LONGEST}",
-        f"-rss_limit_mb={base + MEMORY_MB}",
-        f"-max_len={INPUT_BYTES}",
-        "-print_final_stats=1",
-    ]
-    atheris.Setup(
-        [name, *limit, *flags, f"-artifact_prefix={FOUND}/{name}-", str(corpus)], one, internal_libfuzzer=True
-    )
-
-    atexit.register(lambda: print(f"SLOWEST {slowest:.3f}", flush=True))
+    limit += [f"-timeout={LONGEST}", f"-rss_limit_mb={base + MEMORY_MB}", f"-max_len={INPUT_BYTES}"]
+    atheris.Setup([name, *limit, f"-artifact_prefix={work}/corpus/", str(corpus)], one)
     atheris.Fuzz()
     return 0
 

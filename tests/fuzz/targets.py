@@ -188,12 +188,13 @@ def portable_config(data: bytes, directory: Path) -> object:
     return portable.FORMAT.detect(directory) and portable.FORMAT.open(directory).problems()
 
 
-@target(
-    _json({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "x"})
-)
+@target(_json({"peft_type": "LORA", "r": 1, "lora_alpha": 4, "target_modules": ["q_proj"], "revision": None}))
 def adapter_config(data: bytes, directory: Path) -> object:
     (directory / "adapter_config.json").write_bytes(data)
-    (directory / "adapter_model.safetensors").write_bytes(_safetensors()[1])
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {"A": (1, 4), "B": (4, 1)}
+    tensors = {f"{prefix}.lora_{part}.weight": np.ones(shape, np.float32) for part, shape in shapes.items()}
+    files.save_safetensors(directory / "adapter_model.safetensors", tensors)
     return peft.detect(directory) and peft.load(directory)
 
 

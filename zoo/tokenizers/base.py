@@ -117,15 +117,16 @@ class Tokenizer(ABC):
 
 
 @contextlib.contextmanager
-def panics_refused(origin: str) -> Iterator[None]:
-    """Raises UserError, naming `origin`, in place of a panic of a library that is written in Rust.
+def faults_refused(origin: str) -> Iterator[None]:
+    """Raises UserError, naming `origin`, where a library cannot apply a tokenizer's file to a text.
 
-    A panic is no Exception. A tokenizer's file causes one by a regular expression that takes too many steps on a text.
+    Libraries in Rust raise a bare Exception then, or panic, which is no Exception: of a regular expression that takes
+    too many steps, or of a word without an entry.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{origin}: the tokenizer fails on this text ({first_line(error)}); get another file") from None
 

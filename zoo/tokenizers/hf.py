@@ -11,7 +11,7 @@ import tokenizers
 from zoo.errors import UserError
 from zoo.files import refuse_lfs_pointer
 from zoo.tokenizers import plain_text, token_files
-from zoo.tokenizers.base import Tokenizer, panics_refused
+from zoo.tokenizers.base import Tokenizer, faults_refused
 from zoo.tokenizers.token_files import CONFIG_NAME
 from zoo.util import atomic_write, first_line, parse_json, sha256_hex
 
@@ -110,7 +110,7 @@ class HFTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         # The fast variant skips character offsets, which are not needed.
-        with panics_refused(self._origin):
+        with faults_refused(self._origin):
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         start = [self.bos_id] if add_special and self.bos_id is not None else []
         return [start + encoding.ids for encoding in encodings]
@@ -121,7 +121,7 @@ class HFTokenizer(Tokenizer):
             # The library would leave out an unknown id silently.
             if not 0 <= i < self.vocab_size or self._backend.id_to_token(i) is None:
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-        with panics_refused(self._origin):
+        with faults_refused(self._origin):
             return self._backend.decode(ids, skip_special_tokens=skip_special)
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -149,11 +149,10 @@ def _opened(content: str, origin: str) -> tokenizers.Tokenizer:
     Raises UserError, naming `origin`, for content that cannot be used.
     """
     try:
-        with panics_refused(origin):
-            backend = tokenizers.Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the library raises bare Exception for every fault in a file
+        backend = tokenizers.Tokenizer.from_str(content)
+    except BaseException as error:  # the library raises bare Exception for every fault in a file, or panics
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
         refuse_lfs_pointer(Path(origin))
         raise UserError(f"{origin}: not a {FILE_NAME} that can be used ({error})") from None
     backend.no_padding()

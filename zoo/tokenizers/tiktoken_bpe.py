@@ -12,7 +12,7 @@ from pathlib import Path
 import tiktoken
 
 from zoo.errors import UserError
-from zoo.tokenizers.base import Tokenizer, panics_refused
+from zoo.tokenizers.base import Tokenizer, faults_refused
 from zoo.util import atomic_write, first_line, nearest, parse_json
 
 FILE_NAME, SETTINGS_NAME, FORMAT = "tokenizer.tiktoken", "tiktoken.json", 1
@@ -102,7 +102,7 @@ class TiktokenTokenizer(Tokenizer):
         return digest.hexdigest()
 
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
-        with panics_refused("tokenizer.tiktoken"):
+        with faults_refused("tokenizer.tiktoken"):
             if sum(map(len, texts)) < _SMALL or os.environ.get("TOKENIZERS_PARALLELISM") == "false":
                 return [self._encoding.encode_ordinary(text) for text in texts]
             with ThreadPoolExecutor() as pool:  # the library releases the GIL

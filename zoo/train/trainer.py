@@ -176,7 +176,7 @@ class Trainer:
         rows, length = placed["tokens"].shape
         state.step += 1
         state.tokens += rows * length
-        ready = all(value.is_ready() for value in values.values())
+        ready = all(value.is_ready() for value in values.values() if hasattr(value, "is_ready"))
         ended = time.perf_counter() if ready else None
         return _Update(state.step, state.tokens, number, rows, length, values, waited, ended)
 
