@@ -13,8 +13,6 @@ sys.path.insert(0, str(FUZZ))
 
 from targets import TARGETS  # noqa: E402
 
-pytest.importorskip("gguf")
-
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_inputs_are_read(name, tmp_path):
@@ -60,3 +58,22 @@ def test_changed_inputs_are_answered(name, tmp_path):
             TARGETS[name].read(bytes(data), place)
         except UserError as error:
             assert str(error)
+
+
+# Orbax leaves coroutines behind when it fails, which Python mentions.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
+)
+def test_flipped_bytes_of_a_run_change_nothing_in_silence(tmp_path):
+    """The whole campaign is `tests/fuzz/flip.py`; here 1,501 bytes apart, of the files that decide most."""
+    import flip
+
+    run = flip.make_run(tmp_path)
+    for file in [*run.rglob("optimizer/**/*"), run / "loss.png"]:
+        if file.is_file():
+            file.unlink()  # nothing is read of them here
+    table = flip.campaign(run, every=1501)
+    outcomes = {name for counted in table.values() for name in counted}
+    assert outcomes <= {"refused", "told", "harmless"}, table
+    assert table["tokenizer/tokenizer.json"].keys() == {"refused"}
+    assert "harmless" not in table["checkpoints/4/meta/data.json"]

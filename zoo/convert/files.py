@@ -224,7 +224,10 @@ def open_npz(path: Path) -> dict[str, Tensor]:
 
 def _npz_reader(path, name):
     def read():
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[name]
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return archive[name]
+        except Exception as error:  # of the archive's bytes, which nothing has looked at before
+            raise UserError(f"{path}: {name} cannot be read ({first_line(error)})") from None
 
     return read
