@@ -404,7 +404,18 @@ def test_mlx_lm_opens_it(tmp_path, koda, bits):
     ids = koda.tokenizer.encode(TEXT[:40])
     assert tokenizer.encode(TEXT[:40]) == ids
     theirs = np.array(model(core.array([ids])).astype(core.float32))[0]
-    np.testing.assert_allclose(theirs, zoo.load(tmp_path / "out").logits(ids), atol=0.05)
+    again = zoo.load(tmp_path / "out")
+    np.testing.assert_allclose(theirs, again.logits(ids), atol=0.05)
+    # Through its cache, one token after the other.
+    from mlx_lm.models.cache import make_prompt_cache
+
+    cache, row, written = make_prompt_cache(model), ids, []
+    for _ in range(12):
+        logits = np.array(model(core.array([row]), cache=cache).astype(core.float32))[0, -1]
+        written.append(int(logits[: koda.tokenizer.vocab_size].argmax()))
+        row = written[-1:]
+    found = again.generate(ids, temperature=0, max_new_tokens=12, ignore_eos=True)
+    assert len(found.tokens) == 12 and sum(a == b for a, b in zip(found.tokens, written, strict=True)) >= 10
 
 
 # Refusals, cards, the command

@@ -4,10 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import serialization
+from flax import nnx, serialization
 from safetensors.numpy import load_file, save_file
 
 import zoo.convert
@@ -565,3 +566,60 @@ def test_what_a_format_cannot_say_is_not_written(tmp_path, name, format, changes
     with pytest.raises(UserError, match=named):
         export(exported(loaded, config=config), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+def own_nanochat(directory, step, leave_out=(), **fields):
+    """Writes a checkpoint as nanochat does, without some tensors; returns them by the names of the other formats."""
+    torch = pytest.importorskip("torch")
+    drawn = torch.Generator().manual_seed(step)
+    layers, width, heads, kv_heads, rows = 4, 64, 4, 2, 320
+    shapes = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width), "smear_gate.weight": (1, 24)}
+    shapes |= {"resid_lambdas": (layers,), "x0_lambdas": (layers,), "smear_lambda": (1,), "backout_lambda": (1,)}
+    kv_width = width // heads * kv_heads
+    for i in range(layers):
+        prefix = f"transformer.h.{i}."
+        sizes = {"attn.c_q": (width, width), "attn.c_k": (kv_width, width), "attn.c_v": (kv_width, width)}
+        sizes |= {"attn.c_proj": (width, width), "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+        if i % 2 == 1:
+            sizes["attn.ve_gate"] = (kv_heads, 12)
+            shapes[f"value_embeds.{i}.weight"] = (rows, kv_width)
+        shapes |= {f"{prefix}{name}.weight": shape for name, shape in sizes.items()}
+    state = {name: 0.3 * torch.randn(*shape, generator=drawn) for name, shape in shapes.items()}
+    state = {name: value for name, value in state.items() if not name.startswith(tuple(leave_out))}
+    config = {"sequence_len": 64, "vocab_size": 300, "n_layer": layers, "n_head": heads, "n_kv_head": kv_heads}
+    config |= {"n_embd": width, "window_pattern": "SSSL"} | fields
+    config = {name: value for name, value in config.items() if value is not None}
+    directory.mkdir(exist_ok=True)
+    torch.save(state, directory / f"model_{step:06}.pt")
+    (directory / f"meta_{step:06}.json").write_text(json.dumps({"step": step, "model_config": config}))
+    renamed = {k.replace("transformer.h.", "blocks.").removeprefix("transformer."): v for k, v in state.items()}
+    torch.save(
+        {"config": config | {"mlp": "relu2", "tie_embeddings": False}, "state_dict": renamed},
+        directory / f"same{step}.pt",
+    )
+
+
+def test_nanochats_own_checkpoints(tmp_path):
+    own_nanochat(tmp_path / "d4", 10)
+    own_nanochat(tmp_path / "d4", 20)
+    tokens = np.arange(1, 50)
+    for path, step in (("d4", 20), ("d4/model_000010.pt", 10)):
+        lm = zoo.load(tmp_path / path)
+        assert lm.origin.step == step and lm.config.activation == "relu_squared" and not lm.config.tie_embeddings
+        np.testing.assert_array_equal(lm.logits(tokens), zoo.load(tmp_path / "d4" / f"same{step}.pt").logits(tokens))
+    # Older ones lack parts: full attention, scalars of 1 and 0.
+    whole = zoo.load(tmp_path / "d4", window_pattern="L")
+    own_nanochat(tmp_path / "old", 20, ("x0_lambdas", "resid_lambdas", "smear", "backout"), window_pattern=None)
+    old = zoo.load(tmp_path / "old")
+    switches = ("x0_blend", "residual_scalars", "smear", "backout")
+    assert not any(getattr(old.config, name) for name in switches) and old.config.window_pattern == "L"
+    flat = build.flatten(nnx.to_pure_dict(nnx.state(whole.module)))
+    neutral = {"residual_scale": 1.0, "x0_scale": 0.0, "smear/scale": 0.0, "backout/scale": 0.0}
+    for path, leaf in flat.items():
+        value = next((value for name, value in neutral.items() if path.endswith(name)), None)
+        flat[path] = leaf if value is None else jnp.full_like(leaf, value)
+    patched = nnx.merge(nnx.split(whole.module)[0], build.unflatten(flat))
+    np.testing.assert_allclose(old.logits(tokens), patched(jnp.asarray(tokens)[None])[0], atol=2e-5)
+    (tmp_path / "old" / "meta_000020.json").write_text("{}")
+    with pytest.raises(UserError, match="has no section 'model_config'"):
+        zoo.load(tmp_path / "old")

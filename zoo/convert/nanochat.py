@@ -1,8 +1,8 @@
 """The formats of nanochat in JAX (flaxchat, MIT; hub: mlnomad/gelu-d12-chinchilla-261M and -pytorch).
 
-Three of them: the Hugging Face directory (config.json and model.safetensors, PyTorch's names and layouts),
-the Orbax composite `<run>/<step>/{model,optimizer,metadata}` with `<run>/config.json` (Flax's names), and a
-`.pt` file of config and state_dict.
+Four of them: the Hugging Face directory (config.json and model.safetensors, PyTorch's names and layouts), the Orbax
+composite `<run>/<step>/{model,optimizer,metadata}` with `<run>/config.json` (Flax's names), a `.pt` file of config and
+state_dict, and nanochat's own checkpoints (`zoo.convert.nanochat_own`).
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.convert import base, files, nanochat_hf, nanochat_names
+from zoo.convert import base, files, nanochat_hf, nanochat_names, nanochat_own
 from zoo.convert.base import Published, Tensor
 from zoo.convert.format import SAFETENSORS, Exported, Format, HubFiles, matching
 from zoo.errors import UserError
@@ -22,9 +22,14 @@ from zoo.util import first_line
 
 
 def detect(path: str | os.PathLike) -> bool:
-    """Returns whether `path` is one of the three: a directory, a run or step of Orbax, or a file of torch.save."""
+    """Returns whether `path` is one of the four: a directory, a run or step of Orbax, a file of torch.save or two."""
     path = Path(path)
-    return nanochat_hf.detect(path) or _orbax_step(path) is not None or _is_torch(path)
+    return (
+        nanochat_own.find(path) is not None
+        or nanochat_hf.detect(path)
+        or _orbax_step(path) is not None
+        or _is_torch(path)
+    )
 
 
 def open_published(path: str | os.PathLike) -> Published:
@@ -32,6 +37,9 @@ def open_published(path: str | os.PathLike) -> Published:
     path = Path(path)
     if nanochat_hf.detect(path):
         return nanochat_hf.open_published(path)
+    own = nanochat_own.find(path)
+    if own is not None:
+        return nanochat_own.open_published(own, _bare_tensors(own))
     step = _orbax_step(path)
     return _open_torch(path) if step is None else _open_orbax(step)
 
@@ -106,15 +114,32 @@ def _open_orbax(step: Path) -> Published:
     )
 
 
-def _open_torch(file: Path) -> Published:
+def _load_torch(file: Path) -> Any:
+    """Returns what torch reads in a file: tensors, numbers, text and containers alone."""
     try:
         import torch
     except ImportError:
         raise UserError(f"{file}: was written by PyTorch, which reads it; pip install 'zoo-nnx[torch]'") from None
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, ... for what it refuses or cannot read
         raise UserError(f"{file}: refused by torch.load(weights_only=True): {first_line(error)}") from None
+
+
+def _bare_tensors(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file that holds nothing else; of a compiled model's names the prefix is dropped."""
+    content = _load_torch(file)
+    import torch
+
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{file}: holds something else than tensors by name")
+    return {name.removeprefix("_orig_mod."): _from_torch(value) for name, value in content.items()}
+
+
+def _open_torch(file: Path) -> Published:
+    content = _load_torch(file)
+    import torch
+
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(f"{file}: holds no 'config' of plain values beside its weights")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), None)
