@@ -4,6 +4,9 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what the tests do. It is done with less effort unless XLA_FLAGS says otherwise; XLA_FLAGS="" compiles
+# as users do, which `.ci/run` repeats the tests of numbers with.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from jaxtyping import install_import_hook
 
