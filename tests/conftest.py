@@ -4,8 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the tests do. It is done with less effort unless XLA_FLAGS says otherwise; XLA_FLAGS="" compiles
-# as users do, which `.ci/run` repeats the tests of numbers with.
+# Compiling is most of what the tests do. It is done with less effort unless XLA_FLAGS says otherwise; with XLA_FLAGS=""
+# programs are compiled as users do, which `.ci/run` repeats the tests of numbers with.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from jaxtyping import install_import_hook
